@@ -1,0 +1,34 @@
+"""Plots of several runs."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+_TITLES = {"fd_1step": "one step", "fd_2step": "two steps", "fd_ode": "many steps (ODE)"}
+
+
+def comparison(losses: Sequence[tuple[str, Sequence[tuple[int, float]]]], distances: Sequence[tuple[str, Mapping[str, float]]]) -> bytes:
+    """A PNG: the loss of each run by step, and its Frechet distances by metric, both on logarithmic scales."""
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    curves, bars = figure.subplots(1, 2)
+    for name, points in losses:
+        if points:
+            curves.plot(*zip(*points, strict=True), label=name)
+    curves.set(xlabel="step", ylabel="loss (another one for each objective)", yscale="log", title="training loss")
+    if any(points for _, points in losses):
+        curves.legend()
+    metrics = sorted({metric for _, values in distances for metric in values})
+    for place, metric in enumerate(metrics):
+        runs = [(number, values[metric]) for number, (_, values) in enumerate(distances) if metric in values]
+        width = 0.8 / len(metrics)
+        shift = (place - (len(metrics) - 1) / 2) * width
+        drawn = bars.bar([number + shift for number, _ in runs], [value for _, value in runs], width, label=_TITLES.get(metric, metric))
+        bars.bar_label(drawn, fmt="%.1f", fontsize=8)
+    bars.set_xticks(range(len(distances)), [name for name, _ in distances])
+    bars.set(ylabel="Frechet distance", yscale="log", title="Frechet distance of the newest evaluated checkpoint")
+    if metrics:
+        bars.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

@@ -1,0 +1,258 @@
+"""The typed, frozen schema of a run: a YAML file plus dotted overrides (`train.steps=100`). Read by build, pipelines and cluster only."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cmdist.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A group of keys; unknown keys and silent conversions are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Run(Section):
+    """Where the run lives: its folder is `root/name`."""
+
+    root: str = "runs"  # any fsspec URL
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Data(Section):
+    """A prepared data set (pipelines/prepare_data.py); size, channels and classes must be those of its index."""
+
+    url: str
+    image_size: Positive
+    channels: Literal[1, 3] = 3
+    classes: Annotated[int, Field(ge=0)] = 0  # 0: labels are not used
+    flip: bool = False  # random horizontal flips
+    block_shards: Positive = 8  # samples are shuffled inside blocks of this many shards
+    workers: Annotated[int, Field(ge=0)] = 2  # reading processes of each rank; 0: one thread
+    cache: str | None = None  # local folder for shards of a remote store
+    bad_samples: Annotated[int, Field(ge=0)] = 0  # how many unreadable images may be replaced in an attempt
+
+
+class Network(Section):
+    """The ADM U-Net (Dhariwal & Nichol 2021), in the terms of the released models."""
+
+    model_channels: Positive
+    channel_mult: tuple[Positive, ...]
+    num_res_blocks: Positive
+    attention_resolutions: tuple[Positive, ...] = ()  # in pixels
+    head_channels: Positive = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    checkpoint_activations: bool = False
+
+
+class Noise(Section):
+    """The range of noise levels and the Karras grid (paper, section 3)."""
+
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+    sigma_data: PositiveFloat = 0.5
+    rho: PositiveFloat = 7.0
+
+
+class Loss(Section):
+    """What is compared, how it is weighted, and at which noise levels."""
+
+    distance: Literal["l1", "l2", "pseudo_huber"] = "l2"
+    huber_c: PositiveFloat | None = None  # None: 0.00054 sqrt(D), improved CT
+    weighting: Literal["uniform", "inverse_gap"] = "uniform"
+    index: Literal["uniform", "lognormal"] = "uniform"  # which pair (sigma, sigma_next) of the grid is drawn
+    index_mean: float = -1.1  # of ln sigma, for the log-normal draw
+    index_std: PositiveFloat = 2.0
+    sigma_mean: float = -1.2  # of ln sigma, denoising objective
+    sigma_std: PositiveFloat = 1.2
+    solver: Literal["euler", "heun"] = "heun"  # the teacher's step, distillation only
+
+
+class Curriculum(Section):
+    """N(k) and mu(k)."""
+
+    kind: Literal["constant", "paper", "doubling"] = "constant"
+    n_timesteps: Annotated[int, Field(ge=2)] = 18  # constant
+    mu: Decay = 0.0  # constant
+    s0: Annotated[int, Field(ge=1)] = 2  # paper, doubling
+    s1: Annotated[int, Field(ge=1)] = 150  # paper, doubling
+    mu0: Annotated[float, Field(gt=0, lt=1)] = 0.9  # paper
+    mu_form: Literal["paper", "code"] = "paper"
+
+
+class Optimizer(Section):
+    """RAdam as in the paper, or Adam; the learning rate is a function of the step."""
+
+    kind: Literal["radam", "adam"] = "radam"
+    lr: PositiveFloat
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0  # the last part of the run in which lr falls linearly to 0
+    clip: Annotated[float, Field(ge=0)] = 0.0  # gradient norm; 0: no clipping
+
+
+class Train(Section):
+    """The size of a step and how it is computed; `micro_batch` is the unit of identity, so both batches belong to the run."""
+
+    steps: Positive
+    global_batch: Positive
+    micro_batch: Positive
+    zero_stage: Literal[0, 1, 2] = 1
+    precision: Literal["fp32", "bf16"] = "bf16"  # inside the network; everything else is fp32
+    ema: Annotated[tuple[Decay, ...], Field(min_length=1)] = (0.9999,)
+    log_every: Positive = 50
+    checkpoint_every: Positive = 1000
+    keep_checkpoints: Annotated[int, Field(ge=0)] = 3  # the newest so many; 0: all
+    self_check: bool = True
+
+
+class Sampling(Section):
+    """What evaluation does unless told otherwise."""
+
+    times: Annotated[tuple[PositiveFloat, ...], Field(min_length=2)] = (80.0, 0.8)  # multistep, the first is sigma_max
+    ode_steps: Annotated[int, Field(ge=2)] = 18  # Heun steps of a denoiser
+
+
+class Tracking(Section):
+    """MLflow; without a URI: MLFLOW_TRACKING_URI, else SQLite below run.root; 'off': nothing is tracked."""
+
+    uri: str | None = None
+    experiment: str = "cmdist"
+
+
+class Config(Section):
+    """One run. `teacher` and `init` name a run folder (its newest checkpoint) or a checkpoint folder; `teacher: exact` is the data set's own closed form."""
+
+    objective: Literal["denoising", "consistency_distillation", "consistency_training"]
+    run: Run
+    data: Data
+    network: Network
+    noise: Noise = Noise()
+    loss: Loss = Loss()
+    curriculum: Curriculum = Curriculum()
+    optimizer: Optimizer
+    train: Train
+    teacher: str | None = None
+    init: str | None = None  # None: random; 'teacher': the teacher's weights
+    sampling: Sampling = Sampling()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Config":
+        noise, train, depth = self.noise, self.train, len(self.network.channel_mult)
+        if noise.sigma_min >= noise.sigma_max:
+            raise ValueError(f"noise.sigma_min ({noise.sigma_min}) must be below noise.sigma_max ({noise.sigma_max})")
+        if train.global_batch % train.micro_batch:
+            raise ValueError(f"train.global_batch ({train.global_batch}) must be a multiple of train.micro_batch ({train.micro_batch})")
+        if len(set(train.ema)) != len(train.ema):
+            raise ValueError(f"train.ema {list(train.ema)} names a decay twice; each may stand once")
+        if self.data.image_size % 2 ** (depth - 1):
+            raise ValueError(f"data.image_size ({self.data.image_size}) must be divisible by {2 ** (depth - 1)} for network.channel_mult of length {depth}")
+        if self.objective == "consistency_distillation" and self.teacher is None:
+            raise ValueError("objective consistency_distillation needs teacher: a run folder, a checkpoint folder or 'exact'")
+        if self.init == "teacher" and self.teacher in (None, "exact"):
+            raise ValueError("init: teacher needs teacher to be a run folder or a checkpoint folder")
+        if self.curriculum.kind != "constant" and self.curriculum.s0 > self.curriculum.s1:
+            raise ValueError(f"curriculum.s0 ({self.curriculum.s0}) must not exceed curriculum.s1 ({self.curriculum.s1})")
+        times = self.sampling.times
+        if times[0] != noise.sigma_max or any(a <= b for a, b in zip(times, times[1:], strict=False)) or times[-1] <= noise.sigma_min:
+            raise ValueError(f"sampling.times {list(times)} must fall from noise.sigma_max ({noise.sigma_max}) and stay above noise.sigma_min ({noise.sigma_min})")
+        return self
+
+    @property
+    def micro_batches(self) -> int:
+        """M, micro-batches of an optimizer step over all ranks."""
+        return self.train.global_batch // self.train.micro_batch
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `dotted.key=value` overrides. Raises ConfigError with one sentence that names the key."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"config {path}: {error.strerror}") from error
+    return parse(text, overrides, where=str(path))
+
+
+def parse(text: str, overrides: Sequence[str] = (), where: str = "config") -> Config:
+    """As `load`, from text."""
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where} must hold keys and values, as configs/digits/ct.yaml does")
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_sentence(error)}") from error
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML; `parse` gives it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """{'train.steps': 100, ...}: one entry for each leaf."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for name, child in value.items() for k, v in walk(f"{prefix}.{name}" if prefix else name, child).items()}
+
+    return walk("", config.model_dump(mode="json"))
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"override '{override}' must read key=value, e.g. train.steps=100")
+    *path, leaf = name.split(".")
+    node = tree
+    for part in path:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override '{override}': '{part}' is a value, not a section")
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{override}': the value is not YAML") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        allowed = _fields(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"unknown key '{key}'; {hint}allowed here: {', '.join(allowed)}{more}"
+    if first["type"] == "missing":
+        return f"key '{key}' is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{message}{more}" if not key else f"key '{key}' = {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+
+
+def _fields(path: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)

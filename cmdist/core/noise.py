@@ -1,0 +1,79 @@
+"""Noise levels: the Karras grid, draws of sigma or of a pair of neighbours, and weightings.
+
+Grids are descending here; the paper counts upward, so its t_{n+1} is our `sigma` and its t_n our `sigma_next`, nearer the data.
+"""
+
+from collections.abc import Callable
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x (B, C, H, W), sigma (B,), labels (B,) or None -> (B, C, H, W)
+Weighting = Callable[[Tensor, Tensor], Tensor]  # sigma (B,), sigma_next (B,) -> (B,)
+
+
+def karras_sigmas(
+    n: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """n >= 2 noise levels from sigma_max down to sigma_min, evenly spaced in sigma^(1/rho) (EDM eq. 5; paper section 2), both ends exact."""
+    if n < 2:
+        raise ValueError(f"a grid needs at least 2 noise levels, not {n}")
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    sigmas = torch.linspace(top, bottom, n, dtype=torch.float64) ** rho
+    sigmas[0], sigmas[-1] = sigma_max, sigma_min
+    return sigmas.to(device, dtype)
+
+
+def expand(v: Tensor, x: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), to multiply x (B, C, H, W)."""
+    return v.view(-1, *(1,) * (x.dim() - 1))
+
+
+def add_noise(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """x + sigma noise for x, noise (B, C, H, W), sigma (B,)."""
+    return x + expand(sigma, x) * noise
+
+
+def lognormal_sigma(n: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    """n noise levels with ln sigma ~ N(mean, std^2) (EDM section 5)."""
+    return torch.exp(mean + std * torch.randn(n, generator=generator, device=generator.device))
+
+
+def uniform_index(n: int, sigmas: Tensor, generator: torch.Generator) -> Tensor:
+    """n indices i in 0 ... N - 2, each as likely: the pair (sigmas[i], sigmas[i + 1]) (paper, Algorithms 2 and 3)."""
+    return torch.randint(0, len(sigmas) - 1, (n,), generator=generator, device=generator.device)
+
+
+def lognormal_probabilities(sigmas: Tensor, mean: float, std: float) -> Tensor:
+    """(N - 1,) probability of each pair: the mass of a log-normal between its two noise levels (improved CT, eq. 7)."""
+    cdf = torch.erf((sigmas.double().log() - mean) / (sqrt(2) * std))
+    mass = cdf[:-1] - cdf[1:]
+    return mass / mass.sum()
+
+
+def lognormal_index(n: int, sigmas: Tensor, generator: torch.Generator, mean: float = -1.1, std: float = 2.0) -> Tensor:
+    """n indices i in 0 ... N - 2 with `lognormal_probabilities`."""
+    cumulative = lognormal_probabilities(sigmas, mean, std).cumsum(0).to(generator.device)
+    u = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+    return torch.searchsorted(cumulative, u, right=True).clamp_max(len(sigmas) - 2)
+
+
+def uniform(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """Weight 1 (paper, section 4)."""
+    return torch.ones_like(sigma)
+
+
+def inverse_gap(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """Weight 1 / (sigma - sigma_next) (improved CT, section 3.1)."""
+    return 1.0 / (sigma - sigma_next)
+
+
+def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
+    """sigma^-2 + sigma_data^-2 (EDM, table 1)."""
+    return sigma**-2 + sigma_data**-2

@@ -1,0 +1,53 @@
+"""A network becomes a denoiser or a consistency function: denoised = c_skip x + c_out F(c_in x, c_noise)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cmdist.core.noise import expand
+
+
+class Scalings(NamedTuple):
+    """Factors (B,) of a noise level."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+def edm_scalings(sigma_data: float = 0.5) -> Callable[[Tensor], Scalings]:
+    """The scalings of a denoiser (EDM, table 1)."""
+
+    def scalings(sigma: Tensor) -> Scalings:
+        total = (sigma**2 + sigma_data**2).sqrt()
+        return Scalings((sigma_data / total) ** 2, sigma * sigma_data / total, 1 / total, 0.25 * sigma.log())
+
+    return scalings
+
+
+def consistency_scalings(sigma_data: float = 0.5, sigma_min: float = 0.002) -> Callable[[Tensor], Scalings]:
+    """The scalings of a consistency function (paper, appendix C): at sigma_min c_skip = 1 and c_out = 0 exactly."""
+
+    def scalings(sigma: Tensor) -> Scalings:
+        shifted = sigma - torch.tensor(sigma_min, dtype=sigma.dtype, device=sigma.device)
+        total = (sigma**2 + sigma_data**2).sqrt()
+        c_skip = sigma_data**2 / (shifted**2 + sigma_data**2)
+        return Scalings(c_skip, sigma_data * shifted / total, 1 / total, 0.25 * sigma.log())
+
+    return scalings
+
+
+class Denoiser:
+    """A network with its scalings, as a plain callable x (B, C, H, W), sigma (B,), labels (B,) or None -> (B, C, H, W)."""
+
+    def __init__(self, net: Callable[..., Tensor], scalings: Callable[[Tensor], Scalings]) -> None:
+        self.net, self.scalings = net, scalings
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The network's part is computed in its own precision, the sums in x's."""
+        c_skip, c_out, c_in, c_noise = self.scalings(sigma)
+        out = self.net(expand(c_in, x) * x, c_noise, labels).to(x.dtype)
+        return expand(c_skip, x) * x + expand(c_out, x) * out

@@ -1,0 +1,213 @@
+"""A finished data set, read sample by sample: one pread and one decode each, at offsets that the index knows."""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmdist import storage
+from cmdist.data import cache as shard_cache
+from cmdist.data.decode import BadImageError, decode
+from cmdist.errors import DataError
+
+FORMAT = 1
+INDEX, SAMPLES, PREPARING = "index.json", "index.npz", "preparing.json"
+OPEN_FILES = 128  # shards that a process keeps open
+MEMORY = 64 * 2**20  # bytes: a data set that is no larger when decoded is decoded once and kept, in each process
+
+_KEYS = ("name", "image_size", "channels", "transform", "classes", "labelled", "count", "samples", "shards")
+_ARRAYS = ("keys", "offsets", "lengths", "checksums", "labels")
+
+Ids = NDArray[np.int64] | Tensor | Sequence[int]
+
+
+class ShardedImages:
+    """The images and labels of a data set, by sample id 0 ... len - 1 (through the shards as they stand in the index).
+
+    Each image's bytes are compared with their checksum in the index whenever they are read, so damage is found wherever it happens
+    and no shard has to be read whole for it. Safe to use from several threads and after a fork.
+    """
+
+    def __init__(
+        self, url: str, index: dict[str, Any], samples: dict[str, NDArray[Any]], cache: str | None = None, memory: int = MEMORY
+    ) -> None:
+        self.url, self.index = url, index
+        self.image_size, self.channels = int(index["image_size"]), int(index["channels"])
+        self.classes: tuple[str, ...] = tuple(index["classes"])
+        self.labelled = bool(index["labelled"])
+        self.counts: tuple[int, ...] = tuple(shard["count"] for shard in index["shards"])
+        self._keys, self._labels = samples["keys"], samples["labels"].astype(np.int64)
+        self._places = np.stack([samples["offsets"], samples["lengths"], samples["checksums"].view(np.int64)], axis=1)
+        self._ends = np.cumsum(self.counts)
+        self._local = storage.local_path(url)
+        self._cache = Path(cache) if cache else shard_cache.default_folder()
+        self._files: dict[int, _File] = {}
+        shape = (len(self), self.image_size, self.image_size, self.channels)
+        small = int(np.prod(shape, dtype=np.int64)) <= memory
+        self._kept = np.empty(shape, np.uint8) if small else None
+        self._is_kept = np.zeros(len(self), bool)
+
+    @property
+    def index_hash(self) -> str:
+        """The identity of the data set: sha256 of its index without what changes no sample (name, extractor, who made it)."""
+        identity = {key: value for key, value in self.index.items() if key not in ("name", "extractor", "prepared")}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, i: int) -> str:
+        """The name of a sample in its shard."""
+        return bytes(self._keys[i]).decode()
+
+    def image(self, i: int) -> NDArray[np.uint8]:
+        """Pixels (H, W, C) of one sample, not to be written to.
+
+        Raises BadImageError if its bytes are those of the index but cannot be decoded, DataError if its shard is missing or damaged.
+        """
+        if self._kept is None:
+            return self._read(i)
+        if not self._is_kept[i]:
+            self._kept[i] = self._read(i)
+            self._is_kept[i] = True
+        kept: NDArray[np.uint8] = self._kept[i]
+        return kept
+
+    def _read(self, i: int) -> NDArray[np.uint8]:
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        offset, length, checksum = self._places[i].tolist()
+        data = os.pread(self._file(shard).number, length, offset)
+        if len(data) != length:
+            raise DataError(f"shard {self._shard_url(shard)} is truncated: it ends before byte {offset + length}, which the index knows")
+        if xxhash.xxh3_64_intdigest(data) != checksum & 0xFFFFFFFFFFFFFFFF:
+            raise DataError(f"shard {self._shard_url(shard)} is corrupt: the bytes of sample {self.key(i)} are not those of the index")
+        try:
+            return decode(data, self.image_size, self.channels)
+        except DataError as error:
+            raise type(error)(f"sample {self.key(i)} of shard {self._shard_url(shard)} {error}") from error
+
+    def images(self, ids: Ids) -> Tensor:
+        """Images uint8 (n, C, H, W). Raises as `image`."""
+        numbers = np.asarray(ids, np.int64).tolist()
+        pixels = np.empty((len(numbers), self.channels, self.image_size, self.image_size), np.uint8)
+        for place, i in enumerate(numbers):
+            pixels[place] = self.image(i).transpose(2, 0, 1)
+        return torch.from_numpy(pixels)
+
+    def labels(self, ids: Ids) -> Tensor:
+        """Labels int64 (n,). Raises DataError for a data set without labels."""
+        if not self.labelled:
+            raise DataError(f"{self.url} has no labels")
+        return torch.from_numpy(self._labels[np.asarray(ids, np.int64)])
+
+    def close(self) -> None:
+        """Close the open shards; reading opens them again."""
+        self._files.clear()
+
+    def _shard_url(self, shard: int) -> str:
+        return storage.join(self.url, self.index["shards"][shard]["name"])
+
+    def _file(self, shard: int) -> "_File":
+        file = self._files.get(shard)
+        if file is None:
+            entry = self.index["shards"][shard]
+            if self._local:
+                path = self._local / entry["name"]
+            else:
+                path = shard_cache.fetch(self._shard_url(shard), entry["size"], entry["checksum"], self._cache)
+            try:
+                file = self._files[shard] = _File(path)
+            except FileNotFoundError as error:
+                raise DataError(f"shard {self._shard_url(shard)} is missing") from error
+            while len(self._files) > OPEN_FILES:
+                self._files.pop(next(iter(self._files)), None)
+        return file
+
+
+class _File:
+    """A file descriptor that closes with its last user: another thread may drop it from the table while we read."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+def open_dataset(url: str, cache: str | None = None, memory: int = MEMORY) -> ShardedImages:
+    """Open a prepared data set. `cache` is the local folder for shards of a remote store (None: one below the system's temporary folder).
+
+    A data set of at most `memory` bytes of pixels is kept decoded.
+
+    Raises DataError if there is none, if the index is damaged or of another format, or if a local shard is missing or has another size.
+    """
+    if not storage.exists(storage.join(url, INDEX)):
+        if storage.exists(storage.join(url, PREPARING)):
+            raise DataError(f"the preparation of {url} was not finished; run pipelines/prepare_data.py again")
+        raise DataError(f"there is no data set at {url}: {INDEX} is missing; make one with pipelines/prepare_data.py")
+    index = _read_index(url)
+    samples = _read_samples(url, index)
+    if storage.local_path(url):
+        for shard in index["shards"]:
+            _check_shard(storage.join(url, shard["name"]), shard["size"])
+    return ShardedImages(url, index, samples, cache, memory)
+
+
+def _read_index(url: str) -> dict[str, Any]:
+    where = storage.join(url, INDEX)
+    try:
+        index = json.loads(storage.read(where))
+    except ValueError as error:
+        raise DataError(f"{where} is damaged: {error}") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise DataError(f"{where} is not an index of format {FORMAT}")
+    if missing := [key for key in _KEYS if key not in index]:
+        raise DataError(f"{where} is damaged: {', '.join(missing)} is missing")
+    if not index["shards"] or not index["count"]:
+        raise DataError(f"the data set at {url} is empty")
+    for shard in index["shards"]:
+        if not re.fullmatch(r"[^/\\:]+\.tar", shard["name"]):
+            raise DataError(f"{where} names a shard '{shard['name']}'; a plain file name that ends in .tar is allowed")
+    return index
+
+
+def _read_samples(url: str, index: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    where = storage.join(url, SAMPLES)
+    try:
+        data = storage.read(where)
+    except FileNotFoundError as error:
+        raise DataError(f"{where} is missing") from error
+    if "xxh3:" + xxhash.xxh3_128_hexdigest(data) != index["samples"]["checksum"]:
+        raise DataError(f"{where} does not match {INDEX}: its checksum is another")
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        samples = {name: file[name] for name in _ARRAYS}
+    counts = np.array([shard["count"] for shard in index["shards"]])
+    ends = samples["offsets"] + samples["lengths"]
+    sizes = np.repeat([shard["size"] for shard in index["shards"]], counts)
+    if len({len(array) for array in samples.values()} | {int(counts.sum()), index["count"]}) != 1 or (ends > sizes).any():
+        raise DataError(f"{where} does not match the shards in {INDEX}: other counts or sizes")
+    return samples
+
+
+def _check_shard(url: str, size: int) -> None:
+    try:
+        found = storage.size(url)
+    except FileNotFoundError as error:
+        raise DataError(f"shard {url} is missing") from error
+    if found != size:
+        raise DataError(f"shard {url} is {'truncated' if found < size else 'not that of the index'}: {found} bytes, the index says {size}")
+
+
+__all__ = ["BadImageError", "ShardedImages", "open_dataset"]

@@ -1,0 +1,187 @@
+"""Micro-batches of a run, from any position, read ahead in the background."""
+
+import atexit
+import itertools
+import mmap
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cmdist import seeding
+from cmdist.data.decode import BadImageError
+from cmdist.data.images import ShardedImages
+from cmdist.data.order import Order
+from cmdist.errors import CmdistError, DataError
+
+AHEAD = 4  # micro-batches that the thread reads ahead; each process reads two ahead
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Micro-batch `number` of a run; what it holds depends on nothing but the data set, the seed and this number."""
+
+    number: int
+    ids: Tensor  # (B,) int64
+    images: Tensor  # (B, C, H, W) float32 in [-1, 1]
+    labels: Tensor | None  # (B,) int64
+    replaced: list[tuple[str, str]]  # (sample's key, what was wrong) for each bad sample that another one stands in for
+
+
+def micro_batches(
+    dataset: ShardedImages,
+    order: Order,
+    micro_batch: int,
+    numbers: Iterator[int],
+    seed: int,
+    flip: bool = False,
+    workers: int = 0,
+    bad_samples: int = 0,
+) -> Iterator[MicroBatch]:
+    """Micro-batch g = next(numbers) holds the samples at global positions g * B ... g * B + B - 1, mirrored left-right by chance if `flip`.
+
+    Reads ahead in one thread (`workers` 0) or in processes; closing the iterator ends them. An image that cannot be decoded is replaced
+    by the next one in the order that can. Raises DataError for damaged shards, and once more than `bad_samples` images were replaced.
+    """
+    if len(dataset) != order.samples:
+        raise DataError(f"the order is one of {order.samples} samples, but {dataset.url} has {len(dataset)}")
+    read = _Read(dataset, order, micro_batch, seed, flip)
+    return _within_budget(_in_processes(read, numbers, workers) if workers else _in_thread(read, numbers), bad_samples)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """A micro-batch as it comes from a reading process: a quarter of the bytes of floats."""
+
+    number: int
+    ids: Tensor
+    images: Tensor  # uint8
+    labels: Tensor | None
+    replaced: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Read:
+    dataset: ShardedImages
+    order: Order
+    micro_batch: int
+    seed: int
+    flip: bool
+
+    def __call__(self, number: int) -> _Pixels:
+        first, size = number * self.micro_batch, self.dataset.image_size
+        ids = self.order.ids(first, self.micro_batch)
+        pixels = np.empty((self.micro_batch, self.dataset.channels, size, size), np.uint8)
+        replaced: list[tuple[str, str]] = []
+        for place in range(self.micro_batch):
+            ids[place], image = self._sample(int(ids[place]), first + place, replaced)
+            pixels[place] = image.transpose(2, 0, 1)
+        if self.flip:
+            mirrored = flips(self.seed, number, self.micro_batch)
+            pixels[mirrored] = pixels[mirrored][..., ::-1]
+        labels = self.dataset.labels(ids) if self.dataset.labelled else None
+        return _Pixels(number, torch.from_numpy(ids), torch.from_numpy(pixels), labels, replaced)
+
+    def __getitem__(self, number: int) -> "_Pixels | CmdistError":  # in a reading process: DataLoader would turn an error into a traceback
+        try:
+            return self(number)
+        except CmdistError as error:
+            return error
+
+    def _sample(self, i: int, position: int, replaced: list[tuple[str, str]]) -> tuple[int, NDArray[np.uint8]]:
+        for later in range(1, 101):
+            try:
+                return i, self.dataset.image(i)
+            except BadImageError as error:
+                replaced.append((self.dataset.key(i), str(error)))
+                i = int(self.order.ids(position + later, 1)[0])
+        raise DataError(f"100 images in a row cannot be decoded; the last: {replaced[-1][1]}")
+
+
+def flips(seed: int, number: int, n: int) -> NDArray[np.bool_]:
+    """Whether each of the `n` places of micro-batch `number` is mirrored."""
+    words = seeding.numpy_generator(seed, "flip", number).bit_generator.random_raw(n)
+    return (words >> np.uint64(63)).astype(bool)
+
+
+def _within_budget(batches: Iterator[_Pixels], bad_samples: int) -> Iterator[MicroBatch]:
+    total = 0
+    try:
+        for batch in batches:
+            total += len(batch.replaced)
+            if total > bad_samples:
+                raise DataError(f"{batch.replaced[-1][1]} ({total} such images by now, {bad_samples} allowed)")
+            images = batch.images.float().div_(127.5).sub_(1.0)
+            yield MicroBatch(batch.number, batch.ids, images, batch.labels, batch.replaced)
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+
+
+def _in_thread(read: Callable[[int], _Pixels], numbers: Iterator[int]) -> Iterator[_Pixels]:
+    with ThreadPoolExecutor(1, "reader") as pool:
+        try:
+            pending = deque(pool.submit(read, number) for number in itertools.islice(numbers, AHEAD))
+            while pending:
+                batch = pending.popleft().result()
+                pending.extend(pool.submit(read, number) for number in itertools.islice(numbers, 1))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _in_processes(read: _Read, numbers: Iterator[int], workers: int) -> Iterator[_Pixels]:
+    closing = mmap.mmap(-1, 1)  # shared with the processes
+    loader: DataLoader[Any] = DataLoader(
+        read,  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_Steadfast(closing),
+        multiprocessing_context="fork",  # any other leaves a helper process behind and imports the main script again
+    )
+
+    def let_go() -> None:
+        closing[0] = 1
+
+    atexit.register(let_go)  # before multiprocessing's own handler, which terminates and joins what is left
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            if isinstance(batch, CmdistError):
+                raise batch
+            yield batch
+    finally:
+        let_go()
+        atexit.unregister(let_go)
+        batches._shutdown_workers()  # type: ignore[attr-defined]  # what its __del__ does, but now
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+@dataclass(frozen=True)
+class _Steadfast:
+    """Reading processes outlive the signals that ask a run to stop: a scheduler sends them to every process, and only the rank decides."""
+
+    closing: mmap.mmap
+
+    def __call__(self, worker: int) -> None:
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if self.closing[0]:
+            os._exit(0)

@@ -1,0 +1,148 @@
+"""Rank, world, agreement between ranks, and stop requests."""
+
+import contextlib
+import datetime
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cmdist.errors import CmdistError, ConfigError
+
+_CAUSE = "cmdist/first-failure"
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: `rank` of `size`, and the device that it computes on."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+    control: Any = None  # a gloo group of all ranks for small messages, beside the one that gradients use
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that prints, tracks and commits."""
+        return self.rank == 0
+
+
+def place() -> tuple[int, int, int]:
+    """(rank, world size, local rank) from the variables of deepspeed, torchrun or Slurm; (0, 1, 0) without any."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    try:
+        rank, size, local = (int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True))
+    except ValueError as error:
+        raise ConfigError(f"the variables {', '.join(names)} must be whole numbers: {error}") from error
+    return rank, size, local
+
+
+def start(timeout: float = 600.0) -> World:
+    """Join the process group (NCCL with GPUs, else gloo); the same code for deepspeed, torchrun, srun and plain python."""
+    rank, size, local = place()
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local))
+    if size == 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise ConfigError(f"{size} ranks need the variable {name}; start with deepspeed, torchrun or cluster/train_lsun.sbatch, which set it")
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=timeout))
+    return World(rank, size, local, device, gloo_group(size))
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def gloo_group(size: int) -> Any:
+    """A new gloo group of all `size` ranks with long patience; None for one rank. All ranks must call."""
+    return dist.new_group(backend="gloo", timeout=datetime.timedelta(hours=2)) if size > 1 else None
+
+
+def gather(value: Any, group: Any) -> list[Any]:
+    """`value` of every rank of a gloo group, in order of rank; [value] without a group. All ranks must call."""
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def agree(flag: bool, group: Any) -> bool:
+    """Whether any rank of a gloo group says yes; `flag` without a group. All ranks must call."""
+    if group is None:
+        return flag
+    vote = torch.tensor([int(flag)])
+    dist.all_reduce(vote, op=dist.ReduceOp.MAX, group=group)
+    return bool(vote.item())
+
+
+class StopRequest:
+    """Remembers a request to stop (SIGTERM, SIGUSR1, SIGUSR2, SIGINT), to be looked at between steps; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._pid = os.getpid()
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a reading process that inherited the handler: its rank tells it when to end
+            return
+        if number == signal.SIGINT and self.signal == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+
+class PeerFailed(CmdistError):
+    """Another rank failed first; the sentence carries its cause."""
+
+
+@contextlib.contextmanager
+def failing_together(world: World) -> Iterator[None]:
+    """Whatever ends one rank ends all: the first failure's sentence is put where the others find it, and they repeat it."""
+    try:
+        yield
+    except Exception as error:
+        first = None
+        with contextlib.suppress(Exception):
+            store = dist.distributed_c10d._get_default_store()
+            if isinstance(error, CmdistError):
+                store.set(_CAUSE, f"rank {world.rank}: {error}")
+            else:  # perhaps only the echo of another rank's end: give that one a moment to say why
+                deadline = time.monotonic() + 3.0
+                while not store.check([_CAUSE]) and time.monotonic() < deadline:
+                    time.sleep(0.1)
+                if store.check([_CAUSE]):
+                    first = store.get(_CAUSE).decode()
+                else:
+                    store.set(_CAUSE, f"rank {world.rank}: {type(error).__name__}: {error}")
+        if first is not None:
+            raise PeerFailed(f"rank {world.rank} ends because of {first}") from error
+        raise
+
+
+def stop(world: World) -> None:
+    """Leave the process group, together."""
+    if dist.is_initialized():
+        if world.size > 1:
+            dist.barrier()
+        dist.destroy_process_group()

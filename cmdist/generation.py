@@ -1,0 +1,156 @@
+"""Image i from seed i, for any sampler.
+
+Bits. The result of a network changes in the last bits with the shape of its batch, so a network always runs on groups of one
+size, cut at multiples of that size on the line of seeds. Seed s therefore always stands at the same place of the same group,
+and its image depends on s alone: not on the number of ranks, of images, or on the batch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmdist import seeding
+from cmdist.core import sampling, solvers
+from cmdist.core.noise import Denoise, karras_sigmas
+from cmdist.errors import ConfigError, DataError
+
+Sample = Callable[[Tensor, Tensor | None], Tensor]  # noises (S,B,C,H,W), labels (B,) or None -> images (B,C,H,W) in [-1,1]
+
+ROUNDING = "floor(127.5 x + 128), clipped to 0..255"  # EDM's; the released consistency code differs by half a level
+
+
+def group_size(height: int, width: int) -> int:
+    """Images of a group, a function of the image size only: 64 up to 64x64 pixels, 4 at 256x256."""
+    return max(1, min(64, 64**3 // (height * width)))
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1,1] to 0..255 by ROUNDING. Raises DataError if a value is not finite."""
+    if not bool(torch.isfinite(images).all()):
+        raise DataError("the model made images with values that are not finite (NaN or infinite); this checkpoint cannot be evaluated")
+    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def noises(seeds: Iterable[int], draws: int, shape: tuple[int, int, int]) -> Tensor:
+    """Unit normal noise (draws,B,C,H,W) on the CPU; a seed's first draw is the same for any number of draws."""
+    columns = []
+    for seed in seeds:
+        generator = seeding.generator("cpu", seed, "image")
+        columns.append(torch.stack([torch.randn(shape, generator=generator) for _ in range(draws)]))
+    return torch.stack(columns, dim=1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is generated: images (C,H,W) of the given consecutive seeds, of class `seed % classes` (0: unlabelled)."""
+
+    seeds: range
+    shape: tuple[int, int, int]
+    classes: int
+    draws: int  # noises that the sampler takes
+
+    def groups(self, rank: int = 0, world: int = 1) -> range:
+        """The numbers of the groups that `rank` makes."""
+        size = group_size(*self.shape[1:])
+        return range(self.seeds.start // size + rank, (self.seeds.stop - 1) // size + 1, world)
+
+    def part(self, group: int) -> slice:
+        """The places of a group that belong to the task; the others are made and dropped."""
+        size = group_size(*self.shape[1:])
+        return slice(max(0, self.seeds.start - group * size), min(size, self.seeds.stop - group * size))
+
+
+@torch.inference_mode()
+def generate(
+    task: Task, sample: Sample, device: torch.device, batch: int = 1024, rank: int = 0, world: int = 1
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (group number, whole group of images uint8 (G,C,H,W) on `device`) for the groups of this rank.
+
+    `batch` images of noise go to the device at once (memory, not images, changes with it).
+    """
+    size = group_size(*task.shape[1:])
+    numbers, together = task.groups(rank, world), max(1, batch // size)
+    for first in range(0, len(numbers), together):
+        chunk = numbers[first : first + together]
+        seeds = [seed for group in chunk for seed in range(group * size, (group + 1) * size)]
+        noise = noises(seeds, task.draws, task.shape).to(device)
+        labels = torch.tensor([seed % task.classes for seed in seeds], device=device) if task.classes else None
+        for place, group in enumerate(chunk):
+            part = slice(place * size, (place + 1) * size)
+            yield group, to_uint8(sample(noise[:, part].contiguous(), None if labels is None else labels[part]))
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way to make images: `draws` noises each, and what the protocol record says of it; `metric` is the name of its Frechet distance."""
+
+    metric: str
+    title: str
+    draws: int
+    sample: Sample
+    described: dict[str, object]
+
+
+def one_step(denoise: Denoise, sigma_max: float) -> Sampler:
+    """One evaluation of a consistency model, from sigma_max."""
+
+    def sample(noises: Tensor, labels: Tensor | None) -> Tensor:
+        return sampling.one_step(denoise, noises[0], sigma_max, labels)
+
+    return Sampler("fd_1step", "one step", 1, sample, {"sampler": "one step", "times": [sigma_max]})
+
+
+def multistep(denoise: Denoise, times: Sequence[float], sigma_min: float) -> Sampler:
+    """The paper's Algorithm 1 at the noise levels `times`, descending from sigma_max."""
+
+    def sample(noises: Tensor, labels: Tensor | None) -> Tensor:
+        return sampling.multistep(denoise, noises, torch.tensor(times, device=noises.device), sigma_min, labels)
+
+    return Sampler(f"fd_{len(times)}step", f"{len(times)} steps", len(times), sample, {"sampler": "multistep", "times": list(times)})
+
+
+def ode(denoise: Denoise, steps: int, sigma_min: float, sigma_max: float, rho: float) -> Sampler:
+    """Heun's method on the Karras grid of a denoising model, with a last Euler step to 0: 2 steps - 1 evaluations."""
+    sigmas = torch.cat([karras_sigmas(steps, sigma_min, sigma_max, rho), torch.zeros(1)])
+
+    def sample(noises: Tensor, labels: Tensor | None) -> Tensor:
+        return sampling.ode(denoise, noises[0], sigmas.to(noises.device), solvers.heun_step, labels)
+
+    return Sampler("fd_ode", f"ODE, {2 * steps - 1} evaluations", 1, sample, {"sampler": "heun", "steps": steps, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho})
+
+
+def samplers(
+    denoise: Denoise,
+    steps: Sequence[str] | None,
+    times: Sequence[float],
+    *,
+    denoising: bool,
+    ode_steps: int,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float,
+) -> list[Sampler]:
+    """The samplers that `steps` names: numbers of steps for a consistency model (default 1 and len(times)), heun for a denoising one.
+
+    `times` are the noise levels of the multistep sampler. Raises ConfigError.
+    """
+    if times[0] != sigma_max or any(a <= b for a, b in zip(times, times[1:], strict=False)) or times[-1] <= sigma_min:
+        raise ConfigError(f"the times {list(times)} must fall from sigma_max ({sigma_max}) and stay above sigma_min ({sigma_min})")
+    made = []
+    for name in steps or (["heun"] if denoising else ["1", str(len(times))]):
+        if name != "heun" and not (name.isdigit() and int(name) > 0):
+            raise ConfigError(f"--steps {name}: a number of steps or 'heun' is allowed")
+        if (name == "heun") != denoising:
+            kind = "a denoising run is sampled with heun" if denoising else "heun is for denoising runs, a consistency model takes a number"
+            raise ConfigError(f"--steps {name}: {kind}")
+        if denoising:
+            made.append(ode(denoise, ode_steps, sigma_min, sigma_max, rho))
+        elif name == "1":
+            made.append(one_step(denoise, sigma_max))
+        elif int(name) == len(times):
+            made.append(multistep(denoise, times, sigma_min))
+        else:
+            raise ConfigError(f"--steps {name} needs {name} noise levels and there are {len(times)} ({list(times)}); give them with --times")
+    return made

@@ -1,0 +1,277 @@
+"""The U-Net of ADM (Dhariwal & Nichol 2021, section 3 and appendix) with the parameter names and shapes of the released consistency models.
+
+Names are fixed by those weights: `input_blocks.i`, `middle_block`, `output_blocks.i` are lists of layers; a layer is a residual block, an
+attention block, or a plain resampling convolution. Everything between the first convolution and the head runs in the given precision.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cmdist.errors import ConfigError, DataError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Resample = Literal["up", "down"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalization in at least fp32, given back in x's dtype: 32 groups as in ADM, fewer where one would have under 4 channels."""
+
+    def __init__(self, channels: int) -> None:
+        most = max(1, min(32, channels // 4))
+        super().__init__(next(n for n in range(most, 0, -1) if channels % n == 0), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return super().forward(wide).to(x.dtype)
+
+
+class ResBlock(nn.Module):
+    """BigGAN residual block, (B, in, H, W) and embedding (B, 4c) -> (B, out, H', W'); H' is 2H for 'up' and H/2 for 'down'.
+
+    The embedding scales and shifts the second normalization (scale_shift) or is added before it.
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, emb: int, dropout: float, scale_shift: bool, resample: Resample | None = None
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.resample = resample
+        self.in_layers = nn.Sequential(GroupNorm(channels_in), nn.SiLU(), nn.Conv2d(channels_in, channels, 3, padding=1))
+        # The place of the SiLU in the released names; UNet.forward applies it once for all blocks.
+        self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(emb, 2 * channels if scale_shift else channels))
+        self.out_layers = nn.Sequential(
+            GroupNorm(channels), nn.SiLU(), nn.Dropout(dropout), _zero(nn.Conv2d(channels, channels, 3, padding=1))
+        )
+        self.skip_connection = nn.Identity() if channels == channels_in else nn.Conv2d(channels_in, channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """(B, in, H, W), (B, 4c) -> (B, out, H', W')."""
+        h = self.in_layers[1](self.in_layers[0](x))
+        if self.resample:
+            h, x = _resample(h, self.resample), _resample(x, self.resample)
+        h = self.in_layers[2](h)
+        e = self.emb_layers(emb)[:, :, None, None]
+        norm, *rest = self.out_layers
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            h = torch.addcmul(shift, norm(h), 1 + scale)
+        else:
+            h = norm(h + e)
+        for layer in rest:
+            h = layer(h)
+        return cast(Tensor, self.skip_connection(x) + h)
+
+
+class Attention(nn.Module):
+    """Self-attention over the H*W places, (B, C, H, W) -> the same. The channels of `qkv` are ordered (3, heads, head_channels)."""
+
+    def __init__(self, channels: int, head_channels: int) -> None:
+        super().__init__()
+        self.heads = channels // head_channels
+        self.norm = GroupNorm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        b, c, height, width = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        # The 1x1 convolutions as products: a few per cent of the whole network on a CPU.
+        qkv = F.linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias)
+        q, k, v = qkv.view(b, height * width, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v)  # forward-mode differentiation: only under sdpa_kernel(SDPBackend.MATH)
+        h = F.linear(h.transpose(1, 2).reshape(b, height * width, c), self.proj_out.weight.flatten(1), self.proj_out.bias)
+        return x + h.transpose(1, 2).reshape(b, c, height, width)
+
+
+class Downsample(nn.Module):
+    """Convolution of stride 2, for networks without resblock_updown."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        return cast(Tensor, self.op(x))
+
+
+class Upsample(nn.Module):
+    """Nearest x2 and a convolution, for networks without resblock_updown."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        return cast(Tensor, self.conv(_resample(x, "up")))
+
+
+class Block(nn.Sequential):
+    """Layers in order; the residual blocks among them also get the embedding."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, C, H, W), (B, 4c) -> (B, C', H', W')."""
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """The network F of a denoiser, for images of one size; its output is 0 at initialization.
+
+    `attention_resolutions` are in pixels. The body runs under autocast to `precision`; the time embedding, the head and the output keep the
+    parameters' dtype (fp32). Raises ConfigError, with one sentence, for a shape that cannot be built.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        *,
+        model_channels: int,
+        channel_mult: Sequence[int],
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        head_channels: int = 64,
+        num_classes: int | None = None,
+        dropout: float = 0.0,
+        scale_shift_norm: bool = True,
+        resblock_updown: bool = True,
+        checkpoint_activations: bool = False,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__()
+        _check_shape(image_size, model_channels, channel_mult, attention_resolutions, head_channels, precision)
+        self.image_size, self.in_channels, self.num_classes = image_size, in_channels, num_classes
+        self.model_channels, self.dropout = model_channels, dropout
+        self.checkpoint_activations, self.precision = checkpoint_activations, precision
+        emb = 4 * model_channels
+
+        def res(channels_in: int, channels: int, resample: Resample | None = None) -> ResBlock:
+            return ResBlock(channels_in, channels, emb, dropout, scale_shift_norm, resample)
+
+        def attention(channels: int, size: int) -> list[nn.Module]:
+            return [Attention(channels, head_channels)] if size in attention_resolutions else []
+
+        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if num_classes:
+            self.label_emb = nn.Embedding(num_classes, emb)
+
+        channels, size = channel_mult[0] * model_channels, image_size
+        inputs = [Block(nn.Conv2d(in_channels, channels, 3, padding=1))]
+        skips = [channels]  # widths of the outputs of `inputs`, which `output_blocks` takes from the end
+        for level, mult in enumerate(channel_mult):
+            if level:
+                inputs.append(Block(res(channels, channels, "down") if resblock_updown else Downsample(channels)))
+                skips.append(channels)
+                size //= 2
+            for _ in range(num_res_blocks):
+                inputs.append(Block(res(channels, mult * model_channels), *attention(mult * model_channels, size)))
+                channels = mult * model_channels
+                skips.append(channels)
+        self.input_blocks = nn.ModuleList(inputs)
+
+        self.middle_block = Block(res(channels, channels), Attention(channels, head_channels), res(channels, channels))
+
+        outputs = []
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                layers: list[nn.Module] = [res(channels + skips.pop(), mult * model_channels)]
+                channels = mult * model_channels
+                layers += attention(channels, size)
+                if level and i == num_res_blocks:
+                    layers.append(res(channels, channels, "up") if resblock_updown else Upsample(channels))
+                    size *= 2
+                outputs.append(Block(*layers))
+        self.output_blocks = nn.ModuleList(outputs)
+
+        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), _zero(nn.Conv2d(channels, out_channels or in_channels, 3, padding=1)))
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images x (B, in_channels, H, W), c_noise (B,) = ln(sigma)/4, labels (B,) int64 iff conditional -> (B, out_channels, H, W).
+
+        Raises DataError, with one sentence, for images or labels that do not fit the network.
+        """
+        dtype = next(self.parameters()).dtype
+        self._check_inputs(x, labels)
+        with torch.autocast(x.device.type, enabled=False):  # the caller's autocast must not reach the time embedding
+            emb = self.time_embed(timestep_embedding(1000 * c_noise, self.model_channels).to(dtype))
+            if labels is not None:
+                emb = emb + self.label_emb(labels)
+            emb = F.silu(emb)
+        with torch.autocast(x.device.type, dtype=_DTYPES[self.precision], enabled=self.precision != "fp32"):
+            h = x.to(dtype)
+            skips = []
+            for block in self.input_blocks:
+                h = self._run(block, h, emb)
+                skips.append(h)
+            h = self._run(self.middle_block, h, emb)
+            for block in self.output_blocks:
+                h = self._run(block, torch.cat([h, skips.pop()], dim=1), emb)
+        with torch.autocast(x.device.type, enabled=False):
+            return cast(Tensor, self.out(h.to(dtype)))
+
+    def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            # The random state is restored so that the second pass draws the same dropout mask.
+            return cast(Tensor, checkpoint(block, h, emb, use_reentrant=False, preserve_rng_state=self.dropout > 0))
+        return cast(Tensor, block(h, emb))
+
+    def _check_inputs(self, x: Tensor, labels: Tensor | None) -> None:
+        expected = (self.in_channels, self.image_size, self.image_size)
+        if tuple(x.shape[1:]) != expected:
+            raise DataError(f"images of shape {tuple(x.shape[1:])} were given to a network for {expected} (channels, height, width)")
+        if self.num_classes and labels is None:
+            raise DataError(f"labels are missing: this network is conditional on {self.num_classes} classes")
+        if labels is None:
+            return
+        if not self.num_classes:
+            raise DataError("labels were given to a network without classes; give None, or build it with num_classes")
+        # Looking at labels on a GPU would make the host wait for it at every pass; the reader has checked those on the host.
+        if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise DataError(f"labels lie in {int(labels.min())}..{int(labels.max())}, but this network knows 0..{self.num_classes - 1}")
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """(B,) -> (B, width), in fp32 or wider: cosines, then sines, of t * 10000^(-i/half) (Vaswani et al. 2017); a 0 pads an odd width."""
+    t = t.to(torch.promote_types(t.dtype, torch.float32))  # bf16 cannot tell t = 1096 from t = 1092
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=t.dtype, device=t.device))
+    angles = t[:, None] * frequencies
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+
+
+def _resample(x: Tensor, direction: Resample) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest") if direction == "up" else F.avg_pool2d(x, 2)
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _check_shape(size: int, width: int, mult: Sequence[int], attention: Sequence[int], head_channels: int, precision: str) -> None:
+    factor = 2 ** (len(mult) - 1)
+    if size % factor:
+        raise ConfigError(f"image_size {size} must be divisible by {factor}, for channel_mult has {len(mult)} levels")
+    sizes = [size // 2**level for level in range(len(mult))]
+    if unknown := sorted(set(attention) - set(sizes)):
+        raise ConfigError(f"attention_resolutions {unknown} do not occur in this network; allowed, in pixels: {sizes}")
+    attended = {m * width for m, s in zip(mult, sizes, strict=True) if s in attention} | {mult[-1] * width}  # the last: the middle block
+    if odd := sorted(c for c in attended if c % head_channels):
+        raise ConfigError(f"head_channels {head_channels} must divide the width of every block with attention; it does not divide {odd}")
+    if precision not in _DTYPES:
+        raise ConfigError(f"precision '{precision}' is not one of {', '.join(_DTYPES)}")

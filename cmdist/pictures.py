@@ -1,0 +1,80 @@
+"""Sample grids and side-by-side pictures."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_GAP = 2  # pixels between images, before scaling the picture's text
+
+
+def columns(classes: int) -> int:
+    """Columns of a sample grid: one for each class if they fit, else 10."""
+    return classes if 1 < classes <= 20 else 10
+
+
+def grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
+    """A picture of uint8 images (n,C,H,W), row by row in `columns`, each pixel a square of scale x scale; C is 1 or 3."""
+    n, channels, height, width = images.shape
+    assert images.dtype == torch.uint8 and channels in (1, 3) and n > 0
+    rows = -(-n // columns)
+    cell = (height * scale + _GAP, width * scale + _GAP)
+    canvas = torch.full((channels, rows * cell[0] + _GAP, columns * cell[1] + _GAP), 255, dtype=torch.uint8)
+    large = images.cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    for number, image in enumerate(large):
+        top, left = (number // columns) * cell[0] + _GAP, (number % columns) * cell[1] + _GAP
+        canvas[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+    pixels = canvas[0] if channels == 1 else canvas.permute(1, 2, 0)
+    return Image.fromarray(pixels.contiguous().numpy())
+
+
+def side_by_side(blocks: Sequence[tuple[str, Tensor]], columns: int, heads: Sequence[str] = (), scale: int | None = None) -> Image.Image:
+    """Titled blocks of uint8 images (n,C,H,W) below each other in common columns, with `heads` above the columns.
+
+    Without `scale` images are enlarged to about 40 pixels.
+    """
+    assert blocks and (not heads or len(heads) == columns)
+    width = blocks[0][1].shape[3]
+    scale = scale or max(1, 40 // width)
+    title_font, head_font = ImageFont.load_default(size=16), ImageFont.load_default(size=14)
+    pictures = [(title, grid(images, columns, scale).convert("RGB")) for title, images in blocks]
+    title_height, head_height, margin = 26, 22 if heads else 0, 8
+    needed = max(int(title_font.getlength(title)) for title, _ in pictures)
+    size = (
+        max(needed, *(picture.width for _, picture in pictures)) + 2 * margin,
+        head_height + sum(title_height + picture.height + margin for _, picture in pictures) + margin,
+    )
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, head in enumerate(heads):
+        centre = margin + _GAP + column * (width * scale + _GAP) + width * scale / 2
+        draw.text((centre, margin + 2), head, fill="black", font=head_font, anchor="mt")
+    top = head_height + margin
+    for title, picture in pictures:
+        draw.text((margin, top), title, fill="black", font=title_font)
+        canvas.paste(picture, (margin, top + title_height))
+        top += title_height + picture.height + margin
+    return canvas
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def pack(images: Tensor, columns: int) -> bytes:
+    """Images uint8 (n,C,H,W) of a grid as an npz file, for `unpack`."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images.cpu().numpy(), columns=np.int64(columns))
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> tuple[Tensor, int]:
+    """The images and columns that `pack` was given."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return torch.from_numpy(arrays["images"]), int(arrays["columns"])

@@ -1,0 +1,57 @@
+"""Averages of the weights: EMAs for evaluation, on this rank's slice of the fp32 weights, and the target network of consistency models."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from cmdist.train.engine import Engine, all_slices
+from cmdist.train.layout import Layout, Piece, load_slice, overlap, read_slice, whole
+
+
+class Averages:
+    """EMAs of the fp32 weights, one slice for each decay: 1/world of the memory and no communication."""
+
+    def __init__(self, engine: Engine, decays: tuple[float, ...]) -> None:
+        self._engine = engine
+        self.slices: dict[float, Tensor] = {decay: engine.slice("master", _device(engine)) for decay in decays}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """ema <- decay ema + (1 - decay) weights; once after each step that was really taken."""
+        for piece in self._engine.pieces("master"):
+            place = piece.start - self._engine.start
+            for decay, values in self.slices.items():
+                values[place : place + piece.tensor.numel()].lerp_(piece.tensor, 1.0 - decay)
+
+    def load(self, decay: float, values: Tensor) -> None:
+        """Set this rank's slice of one average."""
+        self.slices[decay].copy_(values)
+
+
+class Target:
+    """The target network theta^-: a full fp32 copy, moved towards the student by mu(k) (paper, Algorithms 2 and 3)."""
+
+    def __init__(self, student: nn.Module) -> None:
+        self.module = copy.deepcopy(student).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, mu: float) -> None:
+        """theta^- <- mu theta^- + (1 - mu) theta; mu in [0, 1)."""
+        torch._foreach_lerp_([p.data for p in self.module.parameters()], [p.data for p in student.parameters()], 1.0 - mu)
+
+    def slice(self, layout: Layout, start: int, stop: int) -> Tensor:
+        """A copy of [start, stop) of the target as a flat fp32 vector in host memory; every rank holds all of it and saves a part."""
+        return read_slice(overlap(self._pieces(layout), start, stop), "cpu")
+
+    def load(self, layout: Layout, start: int, values: Tensor) -> None:
+        """Set the whole target from each rank's slice; all ranks must call."""
+        for first, part in all_slices(values, start):
+            load_slice(self._pieces(layout), first, part)
+
+    def _pieces(self, layout: Layout) -> list[Piece]:
+        return whole(layout, [p.data for p in self.module.parameters()])
+
+
+def _device(engine: Engine) -> torch.device:
+    return next(engine.module.parameters()).device

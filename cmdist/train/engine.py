@@ -1,0 +1,159 @@
+"""DeepSpeed, behind one class: forward, backward, step, and this rank's slice of the training state. The only door to deepspeed."""
+
+import logging
+import os
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cmdist.train.layout import Layout, Piece, load_slice, overlap, parameters, read_slice, whole
+
+Kind = Literal["master", "exp_avg", "exp_avg_sq"]
+KINDS: tuple[Kind, ...] = ("master", "exp_avg", "exp_avg_sq")
+
+
+def _deepspeed() -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # On CPU the process group would otherwise compile an operator (half a minute) that only inference uses.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class Engine:
+    """A module and its optimizer under ZeRO 0, 1 or 2, with fp32 weights; the process group must exist.
+
+    `start`, `stop` bound this rank's slice of the canonical vector (layout.py).
+    """
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, zero_stage: int, micro_batch: int, accumulation: int, clip: float = 0.0
+    ) -> None:
+        deepspeed = _deepspeed()
+        self.layout = Layout.of(module)
+        self.accumulation = accumulation
+        self._stage = zero_stage
+        self._shapes = [p for p in module.parameters() if p.requires_grad]
+        world = dist.get_world_size()
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            dist_init_required=False,
+            config={
+                "train_batch_size": micro_batch * accumulation * world,
+                "train_micro_batch_size_per_gpu": micro_batch,
+                "gradient_accumulation_steps": accumulation,
+                "gradient_clipping": clip,  # left out, it would mean 1.0
+                "zero_optimization": {"stage": zero_stage, "overlap_comm": False, "round_robin_gradients": False, "parameter_alignment": False},
+                "zero_allow_untested_optimizer": True,  # RAdam and Adam work element by element, so slices are safe
+                "steps_per_print": 2**62,
+            },
+        )
+        self.module: nn.Module = self._engine.module
+        self._torch_optimizer: torch.optim.Optimizer = self._engine.optimizer.optimizer if zero_stage else self._engine.optimizer
+        # DeepSpeed's flat vector is the canonical one: same order, no padding inside
+        assert zero_stage == 0 or tuple(self._engine.optimizer.round_robin_bit16_offsets[0]) == self.layout.starts
+        self._make_optimizer_state()
+        pieces = self.pieces("master")
+        self.start = pieces[0].start if pieces else self.layout.total
+        self.stop = pieces[-1].stop if pieces else self.start
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        """The module's forward pass, with gradient."""
+        return self._engine(*inputs)  # type: ignore[no-any-return]
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a micro-batch's mean loss; the division by `accumulation` happens here."""
+        self._engine.backward(loss)
+
+    def step(self) -> bool:
+        """End a micro-batch. After the last of a step the weights move: False if that was skipped for an overflow."""
+        boundary = self._engine.is_gradient_accumulation_boundary()
+        if boundary and self._stage == 0:
+            gradients = [p.grad for p in self._shapes if p.grad is not None]
+            self._norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+            if self._norm != self._norm or self._norm == float("inf"):  # ZeRO 1 and 2 look for themselves
+                self._engine.optimizer.zero_grad()
+                self._engine.micro_steps += 1
+                return False
+        skipped = self._engine.skipped_steps
+        self._engine.step()
+        return bool(self._engine.skipped_steps == skipped)
+
+    def gradient_norm(self) -> float:
+        """L2 norm of the whole gradient of the last step, before clipping."""
+        return self._norm if self._stage == 0 else float(self._engine.get_global_grad_norm() or 0.0)
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of the next step."""
+        for group in self._torch_optimizer.param_groups:
+            group["lr"] = lr
+
+    def pieces(self, kind: Kind) -> list[Piece]:
+        """This rank's slice of a state, as flat views of live memory in order."""
+        if self._stage == 0:
+            share = -(-self.layout.total // dist.get_world_size())
+            return overlap(self._whole(kind), dist.get_rank() * share, (dist.get_rank() + 1) * share)
+        zero = self._engine.optimizer
+        (flat,) = zero.single_partition_of_fp32_groups
+        memory = flat.data if kind == "master" else self._torch_optimizer.state[flat][kind]
+        first = dist.get_rank() * flat.numel()
+        length = min(flat.numel(), self.layout.total - first)  # the last ranks may hold padding
+        return [Piece(first, memory[:length])] if length > 0 else []
+
+    def slice(self, kind: Kind, device: torch.device | str = "cpu") -> Tensor:
+        """A copy of this rank's slice of a state, fp32, (stop - start,)."""
+        return read_slice(self.pieces(kind), device)
+
+    def load(self, kind: Kind, values: Tensor) -> None:
+        """Set this rank's slice of a state; all ranks must call. Weights of all ranks are up to date afterwards."""
+        assert values.numel() == self.stop - self.start
+        load_slice(self.pieces(kind), self.start, values)
+        if self._stage == 0:
+            for start, part in all_slices(values, self.start):
+                load_slice(self._whole(kind), start, part)
+        elif kind == "master":
+            self._engine.optimizer.update_lp_params()
+
+    @property
+    def optimizer_step(self) -> int:
+        """How many steps the optimizer has taken."""
+        return int(next(iter(self._torch_optimizer.state.values()))["step"])
+
+    @optimizer_step.setter
+    def optimizer_step(self, step: int) -> None:
+        for state in self._torch_optimizer.state.values():
+            state["step"] = torch.tensor(float(step))
+
+    def _whole(self, kind: Kind) -> list[Piece]:
+        if kind == "master":
+            return whole(self.layout, parameters(self.module))
+        return whole(self.layout, [self._torch_optimizer.state[p][kind] for p in self._shapes])
+
+    def _make_optimizer_state(self) -> None:
+        # torch makes it at the first step; made here, loading is the same before and after one
+        for group in self._torch_optimizer.param_groups:
+            for p in group["params"]:
+                self._torch_optimizer.state[p] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(p.data),
+                    "exp_avg_sq": torch.zeros_like(p.data),
+                }
+
+
+def all_slices(values: Tensor, start: int) -> list[tuple[int, Tensor]]:
+    """(start, slice) of every rank's part of a vector; all ranks must call."""
+    bounds: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(bounds, (start, values.numel()))
+    longest = max(length for _, length in bounds)
+    mine = torch.zeros(longest, device=values.device)
+    mine[: values.numel()] = values
+    parts = [torch.empty_like(mine) for _ in bounds]
+    dist.all_gather(parts, mine)
+    return [(first, part[:length]) for (first, length), part in zip(bounds, parts, strict=True)]

@@ -1,0 +1,88 @@
+"""The canonical vector: all trainable parameters end to end, in the module's order.
+
+Everything that a run saves per weight (master, moments, averages, target) is such a vector, cut into one slice for each rank.
+Slices are addressed by their place in the vector, so a run may come back on any number of ranks and any ZeRO stage.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names, shapes and places of the parameters in the vector of `total` numbers."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+    total: int
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Layout":
+        """The layout of a module's trainable parameters."""
+        return cls.make((name, tuple(p.shape)) for name, p in module.named_parameters() if p.requires_grad)
+
+    @classmethod
+    def make(cls, entries: Iterable[tuple[str, Sequence[int]]]) -> "Layout":
+        """From (name, shape) pairs in order."""
+        names, shapes, starts, total = [], [], [], 0
+        for name, shape in entries:
+            names.append(name)
+            shapes.append(tuple(shape))
+            starts.append(total)
+            total += torch.Size(shape).numel()
+        return cls(tuple(names), tuple(shapes), tuple(starts), total)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A flat view of live memory that holds the vector's numbers from `start` on."""
+
+    start: int
+    tensor: Tensor
+
+    @property
+    def stop(self) -> int:
+        """One past the last number."""
+        return self.start + self.tensor.numel()
+
+
+def overlap(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
+    """The parts of `pieces` that lie in [start, stop)."""
+    found = []
+    for piece in pieces:
+        low, high = max(piece.start, start), min(piece.stop, stop)
+        if low < high:
+            found.append(Piece(low, piece.tensor[low - piece.start : high - piece.start]))
+    return found
+
+
+def whole(layout: Layout, tensors: Iterable[Tensor]) -> list[Piece]:
+    """One piece for each parameter-shaped tensor, in the layout's order."""
+    return [Piece(start, tensor.view(-1)) for start, tensor in zip(layout.starts, tensors, strict=True)]
+
+
+def parameters(module: nn.Module) -> list[Tensor]:
+    """The trainable parameters' memory, in the layout's order."""
+    return [p.data for p in module.parameters() if p.requires_grad]
+
+
+def load_slice(pieces: Sequence[Piece], start: int, values: Tensor) -> None:
+    """Write `values`, the vector from `start` on, into the pieces that it covers."""
+    for piece in overlap(pieces, start, start + values.numel()):
+        piece.tensor.copy_(values[piece.start - start : piece.stop - start])
+
+
+def read_slice(pieces: Sequence[Piece], device: torch.device | str) -> Tensor:
+    """A copy of adjoining pieces as one vector on `device`; an empty one for no pieces."""
+    if not pieces:
+        return torch.empty(0, device=device)
+    values = torch.empty(sum(piece.tensor.numel() for piece in pieces), device=device)
+    place = 0
+    for piece in pieces:
+        values[place : place + piece.tensor.numel()].copy_(piece.tensor)
+        place += piece.tensor.numel()
+    return values

@@ -1,0 +1,79 @@
+"""What the loop measures: where the time goes, and the loss by noise level."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Clock:
+    """Seconds of a run over all its attempts; goodput is `useful` over the wall time since the run's first start.
+
+    `restart_loss` is the time from a checkpoint to the first step after it was resumed: work done twice, and waiting.
+    """
+
+    started_at: float = field(default_factory=time.time)
+    useful: float = 0.0
+    data_wait: float = 0.0
+    checkpoint_stall: float = 0.0
+    restart_loss: float = 0.0
+
+    @contextmanager
+    def count(self, name: str) -> Iterator[None]:
+        """Add the time inside the block to `name`."""
+        begin = time.perf_counter()
+        yield
+        setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
+
+    def state(self) -> dict[str, float]:
+        """For the checkpoint."""
+        return asdict(self) | {"saved_at": time.time()}
+
+    @classmethod
+    def resumed(cls, state: dict[str, float]) -> "Clock":
+        """The clock of a checkpoint, set going again."""
+        clock = cls(**{name: value for name, value in state.items() if name != "saved_at"})
+        clock.restart_loss += max(time.time() - state["saved_at"], 0.0)
+        return clock
+
+    def metrics(self) -> dict[str, float]:
+        """Fractions of the wall time so far."""
+        wall = max(time.time() - self.started_at, 1e-9)
+        return {
+            "goodput": self.useful / wall,
+            "data_wait": self.data_wait / wall,
+            "checkpoint_stall": self.checkpoint_stall / wall,
+            "restart_loss": self.restart_loss / wall,
+            "wall_seconds": wall,
+        }
+
+
+class SigmaBuckets:
+    """Mean loss by noise level: one bucket for each factor of about four between sigma_min and sigma_max."""
+
+    def __init__(self, sigma_min: float, sigma_max: float, device: torch.device, count: int = 8) -> None:
+        self._edges = torch.logspace(torch.tensor(sigma_min).log10().item(), torch.tensor(sigma_max).log10().item(), count + 1)
+        self._inner = self._edges[1:-1].to(device)
+        self._sums = torch.zeros(2, count, device=device, dtype=torch.float64)
+
+    def add(self, sigma: Tensor, losses: Tensor) -> None:
+        """Losses (B,) at noise levels (B,)."""
+        bucket = torch.bucketize(sigma, self._inner)
+        self._sums[0].index_add_(0, bucket, losses.detach().double())
+        self._sums[1].index_add_(0, bucket, torch.ones_like(losses, dtype=torch.float64))
+
+    def take(self) -> list[list[float]]:
+        """[sums, counts] of the buckets since the last call."""
+        taken = self._sums.tolist()
+        self._sums.zero_()
+        return taken  # type: ignore[no-any-return]
+
+    def metrics(self, taken: list[list[list[float]]]) -> dict[str, float]:
+        """Means over the ranks' `take()`s; buckets that saw nothing are left out."""
+        total = torch.tensor(taken, dtype=torch.float64).sum(0)
+        names = [f"loss_sigma_{a:.3g}_{b:.3g}" for a, b in zip(self._edges, self._edges[1:], strict=False)]
+        return {name: float(s / n) for name, s, n in zip(names, total[0], total[1], strict=True) if n > 0}

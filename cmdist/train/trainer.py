@@ -1,0 +1,167 @@
+"""The loop: a list of what happens, in order."""
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from cmdist import distributed, seeding
+from cmdist.core.curricula import Curriculum, Point
+from cmdist.core.objectives.base import Draw, Networks, Objective
+from cmdist.data.reader import MicroBatch
+from cmdist.distributed import StopRequest, World
+from cmdist.errors import CmdistError
+from cmdist.journal import Tracker
+from cmdist.train.averages import Averages, Target
+from cmdist.train.engine import KINDS, Engine
+from cmdist.train.meters import Clock, SigmaBuckets
+from cmdist.train.saver import Saver, Snapshot
+from cmdist.train.selfcheck import self_check
+
+MAX_SKIPPED = 50  # overflowing attempts at one step before the run is given up
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Numbers of the loop, in optimizer steps."""
+
+    steps: int
+    log_every: int
+    checkpoint_every: int
+    global_batch: int
+
+
+@dataclass
+class Trainer:
+    """All that a step needs. `step` is k, the number of optimizer steps that really happened: with it, everything else follows."""
+
+    world: World
+    seed: int
+    schedule: Schedule
+    engine: Engine
+    objective: Objective
+    networks: Networks
+    curriculum: Curriculum
+    conditional: bool  # whether the networks are given labels
+    learning_rate: Callable[[int], float]
+    averages: Averages
+    target: Target | None
+    batches: Iterator[MicroBatch]  # of this rank, from `step` on
+    buckets: SigmaBuckets
+    clock: Clock
+    saver: Saver
+    tracker: Tracker | None  # on rank 0
+    describe: dict[str, object]  # what goes into state.json beside the step
+    stop: StopRequest
+    step: int = 0
+    pending: list[MicroBatch] = field(default_factory=list)  # read ahead by the self-check
+
+    def self_check(self, *, beta1: float, clip: float, weight_decay: float) -> float:
+        """The engine's gradient against autograd's, on the micro-batches of the first step, which stay there for it."""
+        self.pending = [next(self.batches) for _ in range(self.engine.accumulation)]
+        point = self.curriculum(self.step)
+        bare = dataclasses.replace(self.networks, student=self.networks.bare_student)
+        plain = [lambda b=b: self._losses(b, point, bare)[1].mean() for b in self.pending]
+        through = [lambda b=b: self._losses(b, point, self.networks)[1].mean() for b in self.pending]
+        return self_check(self.engine, plain, through, beta1=beta1, clip=clip, weight_decay=weight_decay)
+
+    def fit(self) -> bool:
+        """Train to the last step or to a stop request; True if the last step is done and committed."""
+        bar = tqdm(total=self.schedule.steps, initial=self.step, disable=not self.world.first, unit="step", file=sys.stderr, mininterval=1.0)
+        window, window_start = self.step, time.perf_counter()
+        saved = stopping = False
+        while self.step < self.schedule.steps and not stopping:
+            point = self.curriculum(self.step)
+            loss = self.train_step(point)
+            self.step += 1
+            saved = False
+            self.saver.check()
+            stopping = distributed.agree(self.stop.signal is not None, self.world.control)
+            last = self.step == self.schedule.steps
+            if last or self.step % self.schedule.log_every == 0:
+                seconds = time.perf_counter() - window_start
+                self._log(point, loss, images_per_second=(self.step - window) * self.schedule.global_batch / seconds)
+                window, window_start = self.step, time.perf_counter()
+                bar.set_postfix_str(f"loss {self._shown:.4g}, N {point.n_timesteps}, mu {point.mu:.4g}")
+            if last or stopping or self.step % self.schedule.checkpoint_every == 0:
+                self.save()
+                saved = True
+            bar.update()
+        bar.close()
+        if not saved and self.step < self.schedule.steps:
+            self.save()
+        with self.clock.count("checkpoint_stall"):
+            self.saver.wait()
+        return self.step >= self.schedule.steps
+
+    def train_step(self, point: Point) -> torch.Tensor:
+        """One optimizer step at `point` of the curriculum; the losses (M/world,) of this rank's micro-batches."""
+        with self.clock.count("data_wait"):
+            micro_batches = [self.pending.pop(0) if self.pending else next(self.batches) for _ in range(self.engine.accumulation)]
+        with self.clock.count("useful"):
+            self.engine.set_lr(self.learning_rate(self.step))
+            for _ in range(MAX_SKIPPED):
+                losses = torch.stack([self._micro_step(batch, point) for batch in micro_batches])
+                if self._taken:  # else an overflow: nothing has moved, and the same step is tried again
+                    break
+            else:
+                raise CmdistError(f"step {self.step}: the gradient was not finite {MAX_SKIPPED} times; loss {losses.mean():.4g}, lower optimizer.lr")
+            self.averages.update()
+            if self.target is not None:
+                self.target.update(self.engine.module, point.mu)
+        return losses
+
+    def _micro_step(self, batch: MicroBatch, point: Point) -> torch.Tensor:
+        draw, losses = self._losses(batch, point, self.networks)
+        loss = losses.mean()
+        self.engine.backward(loss)
+        self._taken = self.engine.step()
+        self.buckets.add(draw.sigma, losses)
+        return loss.detach()
+
+    def _losses(self, batch: MicroBatch, point: Point, networks: Networks) -> tuple[Draw, torch.Tensor]:
+        device = self.world.device
+        images = batch.images.to(device, non_blocking=True)
+        labels = batch.labels.to(device, non_blocking=True) if self.conditional and batch.labels is not None else None
+        draw = self.objective.draw(images.shape, point, seeding.generator(device, self.seed, "draw", batch.number))
+        return draw, self.objective.loss(networks, images, labels, draw)
+
+    def save(self) -> None:
+        """Copy this rank's state to host memory and hand it to the saver."""
+        with self.clock.count("checkpoint_stall"):
+            self.saver.wait()
+            engine = self.engine
+            vectors = {kind: engine.slice(kind) for kind in KINDS}
+            if self.target is not None:
+                vectors["target"] = self.target.slice(engine.layout, engine.start, engine.stop)
+            averages = {decay: values.to("cpu", copy=True) for decay, values in self.averages.slices.items()}
+            state = self.describe | {"optimizer_step": engine.optimizer_step, "clock": self.clock.state()}
+            self.saver.save(self.step, Snapshot(engine.start, vectors, averages, state))
+
+    def _log(self, point: Point, losses: torch.Tensor, images_per_second: float) -> None:
+        peak = torch.cuda.max_memory_allocated() if self.world.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        gathered = distributed.gather((losses.tolist(), self.buckets.take(), peak), self.world.control)
+        # micro-batch m lies on rank m modulo world: the mean is summed in the order of m, the same for any number of ranks
+        flat = [rank[0][i] for i in range(len(gathered[0][0])) for rank in gathered]
+        self._shown = sum(flat) / len(flat)
+        if self.tracker is not None:
+            self.tracker.log(
+                self.step,
+                {
+                    "loss": self._shown,
+                    "n_timesteps": point.n_timesteps,
+                    "mu": point.mu,
+                    "lr": self.learning_rate(self.step - 1),
+                    "gradient_norm": self.engine.gradient_norm(),
+                    "images_per_second": images_per_second,
+                    "peak_memory_gb": max(rank[2] for rank in gathered) / 1e9,
+                    "images_seen": self.step * self.schedule.global_batch,
+                }
+                | self.buckets.metrics([rank[1] for rank in gathered])
+                | self.clock.metrics(),
+            )

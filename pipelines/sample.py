@@ -1,0 +1,59 @@
+"""Make a picture of samples: a block for each run and number of steps, column c of class c, the same seeds at the same places.
+
+python pipelines/sample.py runs/digits/edm runs/digits/cd runs/digits/ct --out samples.png
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from cmdist import build, cli, generation, pictures, storage
+from cmdist.errors import ConfigError
+from cmdist.generation import Task
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="run", help="run folders, or folders of checkpoints")
+    parser.add_argument("--ema", type=float, metavar="DECAY", help="which average; default: the first of train.ema")
+    parser.add_argument("--steps", nargs="+", metavar="N|heun", help="default: 1 2, for a denoising run heun")
+    parser.add_argument("--times", nargs="+", type=float, help="noise levels of the multistep sampler; default: sampling.times")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0, help="the first image's seed (default %(default)s)")
+    parser.add_argument("--out", required=True, help="a file or URL that ends in .png")
+    options = parser.parse_args(arguments)
+    if options.rows < 1 or options.seed < 0 or not options.out.endswith(".png"):
+        raise ConfigError("--rows must be 1 or more, --seed 0 or more, and --out must end in .png")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)  # as in evaluation: the same seed gives the same bits
+    blocks, layouts = [], set()
+    for url in options.runs:
+        run = build.open_run(url)
+        config, noise = run.config, run.config.noise
+        samplers = generation.samplers(
+            build.load_denoiser(run, options.ema, device),
+            options.steps,
+            options.times or config.sampling.times,
+            denoising=config.objective == "denoising",
+            ode_steps=config.sampling.ode_steps,
+            sigma_min=noise.sigma_min,
+            sigma_max=noise.sigma_max,
+            rho=noise.rho,
+        )
+        shape, classes = (config.data.channels, config.data.image_size, config.data.image_size), config.data.classes
+        columns = pictures.columns(classes)
+        layouts.add((columns, shape[1]))
+        first = -(-options.seed // columns) * columns  # so that the first column is class 0
+        for sampler in samplers:
+            task = Task(range(first, first + options.rows * columns), shape, classes, sampler.draws)
+            parts = [images[task.part(group)].cpu() for group, images in generation.generate(task, sampler.sample, device)]
+            blocks.append((f"{config.run.name}, step {run.step}: {sampler.title}", torch.cat(parts)))
+    if len(layouts) > 1:
+        raise ConfigError("the runs have other numbers of classes or image sizes; one picture needs the same for all")
+    storage.write(options.out, pictures.png(pictures.side_by_side(blocks, columns, [str(c) for c in range(columns)] if classes == columns else ())))
+    print(options.out)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,225 @@
+"""Train a run: `deepspeed pipelines/train.py CONFIG [key=value ...]`, or by torchrun, srun or plain python."""
+
+import argparse
+import json
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cmdist
+from cmdist import build, cli, distributed, seeding, storage
+from cmdist import config as configuration
+from cmdist.config import Config
+from cmdist.core.objectives.base import Networks
+from cmdist.data.order import Order, schedule
+from cmdist.data.reader import micro_batches
+from cmdist.data.images import ShardedImages
+from cmdist.distributed import StopRequest, World
+from cmdist.errors import CheckpointError, ConfigError
+from cmdist.journal import Tracker
+from cmdist.tracking import spool_folder
+from cmdist.train import checkpoint as checkpoints
+from cmdist.train import resume
+from cmdist.train.averages import Averages, Target
+from cmdist.train.checkpoint import Checkpoint
+from cmdist.train.engine import Engine
+from cmdist.train.meters import Clock, SigmaBuckets
+from cmdist.train.optim import make_optimizer
+from cmdist.train.saver import Saver
+from cmdist.train.trainer import Schedule, Trainer
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file, e.g. configs/digits/ct.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, e.g. train.steps=100")
+    parser.add_argument("--resume", default="auto", choices=("auto", "none"), help="auto: the newest committed checkpoint if there is one; none: refuse to go on")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what it means, and end")
+    parser.add_argument("--ranks", type=int, help="with --dry-run: the number of ranks to plan for")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    options = parser.parse_intermixed_args(arguments)
+    config = configuration.load(options.config, options.overrides)
+    _, ranks, _ = distributed.place()
+    ranks = options.ranks or ranks
+    if config.micro_batches % ranks:
+        raise ConfigError(
+            f"{ranks} ranks cannot share train.global_batch / train.micro_batch = {config.micro_batches} micro-batches evenly; "
+            f"take a number of ranks that divides {config.micro_batches}, or a smaller train.micro_batch"
+        )
+    if options.dry_run:
+        return print_plan(config, ranks)
+    world = distributed.start()
+    with distributed.failing_together(world):
+        train(config, world, options.resume)
+        distributed.stop(world)
+
+
+def print_plan(config: Config, ranks: int) -> None:
+    """What would run."""
+    with torch.device("meta"):
+        net = build.network(config)
+    t = config.train
+    print(configuration.dump(config), end="")
+    print(f"# parameters: {sum(p.numel() for p in net.parameters()):,}")
+    print(f"# micro-batches per rank and step: {config.micro_batches // ranks} ({config.micro_batches} of {t.micro_batch} images over {ranks} ranks)")
+    print(f"# images to be seen: {t.steps * t.global_batch:,}")
+
+
+def train(config: Config, world: World, mode: str) -> None:
+    """Train, or go on training, until the last step or a request to stop."""
+    run_url = storage.join(storage.absolute(config.run.root), config.run.name)
+    data = build.dataset(config)
+    found = find(run_url, mode, world)
+    if found is not None:
+        resume.check_identity(found, build.identity(config, data.index_hash))
+        if found.step >= config.train.steps:
+            if world.first:
+                print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
+            return
+    record, changed = describe_run(run_url, config, world)
+    trainer, order, checked = make_trainer(config, world, data, found, run_url, record["id"])
+    if world.first:
+        report(config, trainer, found, changed, order, checked)
+        if record["tracking_uri"] != "off":
+            trainer.tracker = Tracker.start(
+                uri=record["tracking_uri"],
+                experiment=record["experiment"],
+                name=config.run.name,
+                key=record["id"],
+                params=configuration.flat(config),
+                tags={"cmdist.run": run_url, "cmdist.world_size": str(world.size)},
+                spool=spool_folder(run_url),
+            )
+    status = "FAILED"
+    try:
+        status = "FINISHED" if trainer.fit() else "KILLED"
+        if world.first and status == "KILLED":
+            print(f"stopped by {trainer.stop.signal or 'another rank'} after step {trainer.step}, which is committed; the same command goes on from there")
+    finally:
+        trainer.batches.close()
+        if trainer.tracker is not None:
+            trainer.tracker.close(status)
+
+
+def find(run_url: str, mode: str, world: World) -> Checkpoint | None:
+    """The checkpoint to go on from; rank 0 looks, and all open the same step. Raises LookupFailed, CheckpointError."""
+    found = distributed.gather(checkpoints.steps(run_url) if world.first else [], world.control)[0]
+    if not found:
+        return None
+    if mode == "none":
+        raise CheckpointError(f"--resume none, but {run_url} has committed checkpoints (the newest of step {found[-1]}); take another run.name or --resume auto")
+    checkpoint = checkpoints.open_checkpoint(run_url, found[-1])
+    checkpoint.verify(world.rank, world.size)
+    return checkpoint
+
+
+def describe_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any], list[str]]:
+    """run.json and config.yaml of the run folder, made at the first start; and what has changed in the configuration since."""
+    changed: list[str] = []
+    record: dict[str, Any] = {}
+    if world.first:
+        record_url, config_url = storage.join(run_url, "run.json"), storage.join(run_url, "config.yaml")
+        if storage.exists(record_url):
+            record = json.loads(storage.read(record_url))
+        else:
+            uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
+            record = {"id": uuid.uuid4().hex, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
+            storage.write(record_url, json.dumps(record, indent=1).encode())
+        if storage.exists(config_url):
+            before = configuration.parse(storage.read(config_url).decode(), where=config_url)
+            changed = resume.changes(configuration.flat(before), configuration.flat(config))
+        if changed or not storage.exists(config_url):
+            storage.write(config_url, configuration.dump(config).encode())
+    return distributed.gather((record, changed), world.control)[0]  # type: ignore[no-any-return]
+
+
+def default_tracking_uri(config: Config) -> str:
+    """SQLite below run.root; in the working directory if that is an object store."""
+    root = storage.local_path(config.run.root)
+    return f"sqlite:///{(root or Path.cwd()).absolute() / 'mlflow.db'}"
+
+
+def make_trainer(config: Config, world: World, data: ShardedImages, found: Checkpoint | None, run_url: str, run_id: str) -> tuple[Trainer, Order, float | None]:
+    """Everything a run needs, at the step where it starts; the order of its samples, and the result of the self-check."""
+    t, o = config.train, config.optimizer
+    torch.manual_seed(seeding.key(config.run.seed, "weights"))
+    net = build.network(config).to(world.device)
+    if found is None:
+        build.initialise(config, net)
+    target = Target(net) if build.needs_target(config) else None
+    optimizer = make_optimizer(o.kind, net.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+    engine = Engine(
+        net, optimizer, zero_stage=t.zero_stage, micro_batch=t.micro_batch, accumulation=config.micro_batches // world.size, clip=o.clip
+    )
+    step = found.step if found else 0
+    objective, curriculum = build.objective(config), build.curriculum(config)
+    networks = Networks(
+        student=build.denoiser(config, engine),
+        target=build.denoiser(config, target.module) if target else None,
+        teacher=build.teacher(config, data, world.device),
+        bare_student=build.denoiser(config, engine.module),
+    )
+    order = Order(data.counts, config.run.seed, config.data.block_shards)
+    batches = micro_batches(
+        data,
+        order,
+        t.micro_batch,
+        schedule(step, config.micro_batches, world.rank, world.size),
+        config.run.seed,
+        flip=config.data.flip,
+        workers=config.data.workers,
+        bad_samples=config.data.bad_samples,
+    )
+    trainer = Trainer(
+        world=world,
+        seed=config.run.seed,
+        schedule=Schedule(t.steps, t.log_every, t.checkpoint_every, t.global_batch),
+        engine=engine,
+        objective=objective,
+        networks=networks,
+        curriculum=curriculum,
+        conditional=bool(config.data.classes),
+        learning_rate=build.lr_schedule(config),
+        averages=Averages(engine, t.ema),
+        target=target,
+        batches=batches,
+        buckets=SigmaBuckets(config.noise.sigma_min, config.noise.sigma_max, world.device),
+        clock=Clock(),
+        saver=Saver(run_url, run_id, engine.layout, world, t.keep_checkpoints),
+        tracker=None,
+        describe={"identity": build.identity(config, data.index_hash), "zero_stage": t.zero_stage, "code_version": cmdist.__version__},
+        stop=StopRequest(),
+        step=step,
+    )
+    checked = trainer.self_check(beta1=o.betas[0], clip=o.clip, weight_decay=o.weight_decay) if t.self_check else None
+    if found is not None:
+        resume.load(found, engine, trainer.averages, target)
+        trainer.clock = Clock.resumed(found.state["clock"])
+    return trainer, order, checked
+
+
+def report(config: Config, trainer: Trainer, found: Checkpoint | None, changed: list[str], order: Order, checked: float | None) -> None:
+    """What the run starts from, in a few lines."""
+    point = trainer.curriculum(trainer.step)
+    samples = trainer.step * config.train.global_batch
+    world = trainer.world.size
+    print(f"run          {config.run.name}: {config.objective}, {trainer.engine.layout.total:,} parameters")
+    print(f"from         {found.url if found else config.init or 'random weights'}")
+    print(f"step         {trainer.step:,} of {config.train.steps:,}   epoch {order.epoch(samples):,}   samples seen {samples:,}")
+    print(f"curriculum   N = {point.n_timesteps}, mu = {point.mu:.6g}")
+    was = f" (was {found.state['world_size']}, ZeRO {found.state['zero_stage']})" if found else ""
+    print(f"ranks        {world} on {trainer.world.device.type}, ZeRO {config.train.zero_stage}, {config.micro_batches // world} micro-batches each{was}")
+    if found:
+        print(f"changed      {'; '.join(changed) or 'nothing'}")
+    if checked is not None:
+        print(f"self-check   gradient through the engine differs from autograd's by {checked:.1e}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    cli.run(main)

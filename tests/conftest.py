@@ -1,0 +1,29 @@
+"""What all tests share: one thread for each process, a small digits data set, and a way to start a command on several ranks."""
+
+import os
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+torch.set_num_threads(1)
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The real digits in shards of 300, without the extractor."""
+    from cmdist.data.datasets import digits as source
+    from cmdist.data.shards import write_dataset
+
+    url = str(tmp_path_factory.mktemp("digits"))
+    write_dataset(url, source(), per_shard=300)
+    return url

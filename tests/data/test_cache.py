@@ -1,0 +1,164 @@
+import contextlib
+import functools
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest_data import numbered
+
+from cmdist import storage
+from cmdist.data import cache
+from cmdist.data.images import open_dataset
+from cmdist.data.order import Order
+from cmdist.data.reader import micro_batches
+from cmdist.data.shards import index_shards, write_dataset
+from cmdist.errors import DataError
+
+
+class Store(http.server.SimpleHTTPRequestHandler):
+    """A store on a port of this machine, slow enough for two fetches of one shard to meet."""
+
+    gets: list[str]
+    spoil: set[int]  # numbers of the GETs of shards that are answered with a flipped bit
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        name = self.path.rsplit("/", 1)[-1]
+        if not name.endswith(".tar"):
+            return super().do_GET()
+        self.gets.append(name)
+        path = Path(self.translate_path(self.path))
+        if not path.exists():
+            return self.send_error(404)
+        data = bytearray(path.read_bytes())
+        if len(self.gets) in self.spoil:
+            data[1000] ^= 1
+        time.sleep(0.2)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+        return None
+
+
+@pytest.fixture
+def store(dataset):
+    """(URL of the data set on a server, the names of the shards that were fetched, which fetches to spoil)."""
+    gets, spoil = [], set()
+    handler = type("Handler", (Store,), {"gets": gets, "spoil": spoil})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(Path(dataset.url).parent)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/set", gets, spoil
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+READ_ALL = """
+import sys
+from cmdist.data.images import open_dataset
+print(open_dataset(sys.argv[1], sys.argv[2]).images(range(50)).sum().item())
+"""
+
+
+def test_no_shard_is_fetched_twice_by_two_processes_at_once(store, dataset, tmp_path):
+    url, gets, _ = store
+    command = [sys.executable, "-c", READ_ALL, url, str(tmp_path / "cache")]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [reader.communicate(timeout=60)[0] for reader in readers]
+    assert [reader.returncode for reader in readers] == [0, 0]
+    assert answers == [f"{dataset.images(range(50)).sum().item()}\n"] * 2
+    assert sorted(gets) == [f"shard-{i:06d}.tar" for i in range(5)]
+    assert not [p.name for p in (tmp_path / "cache").iterdir() if p.name.startswith(".")]
+
+
+def test_reading_processes_share_a_store_that_their_parent_used(store, dataset, tmp_path):
+    url, gets, _ = store
+    remote = open_dataset(url, str(tmp_path / "cache"), memory=0)
+    remote.image(0)  # fsspec's thread runs in the parent now, and not in what is forked from it
+    order = Order(dataset.counts, seed=0)
+    for workers in (2, 0):
+        with contextlib.closing(micro_batches(remote, order, 10, iter(range(5)), seed=0, workers=workers)) as batches:
+            got = list(batches)
+        want = list(micro_batches(dataset, order, 10, iter(range(5)), seed=0))
+        assert all(g.images.equal(w.images) and g.ids.equal(w.ids) for g, w in zip(got, want, strict=True)) and len(got) == 5
+    assert sorted(gets) == [f"shard-{i:06d}.tar" for i in range(5)]
+
+
+def test_a_shard_that_arrives_damaged_is_fetched_again_then_refused(store, tmp_path, monkeypatch):
+    url, gets, spoil = store
+    monkeypatch.setattr(cache, "PAUSE", 0.01)
+    spoil.add(1)
+    remote = open_dataset(url, str(tmp_path / "cache"))
+    remote.image(0)
+    assert gets == ["shard-000000.tar"] * 2
+    spoil.update(range(3, 100))
+    with pytest.raises(DataError, match=r"^shard http.*1\.tar could not be fetched in 4 attempts: what arrives is not what the index says"):
+        remote.image(10)
+    assert gets[2:] == ["shard-000001.tar"] * 4
+    files = [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"]
+    assert len(files) == 1  # nothing of the damaged one
+
+
+def test_a_remote_shard_that_is_missing_is_one_sentence(store, dataset, tmp_path):
+    url, _, _ = store
+    remote = open_dataset(url, str(tmp_path / "cache"))
+    (Path(dataset.url) / "shard-000002.tar").unlink()
+    with pytest.raises(DataError, match=rf"^shard {re.escape(url)}/shard-000002\.tar is missing$"):
+        remote.image(20)
+
+
+def test_equal_shard_names_of_two_data_sets_do_not_meet_in_the_cache(tmp_path):
+    urls = ["memory://cache-test/a", "memory://cache-test/b"]
+    try:
+        for seed, url in enumerate(urls):
+            write_dataset(url, numbered(12), per_shard=5, seed=seed)
+        a, b = (open_dataset(url, str(tmp_path / "cache")) for url in urls)
+        assert not a.images(range(12)).equal(b.images(range(12)))
+        assert sorted(a.labels(range(12)).tolist()) == sorted(b.labels(range(12)).tolist())
+        assert len(list((tmp_path / "cache").glob("*.tar"))) == 6
+    finally:
+        storage.remove("memory://cache-test")
+
+
+def test_what_a_killed_fetch_left_is_cleared_away(dataset, tmp_path):
+    storage.write("memory://killed/a.tar", b"x" * 100)
+    try:
+        source = tmp_path / "a.tar"
+        source.write_bytes(b"x" * 100)
+        checksum = cache.checksum_of(source)
+        target = cache.fetch("memory://killed/a.tar", 100, checksum, tmp_path / "cache")
+        target.unlink()
+        (target.parent / f".{target.stem}.part").write_bytes(b"x")
+        (target.parent / f".{target.stem}.part.abc").write_bytes(b"x")
+        assert cache.fetch("memory://killed/a.tar", 100, checksum, tmp_path / "cache").read_bytes() == b"x" * 100
+        assert sorted(p.suffix for p in target.parent.iterdir()) == [".lock", ".tar"]
+    finally:
+        storage.remove("memory://killed")
+
+
+def test_remote_shards_can_be_indexed(tmp_path):
+    url = "memory://index-test"
+    try:
+        write_dataset(url, numbered(12, channels=3), per_shard=5)
+        want = open_dataset(url, str(tmp_path / "cache"))
+        for name in ("index.json", "index.npz"):
+            storage.remove(f"{url}/{name}")
+        index_shards(url)
+        got = open_dataset(url, str(tmp_path / "cache"))
+        assert got.images(range(12)).equal(want.images(range(12))) and got.labels(range(12)).equal(want.labels(range(12)))
+    finally:
+        storage.remove(url)
+
+
+def test_the_default_cache_is_private():
+    assert str(os.getuid()) in cache.default_folder().name

@@ -1,0 +1,106 @@
+"""Any number of ranks: the same images, noise levels and noise at every step, the same losses up to rounding, and a resume on other ranks."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import Ranks, pipeline
+from ranks import train as train_on
+from runs import OBJECTIVES, committed, files, vectors, write_config
+
+
+def traced(record: str, arguments: list[str]) -> None:
+    """pipelines/train.py, writing down what every micro-batch was made of and its loss."""
+    from cmdist.train.trainer import Trainer
+
+    lines: list[dict[str, Any]] = []
+    losses = Trainer._losses
+
+    def trace(self: Trainer, batch: Any, point: Any, networks: Any) -> Any:
+        draw, loss = losses(self, batch, point, networks)
+        digest = hashlib.sha256()
+        for tensor in (batch.ids, batch.images, batch.labels, draw.sigma, draw.sigma_next, draw.noise):
+            if tensor is not None:
+                digest.update(tensor.numpy().tobytes())
+        lines.append({"g": batch.number, "hash": digest.hexdigest() + str(draw.dropout_seed), "loss": float(loss.detach().mean())})
+        return draw, loss
+
+    Trainer._losses = trace  # type: ignore[method-assign]
+    pipeline("train").main(arguments)
+    Path(f"{record}-{torch.distributed.get_rank() if torch.distributed.is_initialized() else id(lines)}.json").write_text(json.dumps(lines))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_1_2_and_4_ranks_see_the_same(tmp_path: Path, digits: str, objective: str) -> None:
+    config = write_config(tmp_path, digits)
+    found = {}
+    for size in (1, 2, 4):
+        folder = tmp_path / f"on{size}"
+        folder.mkdir()
+        arguments = [config, f"run.name=on{size}", *OBJECTIVES[objective], "train.steps=50", "train.self_check=false"]
+        ranks = Ranks(size, folder / "log", traced, str(folder / "trace"), arguments)
+        assert ranks.join() == [0] * size, ranks.text
+        entries = [entry for path in folder.glob("trace*.json") for entry in json.loads(path.read_text())]
+        found[size] = {entry["g"]: entry for entry in entries}
+        assert sorted(found[size]) == list(range(200)) and len(entries) == 200
+    for size in (2, 4):
+        assert {g: e["hash"] for g, e in found[size].items()} == {g: e["hash"] for g, e in found[1].items()}
+        for step in range(50):
+            losses = [sum(found[s][4 * step + m]["loss"] for m in range(4)) / 4 for s in (1, size)]
+            assert losses[1] == pytest.approx(losses[0], rel=1e-5), f"step {step}"
+
+
+def test_a_run_may_change_its_ranks_and_stage(tmp_path: Path, digits: str) -> None:
+    config = write_config(tmp_path, digits)
+    run = tmp_path / "runs" / "small"
+    steps = 0
+    for size, stage in ((4, 1), (2, 2), (1, 0), (2, 0), (1, 1)):
+        before = vectors(run, steps) if steps else None
+        steps += 5
+        ranks = train_on(size, tmp_path / f"{steps}.log", config, *OBJECTIVES["ct"], f"train.steps={steps}", f"train.zero_stage={stage}")
+        assert ranks.join() == [0] * size, ranks.text
+        assert committed(run, steps)
+        if before:
+            assert {k: v.shape for k, v in vectors(run, steps).items()} == {k: v.shape for k, v in before.items()}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_load_then_save_changes_no_bit(tmp_path: Path, digits: str, stage: int) -> None:
+    """What 4 ranks of ZeRO 1 saved is loaded by 2 ranks of each stage and saved again as it was."""
+    config = write_config(tmp_path, digits)
+    assert train_on(4, tmp_path / "a.log", config, *OBJECTIVES["ct"], "train.steps=6").join() == [0] * 4
+    run = tmp_path / "runs" / "small"
+    ranks = Ranks(2, tmp_path / "b.log", resaved, [config, *OBJECTIVES["ct"], "train.steps=8", f"train.zero_stage={stage}"])
+    assert ranks.join() == [0, 0], ranks.text
+    before, after = vectors(run, 6), vectors(run, 7)
+    assert before.keys() == after.keys()
+    for kind in before:
+        assert torch.equal(before[kind], after[kind]), kind
+
+
+def resaved(arguments: list[str]) -> None:
+    """Load, and save as step 7 without taking a step."""
+    from cmdist.train.trainer import Trainer
+
+    def only_save(self: Trainer) -> bool:
+        self.step += 1
+        self.save()
+        self.saver.wait()
+        return True
+
+    Trainer.fit = only_save  # type: ignore[method-assign]
+    pipeline("train").main(arguments)
+
+
+def test_stages_take_the_same_steps(tmp_path: Path, digits: str) -> None:
+    config = write_config(tmp_path, digits)
+    for stage in (0, 1, 2):
+        ranks = train_on(2, tmp_path / f"{stage}.log", config, f"run.name=z{stage}", "train.steps=10", f"train.zero_stage={stage}")
+        assert ranks.join() == [0, 0], ranks.text
+    for stage in (1, 2):
+        for kind, vector in vectors(tmp_path / "runs" / f"z{stage}", 10).items():
+            torch.testing.assert_close(vector, vectors(tmp_path / "runs" / "z0", 10)[kind], rtol=1e-4, atol=1e-6)
+    assert files(tmp_path / "runs" / "z1", 10).keys() == files(tmp_path / "runs" / "z2", 10).keys()

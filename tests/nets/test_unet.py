@@ -1,0 +1,342 @@
+"""The U-Net against the released weights' names and shapes, hand-written layers, and its own promises."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cmdist.errors import ConfigError, DataError
+from cmdist.nets.unet import Attention, Block, GroupNorm, ResBlock, UNet, timestep_embedding
+
+RELEASED = {
+    "imagenet64": (
+        295_899_267,
+        541,
+        {"image_size": 64, "model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3, "num_classes": 1000},
+    ),
+    "lsun256": (
+        526_304_771,
+        566,
+        {"image_size": 256, "model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2, "scale_shift_norm": False},
+    ),
+}
+
+
+def small(**changes: object) -> UNet:
+    """A network of about 10,000 parameters whose zero-initialized layers are filled, so that every path counts."""
+    arguments: dict = {
+        "image_size": 8,
+        "in_channels": 1,
+        "model_channels": 8,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+        "attention_resolutions": (4,),
+        "head_channels": 8,
+        "num_classes": 10,
+    }
+    torch.manual_seed(0)
+    net = UNet(**(arguments | changes))
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def inputs(channels: int = 1, size: int = 8, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, channels, size, size, generator=generator)
+    return x, torch.linspace(-1.5, 1.0, batch), torch.arange(batch)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_names_and_shapes_are_those_of_the_released_weights(name: str) -> None:
+    parameters, tensors, shape = RELEASED[name]
+    with torch.device("meta"):
+        net = UNet(attention_resolutions=(32, 16, 8), **shape)
+    ours = [f"{key} {tuple(value.shape)}" for key, value in net.state_dict().items()]
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert len(ours) == tensors
+    assert ours == (Path(__file__).parent / f"{name}_keys.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_released_networks_have_32_groups_everywhere(name: str) -> None:
+    with torch.device("meta"):
+        net = UNet(attention_resolutions=(32, 16, 8), **RELEASED[name][2])
+    norms = [m for m in net.modules() if isinstance(m, GroupNorm)]
+    assert norms
+    assert {(m.num_groups, m.eps) for m in norms} == {(32, 1e-5)}
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (16, 4), (18, 3), (32, 8), (48, 12), (128, 32), (1344, 32), (2, 1)])
+def test_groups_of_small_widths(channels: int, groups: int) -> None:
+    assert GroupNorm(channels).num_groups == groups
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("classes", [None, 10])
+@pytest.mark.parametrize("updown", [True, False])
+@pytest.mark.parametrize("scale_shift", [True, False])
+def test_forward_shapes_and_a_gradient_for_every_parameter(channels: int, classes: int | None, updown: bool, scale_shift: bool) -> None:
+    net = small(in_channels=channels, num_classes=classes, resblock_updown=updown, scale_shift_norm=scale_shift)
+    x, c_noise, labels = inputs(channels)
+    y = net(x, c_noise, labels if classes else None)
+    assert y.shape == x.shape
+    y.square().sum().backward()
+    without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_other_numbers_of_channels_and_levels() -> None:
+    net = small(image_size=12, in_channels=3, out_channels=6, channel_mult=(1, 1, 2), num_res_blocks=2, attention_resolutions=(6, 3))
+    x, c_noise, labels = inputs(3, 12)
+    assert net(x, c_noise, labels).shape == (3, 6, 12, 12)
+    attended = [name for name, m in net.named_modules() if isinstance(m, Attention)]
+    assert attended == [
+        *("input_blocks.4.1", "input_blocks.5.1", "input_blocks.7.1", "input_blocks.8.1", "middle_block.1"),
+        *(f"output_blocks.{i}.1" for i in range(6)),
+    ]
+
+
+def test_output_is_zero_at_initialization() -> None:
+    net = UNet(8, 1, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), head_channels=8)
+    x, c_noise, _ = inputs()
+    assert not net(x, c_noise).any()
+    zero = {name.removesuffix(".weight") for name, p in net.named_parameters() if name.endswith("weight") and not p.any()}
+    last = {name for name, _ in net.named_modules() if name.endswith(("out_layers.3", "proj_out")) or name == "out.2"}
+    assert zero == last
+
+
+def test_every_image_is_treated_alone() -> None:
+    net = small().double()
+    x, c_noise, labels = inputs()
+    together = net(x.double(), c_noise, labels)
+    for i in range(3):
+        torch.testing.assert_close(together[i : i + 1], net(x[i : i + 1].double(), c_noise[i : i + 1], labels[i : i + 1]))
+
+
+def test_noise_level_and_label_matter() -> None:
+    net = small()
+    x, c_noise, labels = inputs()
+    y = net(x, c_noise, labels)
+    assert not torch.allclose(y, net(x, c_noise + 0.01, labels), atol=1e-4)
+    assert not torch.allclose(y, net(x, c_noise, labels + 1), atol=1e-4)
+
+
+def test_timestep_embedding_against_its_formula() -> None:
+    t, width = torch.tensor([1000 * 0.25 * math.log(80.0), -3.5]), 6
+    expected = [
+        [math.cos(v * 10000 ** (-i / 3)) for i in range(3)] + [math.sin(v * 10000 ** (-i / 3)) for i in range(3)] for v in t.tolist()
+    ]
+    torch.testing.assert_close(timestep_embedding(t.double(), width), torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(timestep_embedding(t, width), torch.tensor(expected), atol=2e-4, rtol=0)
+    assert timestep_embedding(t, 7).shape == (2, 7)
+    assert timestep_embedding(t.bfloat16(), width).dtype == torch.float32
+
+
+def test_the_network_multiplies_c_noise_by_1000() -> None:
+    net = small()
+    seen: list[Tensor] = []
+    net.time_embed.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x, c_noise, labels = inputs()
+    net(x, c_noise, labels)
+    torch.testing.assert_close(seen[0], timestep_embedding(1000 * c_noise, 8))
+
+
+def test_blocks_get_the_silu_of_the_sum_of_time_and_label_embeddings() -> None:
+    net = small()
+    seen: list[Tensor] = []
+    net.middle_block.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    x, c_noise, labels = inputs()
+    net(x, c_noise, labels)
+    emb = net.time_embed(timestep_embedding(1000 * c_noise, 8)) + net.label_emb.weight[labels]
+    torch.testing.assert_close(seen[0], emb * emb.sigmoid())
+
+
+def test_group_norm_of_half_precision_is_computed_in_fp32() -> None:
+    norm = GroupNorm(8)
+    x = (100 + 2 * torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))).bfloat16()
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, norm(x.float()).bfloat16())
+
+
+def test_attention_channel_order_is_3_heads_head_channels() -> None:
+    """A hand-written attention, one head and one pair of places at a time."""
+    torch.manual_seed(0)
+    heads, d, places = 2, 4, 6
+    channels = heads * d
+    layer = Attention(channels, d).double()
+    torch.nn.init.normal_(layer.proj_out.weight)
+    torch.nn.init.normal_(layer.proj_out.bias)
+    x = torch.randn(2, channels, 2, 3, dtype=torch.float64)
+    qkv = F.conv2d(layer.norm(x), layer.qkv.weight, layer.qkv.bias).flatten(2)
+    h = torch.zeros(2, channels, places, dtype=torch.float64)
+    for b in range(2):
+        for head in range(heads):
+            q, k, v = (qkv[b, part * channels + head * d : part * channels + (head + 1) * d] for part in range(3))
+            for i in range(places):
+                scores = torch.stack([(q[:, i] * k[:, j]).sum() / math.sqrt(d) for j in range(places)])
+                weights = scores.exp() / scores.exp().sum()
+                h[b, head * d : (head + 1) * d, i] = (weights * v).sum(1)
+    expected = x + F.conv2d(h.view(2, channels, 2, 3), layer.proj_out.weight, layer.proj_out.bias)
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("scale_shift", [True, False])
+@pytest.mark.parametrize("resample", [None, "up", "down"])
+def test_residual_block_against_its_formula(scale_shift: bool, resample: str | None) -> None:
+    torch.manual_seed(0)
+    block = ResBlock(8, 16, 32, 0.0, scale_shift, resample).double()  # type: ignore[arg-type]
+    torch.nn.init.normal_(block.out_layers[3].weight)
+    x, emb = torch.randn(2, 8, 4, 4, dtype=torch.float64), torch.randn(2, 32, dtype=torch.float64)
+    weights = block.state_dict()
+
+    def norm(h: Tensor, name: str) -> Tensor:
+        groups = h.reshape(2, h.shape[1] // 4, -1)
+        h = ((groups - groups.mean(2, keepdim=True)) / (groups.var(2, correction=0, keepdim=True) + 1e-5).sqrt()).reshape(h.shape)
+        return h * weights[f"{name}.weight"][:, None, None] + weights[f"{name}.bias"][:, None, None]
+
+    def move(h: Tensor) -> Tensor:
+        if resample == "up":
+            return h.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return h.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)) if resample == "down" else h
+
+    def conv(h: Tensor, name: str, padding: int = 1) -> Tensor:
+        return F.conv2d(h, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=padding)
+
+    for name in ("in_layers.0", "out_layers.0"):  # anything but the identity they begin as
+        weights[f"{name}.weight"].normal_()
+        weights[f"{name}.bias"].normal_()
+    h = norm(x, "in_layers.0")
+    h = conv(move(h * h.sigmoid()), "in_layers.2")
+    e = (emb @ weights["emb_layers.1.weight"].T + weights["emb_layers.1.bias"])[:, :, None, None]
+    h = norm(h, "out_layers.0") * (1 + e[:, :16]) + e[:, 16:] if scale_shift else norm(h + e, "out_layers.0")
+    expected = conv(move(x), "skip_connection", 0) + conv(h * h.sigmoid(), "out_layers.3")
+    torch.testing.assert_close(block(x, emb), expected)
+
+
+def test_skips_are_concatenated_behind_in_reverse_order() -> None:
+    net = small(num_classes=None)
+    made: list[Tensor] = []
+    used: list[Tensor] = []
+    for block in net.input_blocks:
+        block.register_forward_hook(lambda _module, _args, out: made.append(out))
+    for block in net.output_blocks:
+        block.register_forward_pre_hook(lambda _module, args: used.append(args[0]))
+    x, c_noise, _ = inputs()
+    net(x, c_noise)
+    assert len(made) == len(used) == 4
+    for skip, h in zip(reversed(made), used, strict=True):
+        assert torch.equal(h[:, -skip.shape[1] :], skip)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_autocast_is_inside_and_the_output_is_fp32(precision: str) -> None:
+    net, plain = small(precision=precision), small()
+    dtypes: dict[str, torch.dtype] = {}
+    for name, module in net.named_modules():
+        if isinstance(module, Block | torch.nn.Linear | torch.nn.Conv2d):
+            module.register_forward_hook(lambda _m, _a, out, name=name: dtypes.__setitem__(name, out.dtype))
+    x, c_noise, labels = inputs()
+    y = net(x, c_noise, labels)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert y.dtype == torch.float32
+    assert {dtypes[n] for n in dtypes if n.startswith(("time_embed", "out."))} == {torch.float32}
+    assert {dtypes[n] for n in dtypes if n.startswith(("input", "middle", "output"))} == {half}
+    expected = plain(x, c_noise, labels)
+    error = (y - expected).norm() / expected.norm()
+    assert 0 < error < {"bf16": 0.03, "fp16": 0.004}[precision]
+    y.sum().backward()
+    assert {p.grad.dtype for p in net.parameters()} == {torch.float32}
+
+
+def test_the_callers_autocast_does_not_reach_inside() -> None:
+    net = small()
+    x, c_noise, labels = inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = net(x, c_noise, labels)
+    assert torch.equal(y, net(x, c_noise, labels))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_activation_checkpointing_changes_no_gradient(dropout: float) -> None:
+    x, c_noise, labels = inputs()
+    results = []
+    for checkpoint_activations in (False, True):
+        net = small(dropout=dropout, checkpoint_activations=checkpoint_activations).train()
+        torch.manual_seed(5)
+        y = net(x, c_noise, labels)
+        torch.manual_seed(6)  # the second pass must not take its masks from here
+        y.square().sum().backward()
+        results.append([y.detach(), *(p.grad for p in net.parameters())])
+    for plain, checkpointed in zip(*results, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+def test_activation_checkpointing_runs_the_blocks_again() -> None:
+    net = small(checkpoint_activations=True)
+    calls: list[int] = []
+    net.middle_block[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    x, c_noise, labels = inputs()
+    net(x, c_noise, labels).sum().backward()
+    assert len(calls) == 2
+    with torch.no_grad():
+        net(x, c_noise, labels)
+    assert len(calls) == 3
+
+
+def test_dropout_acts_in_training_only() -> None:
+    net = small(dropout=0.5)
+    x, c_noise, labels = inputs()
+    assert not torch.equal(net(x, c_noise, labels), net(x, c_noise, labels))
+    net.eval()
+    assert torch.equal(net(x, c_noise, labels), net(x, c_noise, labels))
+
+
+def test_forward_mode_derivative_with_plain_attention() -> None:
+    """Continuous-time objectives need the tangent dF/dt; compared with central differences in float64."""
+    net = small().double()
+    x, c_noise, labels = inputs()
+    x, c_noise = x.double(), c_noise.double()
+    tangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        _, dy = torch.func.jvp(lambda a, b: net(a, b, labels), (x, c_noise), (tangent, torch.ones_like(c_noise)))
+        h = 1e-6
+        difference = (net(x + h * tangent, c_noise + h, labels) - net(x - h * tangent, c_noise - h, labels)) / (2 * h)
+    torch.testing.assert_close(dy, difference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"image_size": 10, "channel_mult": (1, 2, 2)}, "image_size 10 must be divisible by 4"),
+        ({"attention_resolutions": (2,)}, r"attention_resolutions \[2\] do not occur .* \[8, 4\]"),
+        ({"head_channels": 6}, r"head_channels 6 must divide .* \[16\]"),
+        ({"precision": "bfloat16"}, "precision 'bfloat16' is not one of fp32, bf16, fp16"),
+    ],
+)
+def test_a_shape_that_cannot_be_built_is_a_sentence(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        small(**changes)
+
+
+def test_images_and_labels_that_do_not_fit_are_a_sentence() -> None:
+    net = small()
+    x, c_noise, labels = inputs()
+    with pytest.raises(DataError, match=r"shape \(3, 8, 8\) .* for \(1, 8, 8\)"):
+        net(x.expand(3, 3, 8, 8), c_noise, labels)
+    with pytest.raises(DataError, match=r"shape \(1, 12, 12\) .* for \(1, 8, 8\)"):
+        net(torch.zeros(3, 1, 12, 12), c_noise, labels)
+    with pytest.raises(DataError, match="labels are missing: this network is conditional on 10 classes"):
+        net(x, c_noise)
+    with pytest.raises(DataError, match=r"labels lie in 8\.\.10, but this network knows 0\.\.9"):
+        net(x, c_noise, labels + 8)
+    with pytest.raises(DataError, match=r"labels lie in -1\.\.1"):
+        net(x, c_noise, labels - 1)
+    with pytest.raises(DataError, match="without classes"):
+        small(num_classes=None)(x, c_noise, labels)

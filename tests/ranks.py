@@ -1,0 +1,100 @@
+"""Several ranks for a test: real processes with their own process group, forked from a server that has the heavy imports already."""
+
+import importlib.util
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "deepspeed", "cmdist.build", "cmdist.train.engine", "cmdist.tracking", "cmdist.evaluation"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pipeline(name: str) -> Any:
+    """A script of pipelines/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"pipeline_{name}", REPOSITORY / "pipelines" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_pipeline(name: str, arguments: Sequence[str]) -> None:
+    """What `python pipelines/NAME.py ARGUMENTS` does."""
+    from cmdist import cli
+
+    sys.argv = [f"{name}.py", *arguments]
+    cli.run(pipeline(name).main)
+
+
+def _child(rank: int, size: int, port: int, log: str, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    for name in [n for n in os.environ if n.startswith("SLURM_")]:
+        del os.environ[name]
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1"
+    )
+    import torch
+
+    torch.set_num_threads(1)
+    function(*arguments)
+    sys.stdout.flush()
+
+
+class Ranks:
+    """`size` processes that run `function(*arguments)`, each with the variables of a launcher; their output goes to `log`."""
+
+    def __init__(self, size: int, log: Path, function: Callable[..., None], *arguments: Any) -> None:
+        self.log = log
+        port = free_port()
+        self.processes = [CONTEXT.Process(target=_child, args=(r, size, port, str(log), function, arguments)) for r in range(size)]
+        for process in self.processes:
+            process.start()
+
+    def kill(self) -> None:
+        """SIGKILL all."""
+        for process in self.processes:
+            process.kill()
+        self.join(10)
+
+    def signal(self, number: signal.Signals) -> None:
+        for process in self.processes:
+            if process.pid:
+                os.kill(process.pid, number)
+
+    def join(self, timeout: float = 120) -> list[int | None]:
+        """Wait; like a launcher, end the others when one fails (after a moment to speak). Exit codes in order of rank."""
+        deadline = time.monotonic() + timeout
+        while any(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
+            if any(p.exitcode not in (None, 0) for p in self.processes):
+                deadline = min(deadline, time.monotonic() + 10)
+            time.sleep(0.02)
+        codes = [p.exitcode for p in self.processes]
+        for process in self.processes:
+            process.kill()
+            process.join()
+        return codes
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+
+def train(size: int, log: Path, *arguments: str) -> Ranks:
+    """pipelines/train.py on `size` ranks."""
+    return Ranks(size, log, run_pipeline, "train", list(arguments))

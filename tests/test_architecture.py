@@ -1,0 +1,154 @@
+"""The shape of the code, read from its syntax trees: one door for each foreign package, imports in one direction, small files."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LONGEST = 350  # lines
+
+DOORS = {
+    "deepspeed": "cmdist/train/engine.py",
+    "webdataset": "cmdist/data/shards.py",
+    "lpips": "cmdist/nets/lpips.py",
+    "cleanfid": "cmdist/evaluation.py",
+    "mlflow": "cmdist/tracking.py",
+    "fsspec": "cmdist/storage.py",
+}
+
+# Each part may import from the parts of the layers below it, and from itself; pipelines and cluster may import all of them.
+LAYERS = [
+    {"errors", "seeding"},
+    {"core", "storage", "distributed", "journal", "pictures", "charts", "cli", "torchvision_ops"},
+    {"tracking"},
+    {"data", "nets", "generation"},
+    {"train", "evaluation"},
+    {"config"},
+    {"build"},
+]
+LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The dotted names that a file imports anywhere, in functions too, and by importlib; `from a import b` gives 'a' and 'a.b'."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import; write it in full"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                yield str(node.args[0].value)
+
+
+def imports_of(path: Path) -> set[str]:
+    return set(imports(ast.parse(path.read_text(), str(path))))
+
+
+def part_of(module: str) -> str:
+    """'train' for 'cmdist.train.engine', 'storage' for 'cmdist.storage'; '' for cmdist itself and what it alone defines (its version)."""
+    part = module.partition(".")[2].partition(".")[0]
+    return part if part in LAYER or (ROOT / "cmdist" / part).is_dir() or (ROOT / "cmdist" / f"{part}.py").exists() else ""
+
+
+def file_of(module: str) -> list[Path]:
+    """The files that Python runs for `import module`: those of its packages and its own, as far as they are in this repository."""
+    names = module.split(".")
+    stems = [ROOT.joinpath(*names[: n + 1]) for n in range(len(names))]
+    return [path for stem in stems for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.exists()]
+
+
+def reachable(start: Path) -> set[Path]:
+    """`start` and every file of this repository that it imports, directly or not, at once or later."""
+    seen: set[Path] = set()
+    todo = [start]
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            todo += [file for module in imports_of(path) for file in file_of(module)]
+    return seen
+
+
+def test_the_reader_of_imports_sees_every_form() -> None:
+    text = """
+import a, b.c as d
+from e.f import g as h, i
+def late():
+    if True:
+        import j
+    return importlib.import_module("k.l"), __import__("m"), other("n")
+"""
+    assert set(imports(ast.parse(text))) == {"a", "b.c", "e.f", "e.f.g", "e.f.i", "j", "k.l", "m"}
+    with pytest.raises(AssertionError, match="relative"):
+        list(imports(ast.parse("from . import x")))
+
+
+def test_reachable_follows_imports_through_files() -> None:
+    found = {path.relative_to(ROOT).as_posix() for path in reachable(ROOT / "pipelines/train.py")}
+    assert {"cmdist/__init__.py", "cmdist/train/__init__.py", "cmdist/train/engine.py", "cmdist/core/noise.py", "cmdist/errors.py"} <= found
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_each_foreign_package_has_one_door(package: str) -> None:
+    files = [p for p in sources("cmdist", "pipelines", "cluster") if package in {name.partition(".")[0] for name in imports_of(p)}]
+    door = [DOORS[package]] if (ROOT / DOORS[package]).exists() else []
+    assert [p.relative_to(ROOT).as_posix() for p in files] == door
+
+
+def test_core_imports_only_torch_and_the_standard_library() -> None:
+    allowed = sys.stdlib_module_names | {"torch"}
+    core = sources("cmdist/core")
+    assert core
+    foreign = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in core
+        for name in imports_of(path)
+        if name.partition(".")[0] not in allowed and not f"{name}.".startswith("cmdist.core.")
+    }
+    assert foreign == set()
+
+
+def test_every_part_has_its_layer() -> None:
+    found = {path.stem for path in (ROOT / "cmdist").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert found - {"__init__"} - set(LAYER) == set(), "say in LAYERS where this part belongs"
+
+
+def test_imports_point_down() -> None:
+    wrong = set()
+    for path in sources("cmdist"):
+        part = path.relative_to(ROOT / "cmdist").parts[0].removesuffix(".py")
+        for name in imports_of(path):
+            other = part_of(name) if name.partition(".")[0] == "cmdist" else ""
+            if name.partition(".")[0] in ("pipelines", "cluster", "tests") or (other and other != part and LAYER[other] >= LAYER[part]):
+                wrong.add(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == set()
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    """Else `import cmdist.errors` would load it, and the layers above would mean nothing."""
+    packages = [path for path in sources("cmdist") if path.name == "__init__.py"]
+    assert {f"{p.relative_to(ROOT)}: {name}" for p in packages for name in imports_of(p) if name.startswith("cmdist")} == set()
+
+
+@pytest.mark.parametrize("pipeline", ["evaluate", "sample", "compare", "prepare_data"])
+def test_only_training_needs_deepspeed(pipeline: str) -> None:
+    start = ROOT / "pipelines" / f"{pipeline}.py"
+    door = ROOT / DOORS["deepspeed"]
+    assert door not in reachable(start)
+    assert not any(name.partition(".")[0] == "deepspeed" for path in reachable(start) for name in imports_of(path))
+
+
+def test_files_stay_small() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources("cmdist", "pipelines", "cluster")}
+    assert {name: n for name, n in lengths.items() if n > LONGEST} == {}

@@ -1,0 +1,71 @@
+import pytest
+
+from cmdist import config
+from cmdist.errors import ConfigError
+
+BASE = """
+objective: denoising
+run: {name: a}
+data: {url: x, image_size: 8, channels: 1, classes: 10}
+network: {model_channels: 16, channel_mult: [1, 2], num_res_blocks: 1}
+optimizer: {lr: 1.0e-3}
+train: {steps: 10, global_batch: 64, micro_batch: 32}
+"""
+
+
+def test_dump_and_parse_are_inverse() -> None:
+    c = config.parse(BASE)
+    assert config.parse(config.dump(c)) == c
+
+
+def test_overrides_reach_nested_keys() -> None:
+    c = config.parse(BASE, ["train.steps=77", "train.ema=[0.9, 0.99]", "loss.distance=l1"])
+    assert (c.train.steps, c.train.ema, c.loss.distance) == (77, (0.9, 0.99), "l1")
+
+
+def test_flat_names_every_leaf() -> None:
+    flat = config.flat(config.parse(BASE))
+    assert flat["train.steps"] == 10
+    assert flat["network.channel_mult"] == [1, 2]
+    assert not any(isinstance(value, dict) for value in flat.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.stps=3", "unknown key 'train.stps'; did you mean 'steps'? allowed here: steps, global_batch"),
+        ("foo=1", "unknown key 'foo'; allowed here: objective, run, data"),
+        ("train.steps=abc", "key 'train.steps' = 'abc': input should be a valid integer"),
+        ("train.steps=0", "key 'train.steps' = 0: input should be greater than 0"),
+        ("train.global_batch=33", "train.global_batch (33) must be a multiple of train.micro_batch (32)"),
+        ("objective=x", "key 'objective' = 'x': input should be 'denoising', 'consistency_distillation' or 'consistency_training'"),
+        ("objective=consistency_distillation", "objective consistency_distillation needs teacher"),
+        ("init=teacher", "init: teacher needs teacher to be"),
+        ("train=3", "key 'train' = 3"),
+        ("train", "override 'train' must read key=value"),
+        ("run.name=a/b", "key 'run.name' = 'a/b'"),
+        ("sampling.times=[80, 90]", "sampling.times [80.0, 90.0] must fall from noise.sigma_max (80.0)"),
+        ("data.image_size=9", "data.image_size (9) must be divisible by 2"),
+        ("noise.sigma_min=100", "noise.sigma_min (100.0) must be below noise.sigma_max (80.0)"),
+        ("train.ema=[0.9, 0.9]", "names a decay twice"),
+        ("train.zero_stage=3", "key 'train.zero_stage' = 3: input should be 0, 1 or 2"),
+    ],
+)
+def test_an_impossible_configuration_is_one_sentence(override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.parse(BASE, [override])
+    assert says in str(error.value)
+    assert error.value.exit_code == 2
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"key 'train.steps' is missing"):
+        config.parse(BASE.replace("steps: 10, ", ""))
+
+
+def test_not_yaml_and_no_file(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="is not YAML"):
+        config.parse("a: [")
+    with pytest.raises(ConfigError, match="No such file"):
+        config.load(tmp_path / "nowhere.yaml")
