@@ -14,18 +14,19 @@ def comparison(losses: Sequence[tuple[str, Sequence[tuple[int, float]]]], distan
     curves, bars = figure.subplots(1, 2)
     for name, points in losses:
         if points:
-            curves.plot(*zip(*points, strict=True), label=name)
+            curves.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 20 else None)
     curves.set(xlabel="step", ylabel="loss (another one for each objective)", yscale="log", title="training loss")
     if any(points for _, points in losses):
         curves.legend()
     metrics = sorted({metric for _, values in distances for metric in values})
+    width = 0.8 / max(len(metrics), 1)
     for place, metric in enumerate(metrics):
-        runs = [(number, values[metric]) for number, (_, values) in enumerate(distances) if metric in values]
-        width = 0.8 / len(metrics)
-        shift = (place - (len(metrics) - 1) / 2) * width
-        drawn = bars.bar([number + shift for number, _ in runs], [value for _, value in runs], width, label=_TITLES.get(metric, metric))
+        heights = [(number, sorted(values), values[metric]) for number, (_, values) in enumerate(distances) if metric in values]
+        places = [number + (own.index(metric) - (len(own) - 1) / 2) * width for number, own, _ in heights]  # centred on the run's name
+        drawn = bars.bar(places, [height for *_, height in heights], width, label=_TITLES.get(metric, metric), color=f"C{place}")
         bars.bar_label(drawn, fmt="%.1f", fontsize=8)
     bars.set_xticks(range(len(distances)), [name for name, _ in distances])
+    bars.set_xlim(-0.6, len(distances) - 0.4)
     bars.set(ylabel="Frechet distance", yscale="log", title="Frechet distance of the newest evaluated checkpoint")
     if metrics:
         bars.legend()

@@ -22,8 +22,8 @@ ROUNDING = "floor(127.5 x + 128), clipped to 0..255"  # EDM's; the released cons
 
 
 def group_size(height: int, width: int) -> int:
-    """Images of a group, a function of the image size only: 64 up to 64x64 pixels, 4 at 256x256."""
-    return max(1, min(64, 64**3 // (height * width)))
+    """Images of a group, a function of the image size only: 256 up to 32x32 pixels, 64 at 64x64, 4 at 256x256."""
+    return max(1, min(256, 64**3 // (height * width)))
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def multistep(denoise: Denoise, times: Sequence[float], sigma_min: float) -> Sam
     def sample(noises: Tensor, labels: Tensor | None) -> Tensor:
         return sampling.multistep(denoise, noises, torch.tensor(times, device=noises.device), sigma_min, labels)
 
-    return Sampler(f"fd_{len(times)}step", f"{len(times)} steps", len(times), sample, {"sampler": "multistep", "times": list(times)})
+    return Sampler(f"fd_{len(times)}step", "two steps" if len(times) == 2 else f"{len(times)} steps", len(times), sample, {"sampler": "multistep", "times": list(times)})
 
 
 def ode(denoise: Denoise, steps: int, sigma_min: float, sigma_max: float, rho: float) -> Sampler:

@@ -4,6 +4,7 @@ python pipelines/compare.py runs/digits/edm runs/digits/cd runs/digits/ct
 python pipelines/compare.py --experiment cmdist --uri sqlite:///runs/digits/mlflow.db
 
 A figure made under another protocol than most (extractor, reference, n, seeds, rounding) is marked and must not be compared.
+Figures in brackets are the teacher's.
 """
 
 import argparse
@@ -122,14 +123,22 @@ def protocols(rows: Sequence[Row]) -> tuple[str | None, list[str]]:
 
 
 def table(rows: Sequence[Row], usual: str | None) -> str:
-    """The rows as aligned text; a figure of another protocol than the usual one has a mark."""
+    """The rows as aligned text; a figure of another protocol than the usual one has a mark, a teacher's stands in brackets."""
     cells = [list(HEADS)]
     for row in rows:
         figures = [_figure(row, metric, usual) for metric in ("fd_1step", "fd_2step", "fd_ode")]
+        teacher = _teacher(row, rows)
+        if teacher and "fd_ode" not in row.figures:
+            figures[2] = f"({_figure(teacher, 'fd_ode', usual)})"
         cells.append([row.run["name"], row.run["params"].get("objective", "-"), row.step, row.ema, *figures, row.wall])
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADS))]
     lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in cells]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _teacher(row: Row, rows: Sequence[Row]) -> Row | None:
+    url = row.run["params"].get("teacher", "None")
+    return next((r for r in rows if url not in ("None", "exact") and r.run["tags"].get("cmdist.run") == storage.absolute(url)), None)
 
 
 def _figure(row: Row, metric: str, usual: str | None) -> str:

@@ -101,7 +101,7 @@ def train(config: Config, world: World, mode: str) -> None:
         if world.first and status == "KILLED":
             print(f"stopped by {trainer.stop.signal or 'another rank'} after step {trainer.step}, which is committed; the same command goes on from there")
     finally:
-        trainer.batches.close()
+        trainer.close()
         if trainer.tracker is not None:
             trainer.tracker.close(status)
 

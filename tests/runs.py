@@ -1,46 +1,81 @@
-"""Small digits runs for the tests, and how to compare what they leave."""
+"""Small finished runs without training: a data set with an extractor, and run folders with a committed checkpoint."""
 
 import json
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import safetensors.torch
 import torch
+import xxhash
 
+from cmdist import build, config
+from cmdist.data.datasets import Source
+from cmdist.data.shards import write_dataset
+from cmdist.nets.classifier import Classifier
+from cmdist.tracking import Tracker, spool_folder
 from cmdist.train import checkpoint as checkpoints
 
-SMALL = """
-objective: denoising
-run: {name: small}
-data: {url: none, image_size: 8, channels: 1, classes: 10, workers: 0, block_shards: 2}
-network: {model_channels: 8, channel_mult: [1, 2], num_res_blocks: 1, attention_resolutions: [4], head_channels: 8, dropout: 0.1}
-optimizer: {kind: radam, lr: 1.0e-3}
-train: {steps: 20, global_batch: 16, micro_batch: 4, precision: fp32, ema: [0.9, 0.99], log_every: 5, checkpoint_every: 10, keep_checkpoints: 0}
-tracking: {uri: "off"}
-"""
-CT = ["objective=consistency_training", "curriculum.kind=paper", "curriculum.s0=2", "curriculum.s1=20", "curriculum.mu0=0.9"]
-CD = ["objective=consistency_distillation", "teacher=exact", "curriculum.n_timesteps=8", "curriculum.mu=0.5", "loss.distance=pseudo_huber"]
-OBJECTIVES = {"denoising": [], "cd": CD, "ct": CT}
+
+def make_data(folder: Path, n: int = 300, extractor: bool = True) -> Path:
+    """Ten classes of 8x8 grey images; the extractor is not trained, which no test minds."""
+    draw = np.random.default_rng(0)
+    images = (draw.normal(size=(n, 8, 8, 1)) * 40 + np.arange(n).reshape(n, 1, 1, 1) % 10 * 10 + 80).clip(0, 255).astype(np.uint8)
+    entry = None
+    if extractor:
+        torch.manual_seed(0)
+        content = safetensors.torch.save(Classifier(1, 10).state_dict())
+        folder.mkdir(parents=True)
+        (folder / "extractor.safetensors").write_bytes(content)
+        entry = {"file": "extractor.safetensors", "checksum": f"xxh3:{xxhash.xxh3_128_hexdigest(content)}", "accuracy": 0.1}
+    source = Source("small", 8, 1, "none", n, images.__getitem__, np.arange(n) % 10, tuple("0123456789"))
+    write_dataset(str(folder), source, extractor=entry)
+    return folder
 
 
-def write_config(folder: Path, data: str, text: str = SMALL) -> str:
-    path = folder / "small.yaml"
-    path.write_text(text.replace("url: none", f"url: {data}").replace("run: {name: small}", f"run: {{name: small, root: {folder}/runs}}"))
-    return str(path)
+def make_run(
+    root: Path, name: str, data: Path, objective: str = "consistency_training", step: int = 10, emas: tuple[float, ...] = (0.9, 0.5), **more: object
+) -> Path:
+    """A run folder as training leaves it, known to the tracker but with nothing delivered yet."""
+    settings = {
+        "objective": objective,
+        "run": {"root": str(root), "name": name},
+        "data": {"url": str(data), "image_size": 8, "channels": 1, "classes": 10},
+        "network": {"model_channels": 16, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 16},
+        "optimizer": {"lr": 0.001},
+        "train": {"steps": step, "global_batch": 8, "micro_batch": 8, "precision": "fp32", "ema": list(emas)},
+        "sampling": {"ode_steps": 4},
+        **more,
+    }
+    made = config.parse(json.dumps(settings))
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config.dump(made))
+    add_checkpoint(folder, step)
+    record = {"id": f"key-{name}", "name": name, "tracking_uri": f"sqlite:///{root}/mlflow.db", "experiment": "tests"}
+    (folder / "run.json").write_text(json.dumps(record))
+    tracker = Tracker.start(
+        record["tracking_uri"], "tests", name, record["id"], config.flat(made), {"cmdist.run": str(folder)}, spool_folder(str(folder)), courier=False
+    )
+    for k in (1, step):
+        tracker.log(k, {"loss": 1.0 / k, "wall_seconds": 60.0 * k})
+    tracker.close()
+    return folder
 
 
-def files(run: Path, step: int) -> dict[str, Any]:
-    """Size and checksum of every file of a checkpoint that holds numbers of the model."""
-    commit = json.loads((Path(checkpoints.folder(str(run), step)) / "COMMIT").read_text())
-    return {name: entry for name, entry in commit["files"].items() if name != "state.json"}
-
-
-def vectors(run: Path, step: int) -> dict[str, torch.Tensor]:
-    """The whole of every vector of a checkpoint, whatever the number of ranks that wrote it."""
-    found = checkpoints.open_checkpoint(str(run), step)
-    kinds = ["master", "exp_avg", "exp_avg_sq", *(["target"] if found.state["identity"]["target network"] else [])]
-    total = found.layout.total
-    return {kind: found.read_state(kind, 0, total) for kind in kinds} | {f"ema {d}": found.read_ema(d, 0, total) for d in found.emas}
-
-
-def committed(run: Path, step: int) -> bool:
-    return (Path(checkpoints.folder(str(run), step)) / "COMMIT").exists()
+def add_checkpoint(folder: Path, step: int) -> Path:
+    """A committed checkpoint with averages whose weights depend on the run's name, the step and the decay."""
+    made = config.parse((folder / "config.yaml").read_text())
+    files = {"state.json": json.dumps({"emas": list(made.train.ema)}).encode()}
+    for number, decay in enumerate(made.train.ema):
+        torch.manual_seed(sum(folder.name.encode()) + 100 * step + number)
+        net = build.network(made)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        files[checkpoints.ema_file(decay)] = safetensors.torch.save(net.state_dict())
+    place = Path(checkpoints.folder(str(folder), step))
+    place.mkdir(parents=True)
+    for name, content in files.items():
+        (place / name).write_bytes(content)
+    entries = {name: {"size": len(content), "xxh3": checkpoints.checksum([content])} for name, content in files.items()}
+    (place / "COMMIT").write_text(json.dumps({"format": 1, "step": step, "files": entries}))
+    return place

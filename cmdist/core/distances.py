@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from math import prod, sqrt
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -30,3 +32,19 @@ def pseudo_huber(c: float) -> Distance:
 def huber_c(shape: Sequence[int]) -> float:
     """0.00054 sqrt(D) for images of shape (C, H, W) (improved CT, section 3.3)."""
     return 0.00054 * sqrt(prod(shape))
+
+
+def lpips(network: Callable[[Tensor, Tensor], Tensor], size: int = 224) -> Distance:
+    """LPIPS by a network (x, y in [-1, 1]) -> (B, ...); images below 256 pixels are resized to `size`, bilinear, as in the paper's code.
+
+    Always in fp32: the features' normalization loses its epsilon in half precision.
+    """
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            x, y = x.float(), y.float()
+            if x.shape[-1] < 256:
+                x, y = (F.interpolate(v, size=size, mode="bilinear", align_corners=False) for v in (x, y))
+            return network(x, y).flatten(1).mean(1)
+
+    return distance

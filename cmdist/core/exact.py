@@ -1,19 +1,78 @@
-"""Closed forms."""
+"""Truth: data distributions whose denoiser E[x_0 | x] is known in closed form, as ordinary callables (x, sigma, labels) -> denoised.
+
+They are the oracle of the tests, and `FiniteDataSet` is a teacher for small data (`teacher: exact`). With the denoiser the
+probability-flow ODE is known, and with that the consistency function: in closed form for a Gaussian, else to any precision.
+"""
+
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from cmdist.core.noise import expand
+
+from cmdist.core.noise import Denoise, expand
+from cmdist.core.solvers import heun_step
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Data ~ N(mean, std^2 I); `mean` (C, H, W) or a number."""
+
+    mean: Tensor | float
+    std: float
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(std^2 x + sigma^2 mean) / (std^2 + sigma^2)."""
+        s = expand(sigma, x)
+        return (self.std**2 * x + s**2 * self.mean) / (self.std**2 + s**2)
+
+    def consistency(self, x: Tensor, sigma: Tensor, sigma_min: float) -> Tensor:
+        """The ODE's solution at sigma_min from x at sigma: mean + (x - mean) sqrt((std^2 + sigma_min^2) / (std^2 + sigma^2))."""
+        return self.mean + (x - self.mean) * ((self.std**2 + sigma_min**2) / (self.std**2 + expand(sigma, x) ** 2)).sqrt()
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """Data ~ sum_k weights[k] N(means[k], std^2 I); `means` (K, C, H, W), `weights` (K,) positive."""
+
+    means: Tensor
+    std: float
+    weights: Tensor
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The components' denoisers, weighted by how likely each is given x."""
+        means = self.means.flatten(1).to(x)
+        variance = (self.std**2 + sigma**2)[:, None]
+        distances = (x.flatten(1)[:, None] - means[None]).square().sum(2)
+        likely = (self.weights.to(x).log() - distances / (2 * variance)).softmax(1)
+        mean = (likely @ means).view_as(x)
+        s = expand(sigma, x)
+        return (self.std**2 * x + s**2 * mean) / (self.std**2 + s**2)
 
 
 class FiniteDataSet:
-    """The denoiser of a finite set of images."""
+    """Data = one of `images` (K, C, H, W), each as likely, and with `labels` (K,) one of the class that is asked for."""
 
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
-        self.images, self.labels = images, labels
+        self._shape = images.shape[1:]
+        self._flat = images.flatten(1)
+        self._half_norms = self._flat.square().sum(1) / 2
+        self._labels = labels
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        data = self.images.flatten(1).to(x)
-        flat = x.flatten(1)
-        logits = (flat @ data.T - data.square().sum(1) / 2) / sigma[:, None] ** 2
-        if self.labels is not None and labels is not None:
-            logits = logits.masked_fill(self.labels[None] != labels[:, None], float("-inf"))
-        return (logits.softmax(1) @ data).view_as(x)
+        """The images, weighted by softmax of -|x - image|^2 / (2 sigma^2) (EDM eq. 57)."""
+        data = self._flat.to(x)
+        # -|x - y|^2 / 2 without the part that is the same for all y: no (B, K, C, H, W) is ever made
+        logits = (x.flatten(1) @ data.T - self._half_norms.to(x)) / sigma[:, None] ** 2
+        if self._labels is not None and labels is not None:
+            logits = logits.masked_fill(self._labels[None] != labels[:, None], -torch.inf)
+        return (logits.softmax(1) @ data).view(-1, *self._shape)
+
+
+def consistency(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_min: float, labels: Tensor | None = None, steps: int = 2000, rho: float = 7.0) -> Tensor:
+    """The consistency function of any denoiser: the ODE from x at sigma (B,) to sigma_min by `steps` Heun steps in float64."""
+    wide, start = x.double(), sigma.double()
+    ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=x.device)[:, None]
+    grid = (start ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - start ** (1 / rho))) ** rho  # (steps + 1, B), each image its own
+    for now, then in zip(grid[:-1], grid[1:], strict=True):
+        wide = heun_step(denoise, wide, now, then, labels)
+    return wide.to(x.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x (B, C, H, W), sigma (B,), labels (B,) or None -> (B, C, H, W)
 Weighting = Callable[[Tensor, Tensor], Tensor]  # sigma (B,), sigma_next (B,) -> (B,)
+IndexDraw = Callable[[int, Tensor, torch.Generator], Tensor]  # B, descending sigmas (N,), generator -> (B,) in 0 ... N - 2
 
 
 def karras_sigmas(

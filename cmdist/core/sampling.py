@@ -1,30 +1,41 @@
-"""Sampling."""
+"""Images from noise: one step and several steps of a consistency function, and the ODE of a denoiser. Noise is an argument."""
+
+from math import sqrt
+
 import torch
 from torch import Tensor
+
 from cmdist.core.noise import Denoise, expand
 from cmdist.core.solvers import Step, integrate
 
 
 @torch.no_grad()
-def one_step(denoise: Denoise, noise: Tensor, sigma_max: float, labels: Tensor | None = None, clip: bool = True) -> Tensor:
-    """One step."""
-    x = denoise(sigma_max * noise, torch.full((len(noise),), sigma_max, device=noise.device, dtype=noise.dtype), labels)
-    return x.clamp(-1, 1) if clip else x
+def one_step(denoise: Denoise, noise: Tensor, sigma_max: float = 80.0, labels: Tensor | None = None, clip: bool = True) -> Tensor:
+    """f(sigma_max noise, sigma_max) for unit normal noise (B, C, H, W); `clip` keeps pixels in [-1, 1]."""
+    return multistep(denoise, noise[None], torch.tensor([sigma_max], dtype=torch.float64), 0.0, labels, clip)
 
 
 @torch.no_grad()
-def multistep(denoise: Denoise, noises: Tensor, times: Tensor, sigma_min: float, labels: Tensor | None = None, clip: bool = True) -> Tensor:
-    """Algorithm 1."""
-    x = one_step(denoise, noises[0], float(times[0]), labels, clip)
-    for noise, time in zip(noises[1:], times[1:], strict=True):
-        t = float(time)
-        x = x + (t * t - sigma_min * sigma_min) ** 0.5 * noise
-        x = denoise(x, torch.full((len(x),), t, device=x.device, dtype=x.dtype), labels)
+def multistep(
+    denoise: Denoise, noises: Tensor, times: Tensor, sigma_min: float = 0.002, labels: Tensor | None = None, clip: bool = True
+) -> Tensor:
+    """Multistep consistency sampling (paper, Algorithm 1).
+
+    noises (S, B, C, H, W), unit normal; times (S,) descending sigmas, of which the first is sigma_max. Each further step adds
+    noise of variance times[i]^2 - sigma_min^2 and removes it.
+    """
+    assert len(noises) == len(times)
+    x = torch.zeros_like(noises[0])
+    for i, (noise, time) in enumerate(zip(noises, times.tolist(), strict=True)):
+        level = time if i == 0 else sqrt(time**2 - sigma_min**2)
+        x = denoise(x + level * noise, torch.full((len(x),), time, dtype=x.dtype, device=x.device), labels)
         x = x.clamp(-1, 1) if clip else x
     return x
 
 
 @torch.no_grad()
-def ode(denoise: Denoise, noise: Tensor, sigmas: Tensor, step: Step, labels: Tensor | None = None) -> Tensor:
-    """PF-ODE."""
-    return integrate(step, denoise, sigmas[0].to(noise) * noise, sigmas, labels)
+def ode(denoise: Denoise, noise: Tensor, sigmas: Tensor, step: Step, labels: Tensor | None = None, clip: bool = True) -> Tensor:
+    """The probability-flow ODE from sigmas[0] noise through the grid sigmas (n,), whose last entry may be 0 (EDM, Algorithm 1)."""
+    first = expand(sigmas[:1].to(noise), noise)
+    x = integrate(step, denoise, first * noise, sigmas, labels)
+    return x.clamp(-1, 1) if clip else x

@@ -151,20 +151,21 @@ def _in_processes(read: _Read, numbers: Iterator[int], workers: int) -> Iterator
         multiprocessing_context="fork",  # any other leaves a helper process behind and imports the main script again
     )
 
-    def let_go() -> None:
-        closing[0] = 1
-
-    atexit.register(let_go)  # before multiprocessing's own handler, which terminates and joins what is left
     batches = iter(loader)
+
+    def end() -> None:
+        closing[0] = 1
+        batches._shutdown_workers()  # type: ignore[attr-defined]  # what its __del__ does, but now
+
+    atexit.register(end)  # for who leaves without closing; before multiprocessing's own handler, which waits for the processes
     try:
         for batch in batches:
             if isinstance(batch, CmdistError):
                 raise batch
             yield batch
     finally:
-        let_go()
-        atexit.unregister(let_go)
-        batches._shutdown_workers()  # type: ignore[attr-defined]  # what its __del__ does, but now
+        atexit.unregister(end)
+        end()
 
 
 def _as_it_is(item: Any) -> Any:

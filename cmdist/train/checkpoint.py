@@ -62,7 +62,7 @@ def pack(tensors: Sequence[tuple[str, tuple[int, ...]]], values: dict[str, Tenso
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     vectors = [values] if isinstance(values, Tensor) else [values[name] for name, _ in tensors]
-    return [len(text).to_bytes(8, "little") + text, *(memoryview(v.contiguous().numpy()).cast("B") for v in vectors if v.numel())]
+    return [len(text).to_bytes(8, "little") + text, *(v.contiguous().numpy().data.cast("B") for v in vectors if v.numel())]
 
 
 @dataclass(frozen=True)

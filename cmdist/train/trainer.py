@@ -136,7 +136,7 @@ class Trainer:
         with self.clock.count("checkpoint_stall"):
             self.saver.wait()
             engine = self.engine
-            vectors = {kind: engine.slice(kind) for kind in KINDS}
+            vectors: dict[str, torch.Tensor] = {kind: engine.slice(kind) for kind in KINDS}
             if self.target is not None:
                 vectors["target"] = self.target.slice(engine.layout, engine.start, engine.stop)
             averages = {decay: values.to("cpu", copy=True) for decay, values in self.averages.slices.items()}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def traced(record: str, arguments: list[str]) -> None:
 
     Trainer._losses = trace  # type: ignore[method-assign]
     pipeline("train").main(arguments)
-    Path(f"{record}-{torch.distributed.get_rank() if torch.distributed.is_initialized() else id(lines)}.json").write_text(json.dumps(lines))
+    Path(f"{record}-{os.environ['RANK']}.json").write_text(json.dumps(lines))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -1,4 +1,5 @@
-"""Consistency."""
+"""Consistency distillation (paper, Algorithm 2) and consistency training (Algorithm 3): one body; improved CT is CT with other arguments."""
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,38 +8,43 @@ from torch import Tensor
 
 from cmdist.core.curricula import Point
 from cmdist.core.distances import Distance
-from cmdist.core.noise import Weighting, add_noise
-from cmdist.core.objectives.base import Draw, Networks, same_dropout
+from cmdist.core.noise import IndexDraw, Weighting, add_noise
+from cmdist.core.objectives.base import Draw, Networks, draw_noise, same_dropout
 from cmdist.core.solvers import Step
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """CD, CT."""
+    """E weighting d(f(x, sigma), f^-(x_next, sigma_next)) over neighbours of the grid of N noise levels (eqs. 7 and 10).
 
-    grid: Callable[[int], Tensor]
-    index_draw: Callable[..., Tensor]
+    x_next comes from x by one `solver_step` of the teacher's ODE (distillation), or is the image with the same noise at
+    sigma_next (training, no solver): written as image + sigma_next noise, which keeps the digits that an Euler step would lose.
+    """
+
+    grid: Callable[[int], Tensor]  # N -> descending sigmas (N,)
+    index_draw: IndexDraw
     distance: Distance
     weighting: Weighting
     solver_step: Step | None = None
 
     def draw(self, shape: Sequence[int], point: Point, generator: torch.Generator) -> Draw:
-        """All."""
+        """A pair of neighbours of the grid of point.n_timesteps for each image."""
         sigmas = self.grid(point.n_timesteps).to(generator.device)
         i = self.index_draw(shape[0], sigmas, generator)
-        noise = torch.randn(tuple(shape), generator=generator, device=generator.device)
-        return Draw(sigmas[i], sigmas[i + 1], noise, int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        return Draw(sigmas[i], sigmas[i + 1], *draw_noise(shape, generator))
 
     def loss(self, networks: Networks, images: Tensor, labels: Tensor | None, draw: Draw) -> Tensor:
-        """(B,)."""
+        """(B,) weighted distances; gradient only through the student's value at sigma."""
         x = add_noise(images, draw.sigma, draw.noise)
         with torch.no_grad():
             if self.solver_step is None:
                 x_next = add_noise(images, draw.sigma_next, draw.noise)
             else:
+                assert networks.teacher is not None, "distillation needs a teacher"
                 x_next = self.solver_step(networks.teacher, x, draw.sigma, draw.sigma_next, labels)
+            target = networks.target or networks.bare_student
             with same_dropout(draw.dropout_seed, images.device):
-                goal = (networks.target or networks.student)(x_next, draw.sigma_next, labels)
+                goal = target(x_next, draw.sigma_next, labels)
         with same_dropout(draw.dropout_seed, images.device):
             found = networks.student(x, draw.sigma, labels)
         return self.weighting(draw.sigma, draw.sigma_next) * self.distance(found, goal)

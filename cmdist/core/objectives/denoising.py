@@ -1,4 +1,5 @@
-"""Denoising."""
+"""The teacher's objective: EDM's denoising loss (Karras et al. 2022, eq. 8 and table 1)."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,25 +8,24 @@ from torch import Tensor
 
 from cmdist.core.curricula import Point
 from cmdist.core.noise import add_noise, edm_weight, lognormal_sigma
-from cmdist.core.objectives.base import Draw, Networks, same_dropout
+from cmdist.core.objectives.base import Draw, Networks, draw_noise, same_dropout
 
 
 @dataclass(frozen=True)
 class Denoising:
-    """EDM."""
+    """E (sigma^-2 + sigma_data^-2) |D(x + sigma z, sigma) - x|^2, the mean over pixels, with ln sigma ~ N(sigma_mean, sigma_std^2)."""
 
     sigma_mean: float = -1.2
     sigma_std: float = 1.2
     sigma_data: float = 0.5
 
     def draw(self, shape: Sequence[int], point: Point, generator: torch.Generator) -> Draw:
-        """All."""
+        """Noise levels do not depend on the curriculum."""
         sigma = lognormal_sigma(shape[0], self.sigma_mean, self.sigma_std, generator)
-        noise = torch.randn(tuple(shape), generator=generator, device=generator.device)
-        return Draw(sigma, None, noise, int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+        return Draw(sigma, sigma, *draw_noise(shape, generator))
 
     def loss(self, networks: Networks, images: Tensor, labels: Tensor | None, draw: Draw) -> Tensor:
-        """(B,)."""
+        """(B,) weighted squared errors."""
         with same_dropout(draw.dropout_seed, images.device):
             denoised = networks.student(add_noise(images, draw.sigma, draw.noise), draw.sigma, labels)
         return edm_weight(draw.sigma, self.sigma_data) * (denoised - images).square().flatten(1).mean(1)
