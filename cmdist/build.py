@@ -67,7 +67,9 @@ def objective(config: Config) -> Objective:
         "l2": distances.l2,
         "pseudo_huber": distances.pseudo_huber(loss.huber_c or distances.huber_c(shape)),
     }[loss.distance]
-    index_draw = noise.uniform_index if loss.index == "uniform" else partial(noise.lognormal_index, mean=loss.index_mean, std=loss.index_std)
+    index_draw = (
+        noise.uniform_index if loss.index == "uniform" else partial(noise.lognormal_index, mean=loss.index_mean, std=loss.index_std)
+    )
     return Consistency(
         grid=partial(noise.karras_sigmas, sigma_min=n.sigma_min, sigma_max=n.sigma_max, rho=n.rho),
         index_draw=index_draw,
@@ -130,7 +132,8 @@ def open_run(url: str, step: int | None = None) -> TrainedRun:
     if run_url:
         url, step = run_url, int(last) if last.isdigit() else step
     try:
-        config = configuration.parse(storage.read(storage.join(url, "config.yaml")).decode(), where=storage.join(url, "config.yaml"))
+        config_url = storage.join(url, "config.yaml")
+        config = configuration.parse(storage.read(config_url).decode(), where=config_url)
     except FileNotFoundError:
         raise CheckpointError(f"{url} is not a run folder: it has no config.yaml") from None
     found = checkpoints.open_checkpoint(url, step) if step is not None else checkpoints.newest(url)
@@ -143,7 +146,8 @@ def ema_weights(run: TrainedRun, ema: float | None = None) -> dict[str, torch.Te
     """The weights of an average by name; the first of train.ema unless a decay is given. Raises CheckpointError if it is not there."""
     decay = run.config.train.ema[0] if ema is None else ema
     if decay not in run.checkpoint.emas:
-        raise CheckpointError(f"{run.checkpoint.url} has no average with decay {decay}; it has {', '.join(map(str, run.checkpoint.emas))}")
+        have = ", ".join(map(str, run.checkpoint.emas))
+        raise CheckpointError(f"{run.checkpoint.url} has no average with decay {decay}; it has {have}")
     return safetensors.torch.load(run.checkpoint.read_file(checkpoints.ema_file(decay)))
 
 
@@ -155,7 +159,7 @@ def load_denoiser(run: TrainedRun, ema: float | None = None, device: torch.devic
 
 
 def teacher(config: Config, data: ShardedImages, device: torch.device) -> Denoise | None:
-    """The denoiser that distillation follows: a trained run, or the closed form of the data set itself. Raises CheckpointError, ConfigError."""
+    """The denoiser that distillation follows: a trained run, or the data set's own closed form. Raises CheckpointError, ConfigError."""
     if config.objective != "consistency_distillation":
         return None
     assert config.teacher is not None
@@ -166,22 +170,23 @@ def teacher(config: Config, data: ShardedImages, device: torch.device) -> Denois
     if theirs.objective != "denoising":
         raise ConfigError(f"teacher {config.teacher} was trained with objective {theirs.objective}; a teacher must be a denoising run")
     for key in ("image_size", "channels", "classes"):
-        if getattr(theirs.data, key) != getattr(ours.data, key):
-            raise ConfigError(f"teacher {config.teacher} has data.{key} {getattr(theirs.data, key)}, this run has {getattr(ours.data, key)}; they must be equal")
+        there, here = getattr(theirs.data, key), getattr(ours.data, key)
+        if there != here:
+            raise ConfigError(f"teacher {config.teacher} has data.{key} {there}, this run has {here}; they must be equal")
     return load_denoiser(run, device=device)
 
 
 def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool, most: int = 100_000) -> Denoise:
     """The closed-form denoiser of a small data set held in memory. Raises ConfigError above `most` images."""
     if len(data) > most:
-        raise ConfigError(f"teacher: exact holds the whole data set in memory and is for at most {most} images; this one has {len(data)}")
+        raise ConfigError(f"teacher: exact holds the whole data set in memory, for at most {most} images; this one has {len(data)}")
     ids = range(len(data))
     images = data.images(ids).to(device).float() / 127.5 - 1.0
     return FiniteDataSet(images, data.labels(ids).to(device) if conditional else None)
 
 
 def initialise(config: Config, net: nn.Module) -> None:
-    """Give `net` the weights that `init` names, if any. Raises CheckpointError naming the first difference if the architecture is another."""
+    """Give `net` the weights that `init` names, if any. Raises CheckpointError naming the first difference of architectures."""
     if config.init is None:
         return
     url = config.teacher if config.init == "teacher" else config.init
@@ -192,7 +197,8 @@ def initialise(config: Config, net: nn.Module) -> None:
     if own != theirs:
         name = next(n for n in [*own, *theirs] if own.get(n) != theirs.get(n))
         raise CheckpointError(
-            f"init: {url} has another architecture: {name} is {_shape(theirs.get(name))} there and {_shape(own.get(name))} here; network.* must be equal"
+            f"init: {url} has another architecture: {name} is {_shape(theirs.get(name))} there and {_shape(own.get(name))} here; "
+            "network.* must be equal"
         )
     net.load_state_dict(weights)
 

@@ -128,14 +128,17 @@ class Sampling(Section):
 
 
 class Tracking(Section):
-    """MLflow; without a URI: MLFLOW_TRACKING_URI, else SQLite below run.root; 'off': nothing is tracked."""
+    """MLflow; without a URI: MLFLOW_TRACKING_URI, else SQLite below run.root; 'none': nothing is tracked."""
 
     uri: str | None = None
     experiment: str = "cmdist"
 
 
 class Config(Section):
-    """One run. `teacher` and `init` name a run folder (its newest checkpoint) or a checkpoint folder; `teacher: exact` is the data set's own closed form."""
+    """One run.
+
+    `teacher` and `init` name a run folder (its newest checkpoint) or a checkpoint folder; `teacher: exact` is the data's closed form.
+    """
 
     objective: Literal["denoising", "consistency_distillation", "consistency_training"]
     run: Run
@@ -161,16 +164,19 @@ class Config(Section):
         if len(set(train.ema)) != len(train.ema):
             raise ValueError(f"train.ema {list(train.ema)} names a decay twice; each may stand once")
         if self.data.image_size % 2 ** (depth - 1):
-            raise ValueError(f"data.image_size ({self.data.image_size}) must be divisible by {2 ** (depth - 1)} for network.channel_mult of length {depth}")
+            size, unit = self.data.image_size, 2 ** (depth - 1)
+            raise ValueError(f"data.image_size ({size}) must be divisible by {unit} for network.channel_mult of length {depth}")
         if self.objective == "consistency_distillation" and self.teacher is None:
             raise ValueError("objective consistency_distillation needs teacher: a run folder, a checkpoint folder or 'exact'")
         if self.init == "teacher" and self.teacher in (None, "exact"):
             raise ValueError("init: teacher needs teacher to be a run folder or a checkpoint folder")
         if self.curriculum.kind != "constant" and self.curriculum.s0 > self.curriculum.s1:
             raise ValueError(f"curriculum.s0 ({self.curriculum.s0}) must not exceed curriculum.s1 ({self.curriculum.s1})")
-        times = self.sampling.times
-        if times[0] != noise.sigma_max or any(a <= b for a, b in zip(times, times[1:], strict=False)) or times[-1] <= noise.sigma_min:
-            raise ValueError(f"sampling.times {list(times)} must fall from noise.sigma_max ({noise.sigma_max}) and stay above noise.sigma_min ({noise.sigma_min})")
+        times, top, bottom = self.sampling.times, noise.sigma_max, noise.sigma_min
+        if times[0] != top or any(a <= b for a, b in zip(times, times[1:], strict=False)) or times[-1] <= bottom:
+            raise ValueError(
+                f"sampling.times {list(times)} must fall from noise.sigma_max ({top}) and stay above noise.sigma_min ({bottom})"
+            )
         return self
 
     @property

@@ -56,7 +56,9 @@ def start(timeout: float = 600.0) -> World:
         os.environ.setdefault("MASTER_PORT", str(free_port()))
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise ConfigError(f"{size} ranks need the variable {name}; start with deepspeed, torchrun or cluster/train_lsun.sbatch, which set it")
+            raise ConfigError(
+                f"{size} ranks need the variable {name}; start with deepspeed, torchrun or cluster/train_lsun.sbatch, which set it"
+            )
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:

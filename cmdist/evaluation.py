@@ -100,7 +100,7 @@ def check_count(n: int, dimensions: int) -> None:
     """Raise DataError if n images are too few for a covariance of `dimensions` features."""
     if n < 2 * dimensions:
         raise DataError(
-            f"{n} images are too few for a Frechet distance in {dimensions} features: at least {2 * dimensions} are needed (--n), 5000 or more are usual"
+            f"{n} images are too few for a Frechet distance in {dimensions} features: at least {2 * dimensions} are needed, 5000 are usual"
         )
 
 

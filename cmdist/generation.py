@@ -5,6 +5,7 @@ size, cut at multiples of that size on the line of seeds. Seed s therefore alway
 and its image depends on s alone: not on the number of ranks, of images, or on the batch.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -108,7 +109,13 @@ def multistep(denoise: Denoise, times: Sequence[float], sigma_min: float) -> Sam
     def sample(noises: Tensor, labels: Tensor | None) -> Tensor:
         return sampling.multistep(denoise, noises, torch.tensor(times, device=noises.device), sigma_min, labels)
 
-    return Sampler(f"fd_{len(times)}step", "two steps" if len(times) == 2 else f"{len(times)} steps", len(times), sample, {"sampler": "multistep", "times": list(times)})
+    return Sampler(
+        f"fd_{len(times)}step",
+        "two steps" if len(times) == 2 else f"{len(times)} steps",
+        len(times),
+        sample,
+        {"sampler": "multistep", "times": list(times)},
+    )
 
 
 def ode(denoise: Denoise, steps: int, sigma_min: float, sigma_max: float, rho: float) -> Sampler:
@@ -118,7 +125,13 @@ def ode(denoise: Denoise, steps: int, sigma_min: float, sigma_max: float, rho: f
     def sample(noises: Tensor, labels: Tensor | None) -> Tensor:
         return sampling.ode(denoise, noises[0], sigmas.to(noises.device), solvers.heun_step, labels)
 
-    return Sampler("fd_ode", f"ODE, {2 * steps - 1} evaluations", 1, sample, {"sampler": "heun", "steps": steps, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho})
+    return Sampler(
+        "fd_ode",
+        f"ODE, {2 * steps - 1} evaluations",
+        1,
+        sample,
+        {"sampler": "heun", "steps": steps, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho},
+    )
 
 
 def samplers(
@@ -136,7 +149,7 @@ def samplers(
 
     `times` are the noise levels of the multistep sampler. Raises ConfigError.
     """
-    if times[0] != sigma_max or any(a <= b for a, b in zip(times, times[1:], strict=False)) or times[-1] <= sigma_min:
+    if times[0] != sigma_max or any(a <= b for a, b in itertools.pairwise(times)) or times[-1] <= sigma_min:
         raise ConfigError(f"the times {list(times)} must fall from sigma_max ({sigma_max}) and stay above sigma_min ({sigma_min})")
     made = []
     for name in steps or (["heun"] if denoising else ["1", str(len(times))]):
@@ -152,5 +165,7 @@ def samplers(
         elif int(name) == len(times):
             made.append(multistep(denoise, times, sigma_min))
         else:
-            raise ConfigError(f"--steps {name} needs {name} noise levels and there are {len(times)} ({list(times)}); give them with --times")
+            raise ConfigError(
+                f"--steps {name} needs {name} noise levels and there are {len(times)} ({list(times)}); give them with --times"
+            )
     return made

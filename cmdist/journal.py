@@ -127,8 +127,9 @@ class Tracker:
         spool: Path,
         courier: bool = True,
     ) -> "Tracker":
-        """Open or go on with the run `key`; `spool` is the folder of its journal. Without a courier (no network) points stay there until `deliver`.
+        """Open or go on with the run `key`; `spool` is the folder of its journal.
 
+        Without a courier (no network) points stay in the journal until `tracking.deliver`.
         Metrics of steps that the journal has already are not logged again: a resumed run repeats them exactly.
         """
         journal = Journal(spool)

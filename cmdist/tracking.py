@@ -134,7 +134,7 @@ class _Delivery:
         self._connected().set_terminated(self._cursor["run_id"], "KILLED")
 
 
-class _StoreGone(Exception):  # noqa: N818
+class _StoreGone(Exception):
     """The run is not in the store although an earlier attempt put it there: somebody removed the store or took another."""
 
 
@@ -294,7 +294,7 @@ def log_evaluation(
 
 
 def runs(uri: str, experiment: str) -> list[dict[str, Any]]:
-    """All runs of an experiment as plain dicts; `parent` is the id of the run that an evaluation belongs to, else None. Raises TrackingError."""
+    """All runs of an experiment as plain dicts; an evaluation's `parent` is the id of its run. Raises TrackingError."""
     try:
         _client(uri)
         import mlflow

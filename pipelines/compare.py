@@ -60,7 +60,11 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if bool(options.runs) == bool(options.experiment):
         raise ConfigError("give run folders or --experiment, one of the two")
-    rows = of_folders(options.runs) if options.runs else of_experiment(options.uri or os.environ.get("MLFLOW_TRACKING_URI"), options.experiment)
+    rows = (
+        of_folders(options.runs)
+        if options.runs
+        else of_experiment(options.uri or os.environ.get("MLFLOW_TRACKING_URI"), options.experiment)
+    )
     beside = storage.absolute(options.runs[0]).rstrip("/").rpartition("/")[0] if options.runs else storage.absolute(".")
     out = options.out or storage.join(beside, "comparison")
     usual, others = protocols(rows)
@@ -109,7 +113,10 @@ def of_experiment(uri: str | None, experiment: str) -> list[Row]:
 def with_figures(run: dict[str, Any], found: Sequence[dict[str, Any]], uri: str) -> Row:
     """A row with the figures of the newest evaluated checkpoint: by metric, the last one made there."""
     row = Row(run, uri)
-    for child in sorted((c for c in found if c["parent"] == run["id"] and c["status"] == "FINISHED"), key=lambda c: (int(c["tags"].get("step", 0)), c["start"])):
+    for child in sorted(
+        (c for c in found if c["parent"] == run["id"] and c["status"] == "FINISHED"),
+        key=lambda c: (int(c["tags"].get("step", 0)), c["start"]),
+    ):
         for metric, value in child["metrics"].items():
             row.figures[metric] = {"value": value, "step": child["tags"].get("step", 0), **child["params"]}
     return row
@@ -132,7 +139,9 @@ def table(rows: Sequence[Row], usual: str | None) -> str:
             figures[2] = f"({_figure(teacher, 'fd_ode', usual)})"
         cells.append([row.run["name"], row.run["params"].get("objective", "-"), row.step, row.ema, *figures, row.wall])
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADS))]
-    lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in cells]
+    lines = [
+        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in cells
+    ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 

@@ -1,4 +1,4 @@
-"""The whole system on real digits: shards, teacher, CD and CT under DeepSpeed, evaluation jobs, comparison. What is there already is reused."""
+"""The whole system on real digits: shards, teacher, CD and CT under DeepSpeed, evaluation jobs, comparison; what is there is reused."""
 
 import argparse
 import os
@@ -32,7 +32,10 @@ def main(arguments: Sequence[str]) -> None:
 
     def run(title: str, *command: str) -> None:
         print(f"\n== {title}\n$ {shlex.join(command)}", flush=True)
-        environment = os.environ | {"PATH": f"{Path(python).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        environment = os.environ | {
+            "PATH": f"{Path(python).parent}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
         result = subprocess.run(command, cwd=repository, env=environment)
         if result.returncode:
             raise CmdistError(f"the demo stopped at '{title}', which ended with {result.returncode}; `make demo` goes on from there")

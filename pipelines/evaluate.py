@@ -12,10 +12,8 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 import xxhash
@@ -36,7 +34,8 @@ ROWS = 4  # of the sample grid
 
 def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["reference"]:
-        return reference(arguments[1:])
+        reference(arguments[1:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run folder, or the folder of one of its checkpoints")
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the newest")
@@ -58,8 +57,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def evaluate(options: argparse.Namespace, world: World) -> None:
     """Make what is missing of the figures that were asked for, and log all."""
-    step = distributed.gather(build.open_run(options.run, options.checkpoint).step if world.first else 0, world.control)[0]
-    run = build.open_run(options.run, step)
+    url = storage.absolute(options.run)
+    step = distributed.gather(build.open_run(url, options.checkpoint).step if world.first else 0, world.control)[0]
+    run = build.open_run(url, step)
     config, ema = run.config, run.config.train.ema[0] if options.ema is None else options.ema
     denoise = build.load_denoiser(run, ema, world.device)
     data = build.dataset(config)
@@ -99,7 +99,8 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
                 "step": run.step,
                 "protocol": protocol,
                 "protocol_id": evaluation.identity(protocol),
-                "sampling": sampler.described | {"ema": ema, "group": generation.group_size(*shape[1:])},
+                "sampling": sampler.described
+                | {"ema": ema, "precision": config.train.precision, "group": generation.group_size(*shape[1:])},
                 "checkpoint": {"url": run.checkpoint.url, "weights": f"xxh3:{run.checkpoint.commit['files'][ema_file(ema)]['xxh3']}"},
             }
             record["identity"] = evaluation.identity(record)
@@ -114,7 +115,8 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
                 storage.write(f"{stem}.json", json.dumps(record, indent=1).encode())  # last: with it the figure is there
         if world.first:
             again = " (made before)" if done else ""
-            print(f"{sampler.metric:9s} {record['value']:10.4f}   {config.run.name} step {run.step}, EMA {ema}, {options.n} images, {record['seconds']:.1f} s{again}")
+            how = f"{config.run.name} step {run.step}, EMA {ema}, {options.n} images, {record['seconds']:.1f} s"
+            print(f"{sampler.metric:9s} {record['value']:10.4f}   {how}{again}", flush=True)
         records.append(record | {"stem": stem})
     if world.first:
         log(run_url, records)

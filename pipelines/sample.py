@@ -51,7 +51,9 @@ def main(arguments: Sequence[str]) -> None:
             blocks.append((f"{config.run.name}, step {run.step}: {sampler.title}", torch.cat(parts)))
     if len(layouts) > 1:
         raise ConfigError("the runs have other numbers of classes or image sizes; one picture needs the same for all")
-    storage.write(options.out, pictures.png(pictures.side_by_side(blocks, columns, [str(c) for c in range(columns)] if classes == columns else ())))
+    storage.write(
+        options.out, pictures.png(pictures.side_by_side(blocks, columns, [str(c) for c in range(columns)] if classes == columns else ()))
+    )
     print(options.out)
 
 

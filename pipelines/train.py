@@ -16,9 +16,9 @@ from cmdist import build, cli, distributed, seeding, storage
 from cmdist import config as configuration
 from cmdist.config import Config
 from cmdist.core.objectives.base import Networks
+from cmdist.data.images import ShardedImages
 from cmdist.data.order import Order, schedule
 from cmdist.data.reader import micro_batches
-from cmdist.data.images import ShardedImages
 from cmdist.distributed import StopRequest, World
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.journal import Tracker
@@ -38,7 +38,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, e.g. configs/digits/ct.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, e.g. train.steps=100")
-    parser.add_argument("--resume", default="auto", choices=("auto", "none"), help="auto: the newest committed checkpoint if there is one; none: refuse to go on")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        choices=("auto", "none"),
+        help="auto: the newest committed checkpoint if there is one; none: refuse to go on",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what it means, and end")
     parser.add_argument("--ranks", type=int, help="with --dry-run: the number of ranks to plan for")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
@@ -66,7 +71,8 @@ def print_plan(config: Config, ranks: int) -> None:
     t = config.train
     print(configuration.dump(config), end="")
     print(f"# parameters: {sum(p.numel() for p in net.parameters()):,}")
-    print(f"# micro-batches per rank and step: {config.micro_batches // ranks} ({config.micro_batches} of {t.micro_batch} images over {ranks} ranks)")
+    share = config.micro_batches // ranks
+    print(f"# micro-batches per rank and step: {share} ({config.micro_batches} of {t.micro_batch} images over {ranks} ranks)")
     print(f"# images to be seen: {t.steps * t.global_batch:,}")
 
 
@@ -85,7 +91,7 @@ def train(config: Config, world: World, mode: str) -> None:
     trainer, order, checked = make_trainer(config, world, data, found, run_url, record["id"])
     if world.first:
         report(config, trainer, found, changed, order, checked)
-        if record["tracking_uri"] != "off":
+        if record["tracking_uri"] != "none":
             trainer.tracker = Tracker.start(
                 uri=record["tracking_uri"],
                 experiment=record["experiment"],
@@ -99,11 +105,10 @@ def train(config: Config, world: World, mode: str) -> None:
     try:
         status = "FINISHED" if trainer.fit() else "KILLED"
         if world.first and status == "KILLED":
-            print(f"stopped by {trainer.stop.signal or 'another rank'} after step {trainer.step}, which is committed; the same command goes on from there")
+            cause = trainer.stop.signal or "another rank"
+            print(f"stopped by {cause} after step {trainer.step}, which is committed; the same command goes on from there")
     finally:
-        trainer.close()
-        if trainer.tracker is not None:
-            trainer.tracker.close(status)
+        trainer.close(status)
 
 
 def find(run_url: str, mode: str, world: World) -> Checkpoint | None:
@@ -112,7 +117,9 @@ def find(run_url: str, mode: str, world: World) -> Checkpoint | None:
     if not found:
         return None
     if mode == "none":
-        raise CheckpointError(f"--resume none, but {run_url} has committed checkpoints (the newest of step {found[-1]}); take another run.name or --resume auto")
+        raise CheckpointError(
+            f"--resume none, but {run_url} has committed checkpoints (newest: step {found[-1]}); take another run.name or --resume auto"
+        )
     checkpoint = checkpoints.open_checkpoint(run_url, found[-1])
     checkpoint.verify(world.rank, world.size)
     return checkpoint
@@ -144,7 +151,9 @@ def default_tracking_uri(config: Config) -> str:
     return f"sqlite:///{(root or Path.cwd()).absolute() / 'mlflow.db'}"
 
 
-def make_trainer(config: Config, world: World, data: ShardedImages, found: Checkpoint | None, run_url: str, run_id: str) -> tuple[Trainer, Order, float | None]:
+def make_trainer(
+    config: Config, world: World, data: ShardedImages, found: Checkpoint | None, run_url: str, run_id: str
+) -> tuple[Trainer, Order, float | None]:
     """Everything a run needs, at the step where it starts; the order of its samples, and the result of the self-check."""
     t, o = config.train, config.optimizer
     torch.manual_seed(seeding.key(config.run.seed, "weights"))
@@ -213,7 +222,8 @@ def report(config: Config, trainer: Trainer, found: Checkpoint | None, changed: 
     print(f"step         {trainer.step:,} of {config.train.steps:,}   epoch {order.epoch(samples):,}   samples seen {samples:,}")
     print(f"curriculum   N = {point.n_timesteps}, mu = {point.mu:.6g}")
     was = f" (was {found.state['world_size']}, ZeRO {found.state['zero_stage']})" if found else ""
-    print(f"ranks        {world} on {trainer.world.device.type}, ZeRO {config.train.zero_stage}, {config.micro_batches // world} micro-batches each{was}")
+    share = config.micro_batches // world
+    print(f"ranks        {world} on {trainer.world.device.type}, ZeRO {config.train.zero_stage}, {share} micro-batches each{was}")
     if found:
         print(f"changed      {'; '.join(changed) or 'nothing'}")
     if checked is not None:

@@ -1,6 +1,8 @@
 """Small finished runs without training: a data set with an extractor, and run folders with a committed checkpoint."""
 
 import json
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,13 @@ def make_data(folder: Path, n: int = 300, extractor: bool = True) -> Path:
 
 
 def make_run(
-    root: Path, name: str, data: Path, objective: str = "consistency_training", step: int = 10, emas: tuple[float, ...] = (0.9, 0.5), **more: object
+    root: Path,
+    name: str,
+    data: Path,
+    objective: str = "consistency_training",
+    step: int = 10,
+    emas: tuple[float, ...] = (0.9, 0.5),
+    **more: object,
 ) -> Path:
     """A run folder as training leaves it, known to the tracker but with nothing delivered yet."""
     settings = {
@@ -54,7 +62,14 @@ def make_run(
     record = {"id": f"key-{name}", "name": name, "tracking_uri": f"sqlite:///{root}/mlflow.db", "experiment": "tests"}
     (folder / "run.json").write_text(json.dumps(record))
     tracker = Tracker.start(
-        record["tracking_uri"], "tests", name, record["id"], config.flat(made), {"cmdist.run": str(folder)}, spool_folder(str(folder)), courier=False
+        record["tracking_uri"],
+        "tests",
+        name,
+        record["id"],
+        config.flat(made),
+        {"cmdist.run": str(folder)},
+        spool_folder(str(folder)),
+        courier=False,
     )
     for k in (1, step):
         tracker.log(k, {"loss": 1.0 / k, "wall_seconds": 60.0 * k})
@@ -79,3 +94,15 @@ def add_checkpoint(folder: Path, step: int) -> Path:
     entries = {name: {"size": len(content), "xxh3": checkpoints.checksum([content])} for name, content in files.items()}
     (place / "COMMIT").write_text(json.dumps({"format": 1, "step": step, "files": entries}))
     return place
+
+
+def call(main: Callable[[Sequence[str]], None], *arguments: object) -> None:
+    """Call a pipeline in this process, and leave neither a process group nor a launcher's variables behind."""
+    before = dict(os.environ)
+    try:
+        main([str(a) for a in arguments])
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,13 +1,14 @@
 """pipelines/compare.py on small runs whose figures are put into MLflow by evaluate.py."""
 
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from ranks import pipeline
-from runs import make_data, make_run
 
 from cmdist.errors import ConfigError, DataError
+from runs import call, make_data, make_run
 
 compare = pipeline("compare")
 evaluate = pipeline("evaluate")
@@ -21,25 +22,23 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     made["cd"] = make_run(root, "cd", data, objective="consistency_distillation", teacher=str(root / "edm"))
     made["ct"] = make_run(root, "ct", data)
     for run in made.values():
-        evaluate.main([str(run), "--n", "300"])
-    evaluate.main(["reference", str(data), "--n", "300"])
+        call(evaluate.main, run, "--n", "300")
+    call(evaluate.main, "reference", str(data), "--n", "300")
     made["odd"] = make_run(root, "odd", data)
-    evaluate.main([str(made["odd"]), "--n", "256"])
+    call(evaluate.main, str(made["odd"]), "--n", "256")
     made["new"] = make_run(root, "new", data)  # not evaluated
     return made
 
 
 def compared(capsys, *arguments: str) -> tuple[dict[str, list[str]], str]:
     capsys.readouterr()
-    compare.main(list(arguments))
+    call(compare.main, *arguments)
     text = capsys.readouterr().out
     lines = [line for line in text.splitlines() if line.count("  ") >= 6]
     return {cells[0]: cells for cells in (line.replace(" [!]", "[!]").replace(" s", "_s").split() for line in lines)}, text
 
 
 def value(run: Path, metric: str) -> str:
-    import json
-
     (path,) = (run / "evaluations").glob(f"*{metric}*.json")
     return f"{json.loads(path.read_text())['value']:.2f}"
 
@@ -76,10 +75,10 @@ def test_run_without_figures_and_whole_experiment(runs, capsys, tmp_path):
 def test_what_cannot_be_compared_is_a_sentence(runs, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ConfigError, match="give run folders or --experiment"):
-        compare.main([])
+        call(compare.main)
     with pytest.raises(ConfigError, match="needs --uri"):
-        compare.main(["--experiment", "x"])
+        call(compare.main, "--experiment", "x")
     with pytest.raises(DataError, match="is not a run folder"):
-        compare.main([str(tmp_path)])
+        call(compare.main, str(tmp_path))
     with pytest.raises(DataError, match="holds no runs"):
-        compare.main(["--experiment", "nothing", "--uri", f"sqlite:///{runs['ct'].parent}/mlflow.db"])
+        call(compare.main, "--experiment", "nothing", "--uri", f"sqlite:///{runs['ct'].parent}/mlflow.db")

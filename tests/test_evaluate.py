@@ -1,20 +1,24 @@
 """pipelines/evaluate.py and sample.py on small runs."""
 
+import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ranks import Ranks, pipeline, run_pipeline
-from runs import add_checkpoint, make_data, make_run
+from ranks import REPOSITORY, Ranks, pipeline, run_pipeline
 
 from cmdist import build, evaluation, generation, pictures, tracking
 from cmdist.core.sampling import one_step
 from cmdist.data.shards import open_dataset
 from cmdist.errors import CheckpointError, ConfigError, DataError
+from runs import add_checkpoint, call, make_data, make_run
 
 evaluate = pipeline("evaluate")
 sample = pipeline("sample")
@@ -41,7 +45,7 @@ def stored(run: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, data) -> tuple[Path, str]:
     run = make_run(tmp_path_factory.mktemp("evaluated"), "ct", data)
-    evaluate.main([str(run), "--n", "300"])
+    call(evaluate.main, run, "--n", "300")
     return run
 
 
@@ -53,7 +57,9 @@ def test_figures_are_those_of_the_images_of_the_seeds(evaluated, data):
     denoise = build.load_denoiser(build.open_run(str(evaluated)), 0.9)
     noise = generation.noises(range(512), 1, (1, 8, 8))[0]
     with torch.inference_mode():
-        made = torch.cat([one_step(denoise, part, 80.0, torch.arange(s, s + 256) % 10) for s, part in ((0, noise[:256]), (256, noise[256:]))])[:300]
+        made = torch.cat(
+            [one_step(denoise, part, 80.0, torch.arange(s, s + 256) % 10) for s, part in ((0, noise[:256]), (256, noise[256:]))]
+        )[:300]
         features = extract(generation.to_uint8(made)).double().numpy()
         real = extract(dataset.images(range(300))).double().numpy()
     expected = evaluation.fid.fid_from_feats(features, real)
@@ -84,7 +90,10 @@ def test_figures_stand_in_the_run_at_the_checkpoints_step_with_a_child_for_each(
     for metric, record in found.items():
         assert tracking.history(uri, parent["id"], metric) == [(10, record["value"])]
         (child,) = [r for r in stored(evaluated) if r["parent"] == parent["id"] and metric in r["metrics"]]
-        assert child["params"]["protocol.reference"] == record["protocol"]["reference"] and child["params"]["protocol_id"] == record["protocol_id"]
+        assert (
+            child["params"]["protocol.reference"] == record["protocol"]["reference"]
+            and child["params"]["protocol_id"] == record["protocol_id"]
+        )
         assert child["params"]["sampling.ema"] == "0.9" and child["params"]["checkpoint.weights"] == record["checkpoint"]["weights"]
     assert len(list((evaluated.parent / "mlartifacts" / parent["id"]).rglob("*.png"))) == 2
 
@@ -94,14 +103,14 @@ def test_grid_has_a_column_for_each_class(evaluated, run, data):
     images, columns = pictures.unpack(png.with_suffix(".npz").read_bytes())
     assert columns == 10 and images.shape == (40, 1, 8, 8)
     assert Image.open(png).size == (10 * (8 * 5 + 2) + 2, 4 * (8 * 5 + 2) + 2)
-    evaluate.main([str(run), "--n", "300", "--seed", "13", "--steps", "1"])  # seeds 20, 21, ... begin a row
+    call(evaluate.main, run, "--n", "300", "--seed", "13", "--steps", "1")  # seeds 20, 21, ... begin a row
     (shifted,) = (run / "evaluations").glob("*.npz")
     assert torch.equal(pictures.unpack(shifted.read_bytes())[0][:20], images[20:40])
 
 
 def test_second_call_reuses_what_is_there(evaluated, capsys):
     before = {path: path.stat().st_mtime_ns for path in (evaluated / "evaluations").iterdir()}
-    evaluate.main([str(evaluated), "--n", "300"])
+    call(evaluate.main, evaluated, "--n", "300")
     assert capsys.readouterr().out.count("(made before)") == 2
     assert {path: path.stat().st_mtime_ns for path in (evaluated / "evaluations").iterdir()} == before
     assert len([r for r in stored(evaluated) if r["parent"]]) == 2
@@ -110,7 +119,7 @@ def test_second_call_reuses_what_is_there(evaluated, capsys):
 def test_another_checkpoint_average_or_protocol_is_another_figure(run):
     add_checkpoint(run, 20)
     for arguments in (["--checkpoint", "10"], [], ["--ema", "0.5"], ["--n", "256"], ["--times", "80", "1.5", "--steps", "2"]):
-        evaluate.main([str(run), "--n", "300", "--steps", "1", *arguments])
+        call(evaluate.main, run, "--n", "300", "--steps", "1", *arguments)
     found = [json.loads(path.read_text()) for path in (run / "evaluations").glob("*.json")]
     assert len(found) == 5 and len({r["value"] for r in found}) == 5 and len({r["identity"] for r in found}) == 5
     assert sorted(r["step"] for r in found) == [10, 20, 20, 20, 20]
@@ -119,11 +128,10 @@ def test_another_checkpoint_average_or_protocol_is_another_figure(run):
 
 def test_denoising_run_is_measured_with_heun(tmp_path, data):
     run = make_run(tmp_path, "edm", data, objective="denoising")
-    evaluate.main([str(run), "--n", "300"])
+    call(evaluate.main, run, "--n", "300")
     record = records(run)["fd_ode"]
-    assert record["sampling"] | {"ema": 0, "group": 0} == {
-        "sampler": "heun", "steps": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "ema": 0, "group": 0,
-    }  # fmt: skip
+    grid = {"sampler": "heun", "steps": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    assert record["sampling"] == grid | {"ema": 0.9, "precision": "fp32", "group": 256}
 
 
 def test_figures_do_not_depend_on_ranks_or_batch(evaluated, tmp_path):
@@ -146,11 +154,28 @@ def test_figures_are_kept_when_mlflow_is_away_and_sent_by_the_same_command_later
 
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "log_evaluation", away)
-        evaluate.main([str(run), "--n", "300", "--steps", "1"])
+        call(evaluate.main, run, "--n", "300", "--steps", "1")
     assert "nobody answers; the figures are in" in capsys.readouterr().err
     assert not [r for r in stored(run) if r["parent"]] and records(run)
-    evaluate.main([str(run), "--n", "300", "--steps", "1"])
+    call(evaluate.main, run, "--n", "300", "--steps", "1")
     assert [r["metrics"]["fd_1step"] for r in stored(run) if r["parent"]] == [records(run)["fd_1step"]["value"]]
+
+
+def test_run_may_be_named_from_anywhere(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    call(evaluate.main, "ct", "--n", "300", "--steps", "1")
+    (child,) = [r for r in stored(run) if r["parent"]]
+    assert child["params"]["stem"].startswith(f"{run}/evaluations/step-0000000010-fd_1step-")
+    call(evaluate.main, run / "checkpoints" / "step-0000000010", "--n", "300", "--steps", "1")
+    assert len(records(run)) == 1 and len([r for r in stored(run) if r["parent"]]) == 1
+
+
+def test_evaluation_needs_no_deepspeed():
+    script = (
+        "import sys; sys.path.insert(0, 'tests'); from ranks import pipeline; pipeline('evaluate'); sys.exit('deepspeed' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, env=environment).returncode == 0
 
 
 # --- what is refused
@@ -171,8 +196,7 @@ def test_what_cannot_be_evaluated_is_a_sentence_and_leaves_nothing(evaluated, tm
     run = tmp_path / "ct"
     shutil.copytree(evaluated, run, ignore=shutil.ignore_patterns("evaluations"))
     with pytest.raises(error, match=sentence):
-        evaluate.main([str(run), *arguments])
-    torch.distributed.destroy_process_group()
+        call(evaluate.main, run, *arguments)
     assert not (run / "evaluations").exists()
 
 
@@ -180,8 +204,7 @@ def test_images_that_are_not_finite_are_refused(tmp_path, data, monkeypatch):
     run = make_run(tmp_path, "ct", data)
     monkeypatch.setattr(build, "load_denoiser", lambda *a, **k: lambda x, sigma, labels: x * float("nan"))
     with pytest.raises(DataError, match="not finite"):
-        evaluate.main([str(run), "--n", "300"])
-    torch.distributed.destroy_process_group()
+        call(evaluate.main, run, "--n", "300")
     assert not list(run.glob("evaluations/*"))
 
 
@@ -203,28 +226,28 @@ def test_data_without_or_with_a_damaged_extractor_is_a_sentence(tmp_path):
 
 
 def test_references_of_a_data_set(data, capsys):
-    evaluate.main(["reference", str(data), "--n", "300"])
+    call(evaluate.main, "reference", str(data), "--n", "300")
     record = json.loads((data / "references-n300-seed0.json").read_text())
     assert 0 < record["bootstrap"] < record["matched_gaussian"]
     assert f"{record['bootstrap']:.4f}" in capsys.readouterr().out
     first = next(data.glob("statistics-*.npz"))
     before = first.read_bytes()
-    evaluate.main(["reference", str(data), "--n", "300", "--seed", "1"])
+    call(evaluate.main, "reference", str(data), "--n", "300", "--seed", "1")
     assert first.read_bytes() == before and (data / "references-n300-seed1.json").exists()
     with pytest.raises(DataError, match="too few"):
-        evaluate.main(["reference", str(data), "--n", "100"])
+        call(evaluate.main, "reference", str(data), "--n", "100")
 
 
 def test_sample_makes_a_picture_of_the_same_images_as_evaluation(evaluated, tmp_path, capsys):
-    sample.main([str(evaluated), "--out", str(tmp_path / "s.png"), "--rows", "4", "--steps", "1"])
+    call(sample.main, evaluated, "--out", str(tmp_path / "s.png"), "--rows", "4", "--steps", "1")
     assert capsys.readouterr().out.strip() == str(tmp_path / "s.png")
     (npz,) = (evaluated / "evaluations").glob("*fd_1step*.npz")
     images, _ = pictures.unpack(npz.read_bytes())
     title = "ct, step 10: one step"
     expected = pictures.png(pictures.side_by_side([(title, images)], 10, [str(c) for c in range(10)]))
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "s.png")), np.asarray(Image.open(__import__("io").BytesIO(expected))))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "s.png")), np.asarray(Image.open(io.BytesIO(expected))))
 
 
 def test_sample_refuses_what_cannot_be_one_picture(evaluated, tmp_path):
-    with pytest.raises(ConfigError, match="--out must end in .png"):
-        sample.main([str(evaluated), "--out", str(tmp_path / "s.jpg")])
+    with pytest.raises(ConfigError, match=r"--out must end in \.png"):
+        call(sample.main, evaluated, "--out", str(tmp_path / "s.jpg"))

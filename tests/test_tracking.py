@@ -88,6 +88,7 @@ def test_points_parameters_tags_and_artifacts_arrive_once_and_in_order(tmp_path)
     tracker.artifact(tmp_path / "note.txt", "notes")
     tracker.close()
     assert tracking.deliver(tmp_path / "tracking") and tracking.deliver(tmp_path / "tracking")
+    assert Journal(tmp_path / "tracking").cursor()["place"] == (tmp_path / "tracking" / "points.jsonl").stat().st_size
     (run,) = stored(tmp_path)
     assert run["params"] == {"lr": "0.1"} and run["tags"]["colour"] == "red" and run["status"] == "FINISHED" and run["key"] == "key-1"
     assert points(tmp_path) == [(step, 1.0 / (step + 1)) for step in range(300)]
@@ -202,6 +203,20 @@ def test_the_courier_delivers_while_the_training_goes_on_and_close_waits_for_it(
     tracker.close(patience=60)
     assert points(tmp_path) == [(1, 1.0), (2, 2.0)]
     assert stored(tmp_path)[0]["status"] == "FINISHED"
+
+
+def test_a_courier_that_died_is_replaced(tmp_path):
+    tracker = start(tmp_path, courier=True)
+    first = tracker._courier
+    first.kill()
+    first.wait()
+    tracker.log(1, {"loss": 1.0})
+    assert tracker._courier is first  # not more than once a minute
+    tracker._courier_started = 0.0
+    tracker.log(2, {"loss": 2.0})
+    assert tracker._courier is not first
+    tracker.close(patience=60)
+    assert points(tmp_path) == [(1, 1.0), (2, 2.0)]
 
 
 _TRAINING = """

@@ -21,7 +21,7 @@ def l2(x: Tensor, y: Tensor) -> Tensor:
 
 
 def pseudo_huber(c: float) -> Distance:
-    """sqrt(|x - y|^2 + c^2) - c on the norm of the whole image (improved CT, eq. 8)."""
+    """sqrt(|x - y|^2 + c^2) - c on the norm of the whole image (improved CT, section 3.3)."""
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
         return ((x - y).square().flatten(1).sum(1) + c * c).sqrt() - c
@@ -45,6 +45,6 @@ def lpips(network: Callable[[Tensor, Tensor], Tensor], size: int = 224) -> Dista
             x, y = x.float(), y.float()
             if x.shape[-1] < 256:
                 x, y = (F.interpolate(v, size=size, mode="bilinear", align_corners=False) for v in (x, y))
-            return network(x, y).flatten(1).mean(1)
+            return network(x, y).reshape(len(x), -1).mean(1)
 
     return distance

@@ -68,7 +68,9 @@ class FiniteDataSet:
         return (logits.softmax(1) @ data).view(-1, *self._shape)
 
 
-def consistency(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_min: float, labels: Tensor | None = None, steps: int = 2000, rho: float = 7.0) -> Tensor:
+def consistency(
+    denoise: Denoise, x: Tensor, sigma: Tensor, sigma_min: float, labels: Tensor | None = None, steps: int = 2000, rho: float = 7.0
+) -> Tensor:
     """The consistency function of any denoiser: the ODE from x at sigma (B,) to sigma_min by `steps` Heun steps in float64."""
     wide, start = x.double(), sigma.double()
     ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=x.device)[:, None]

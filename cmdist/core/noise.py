@@ -22,7 +22,7 @@ def karras_sigmas(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """n >= 2 noise levels from sigma_max down to sigma_min, evenly spaced in sigma^(1/rho) (EDM eq. 5; paper section 2), both ends exact."""
+    """n >= 2 noise levels from sigma_max down to sigma_min, evenly spaced in sigma^(1/rho) (EDM eq. 5), both ends exact."""
     if n < 2:
         raise ValueError(f"a grid needs at least 2 noise levels, not {n}")
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -52,7 +52,7 @@ def uniform_index(n: int, sigmas: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def lognormal_probabilities(sigmas: Tensor, mean: float, std: float) -> Tensor:
-    """(N - 1,) probability of each pair: the mass of a log-normal between its two noise levels (improved CT, eq. 7)."""
+    """(N - 1,) probability of each pair: the mass of a log-normal between its two noise levels (improved CT, section 3.5)."""
     cdf = torch.erf((sigmas.double().log() - mean) / (sqrt(2) * std))
     mass = cdf[:-1] - cdf[1:]
     return mass / mass.sum()

@@ -32,9 +32,10 @@ def consistency_scalings(sigma_data: float = 0.5, sigma_min: float = 0.002) -> C
     """The scalings of a consistency function (paper, appendix C): at sigma_min c_skip = 1 and c_out = 0 exactly."""
 
     def scalings(sigma: Tensor) -> Scalings:
-        shifted = sigma - torch.tensor(sigma_min, dtype=sigma.dtype, device=sigma.device)
-        total = (sigma**2 + sigma_data**2).sqrt()
-        c_skip = sigma_data**2 / (shifted**2 + sigma_data**2)
+        # tensors of sigma's own precision: a number / a tensor is computed as number * (1 / tensor), and may miss 1 by a bit
+        shifted, variance = sigma - torch.full_like(sigma, sigma_min), torch.full_like(sigma, sigma_data**2)
+        total = (sigma**2 + variance).sqrt()
+        c_skip = variance / (shifted**2 + variance)
         return Scalings(c_skip, sigma_data * shifted / total, 1 / total, 0.25 * sigma.log())
 
     return scalings

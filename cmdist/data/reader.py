@@ -6,7 +6,7 @@ import mmap
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
@@ -47,7 +47,7 @@ def micro_batches(
     flip: bool = False,
     workers: int = 0,
     bad_samples: int = 0,
-) -> Iterator[MicroBatch]:
+) -> Generator[MicroBatch, None, None]:
     """Micro-batch g = next(numbers) holds the samples at global positions g * B ... g * B + B - 1, mirrored left-right by chance if `flip`.
 
     Reads ahead in one thread (`workers` 0) or in processes; closing the iterator ends them. An image that cannot be decoded is replaced
@@ -114,7 +114,7 @@ def flips(seed: int, number: int, n: int) -> NDArray[np.bool_]:
     return (words >> np.uint64(63)).astype(bool)
 
 
-def _within_budget(batches: Iterator[_Pixels], bad_samples: int) -> Iterator[MicroBatch]:
+def _within_budget(batches: Iterator[_Pixels], bad_samples: int) -> Generator[MicroBatch, None, None]:
     total = 0
     try:
         for batch in batches:

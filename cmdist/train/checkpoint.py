@@ -48,7 +48,9 @@ def checksum(parts: Sequence[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-def pack(tensors: Sequence[tuple[str, tuple[int, ...]]], values: dict[str, Tensor] | Tensor, metadata: dict[str, str]) -> list[bytes | memoryview]:
+def pack(
+    tensors: Sequence[tuple[str, tuple[int, ...]]], values: dict[str, Tensor] | Tensor, metadata: dict[str, str]
+) -> list[bytes | memoryview]:
     """A safetensors file of fp32 tensors (name, shape) in the order given, from CPU memory, without copying it.
 
     `values` holds a vector for each name, or one vector for all.
@@ -93,7 +95,9 @@ class Checkpoint:
         except FileNotFoundError:
             raise CheckpointError(f"checkpoint {self.url} is damaged: {name} is missing") from None
         if len(data) != entry["size"] or checksum([data]) != entry["xxh3"]:
-            raise CheckpointError(f"checkpoint {self.url} is damaged: {name} has {len(data)} bytes and is not what was committed ({entry['size']} bytes)")
+            raise CheckpointError(
+                f"checkpoint {self.url} is damaged: {name} has {len(data)} bytes and is not what was committed ({entry['size']} bytes)"
+            )
         return data
 
     def verify(self, rank: int = 0, world: int = 1) -> None:
@@ -144,7 +148,8 @@ def steps(run_url: str) -> list[int]:
                 found.append(int(match.group(1)))
     except Exception as error:
         raise LookupFailed(
-            f"could not look for checkpoints in {run_url}: {type(error).__name__}: {error}; the run is not started over, try again when it can be read"
+            f"could not look for checkpoints in {run_url}: {type(error).__name__}: {error}; "
+            "the run is not started over, try again when it can be read"
         ) from error
     return found
 

@@ -33,7 +33,14 @@ class Engine:
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, zero_stage: int, micro_batch: int, accumulation: int, clip: float = 0.0
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        zero_stage: int,
+        micro_batch: int,
+        accumulation: int,
+        clip: float = 0.0,
     ) -> None:
         deepspeed = _deepspeed()
         self.layout = Layout.of(module)
@@ -50,7 +57,12 @@ class Engine:
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": accumulation,
                 "gradient_clipping": clip,  # left out, it would mean 1.0
-                "zero_optimization": {"stage": zero_stage, "overlap_comm": False, "round_robin_gradients": False, "parameter_alignment": False},
+                "zero_optimization": {
+                    "stage": zero_stage,
+                    "overlap_comm": False,
+                    "round_robin_gradients": False,
+                    "parameter_alignment": False,
+                },
                 "zero_allow_untested_optimizer": True,  # RAdam and Adam work element by element, so slices are safe
                 "steps_per_print": 2**62,
             },

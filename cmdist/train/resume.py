@@ -23,7 +23,9 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
 def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, target: Target | None) -> None:
     """Read this rank's slices of weights, moments, averages and target; all ranks must call."""
     if checkpoint.layout != engine.layout:
-        raise CheckpointError(f"{checkpoint.url} holds another network: {checkpoint.layout.total} weights, this one has {engine.layout.total}")
+        raise CheckpointError(
+            f"{checkpoint.url} holds another network: {checkpoint.layout.total} weights, this one has {engine.layout.total}"
+        )
     start, stop = engine.start, engine.stop
     for kind in KINDS:
         engine.load(kind, checkpoint.read_state(kind, start, stop))
@@ -36,7 +38,9 @@ def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, target: Tar
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """'key: old -> new' for each entry of two flat configurations that differ."""
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}" for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
+    ]
 
 
 def _short(value: Any) -> str:

@@ -31,7 +31,9 @@ def self_check(
     expected = torch.zeros(engine.layout.total, device=parameters[0].device)
     for loss in plain:
         gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
-        expected += torch.cat([torch.zeros_like(p).view(-1) if g is None else g.reshape(-1) for p, g in zip(parameters, gradients, strict=True)])
+        expected += torch.cat(
+            [torch.zeros_like(p).view(-1) if g is None else g.reshape(-1) for p, g in zip(parameters, gradients, strict=True)]
+        )
     expected /= len(plain) * world
     dist.all_reduce(expected)
     if clip:

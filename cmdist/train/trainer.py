@@ -4,7 +4,7 @@ import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import torch
@@ -51,7 +51,7 @@ class Trainer:
     learning_rate: Callable[[int], float]
     averages: Averages
     target: Target | None
-    batches: Iterator[MicroBatch]  # of this rank, from `step` on
+    batches: Generator[MicroBatch, None, None]  # of this rank, from `step` on
     buckets: SigmaBuckets
     clock: Clock
     saver: Saver
@@ -72,7 +72,9 @@ class Trainer:
 
     def fit(self) -> bool:
         """Train to the last step or to a stop request; True if the last step is done and committed."""
-        bar = tqdm(total=self.schedule.steps, initial=self.step, disable=not self.world.first, unit="step", file=sys.stderr, mininterval=1.0)
+        bar = tqdm(
+            total=self.schedule.steps, initial=self.step, disable=not self.world.first, unit="step", file=sys.stderr, mininterval=1.0
+        )
         window, window_start = self.step, time.perf_counter()
         saved = stopping = False
         while self.step < self.schedule.steps and not stopping:
@@ -99,6 +101,12 @@ class Trainer:
             self.saver.wait()
         return self.step >= self.schedule.steps
 
+    def close(self, status: str) -> None:
+        """End the reading, and tell MLflow how the run ended: FINISHED, KILLED or FAILED."""
+        self.batches.close()
+        if self.tracker is not None:
+            self.tracker.close(status)
+
     def train_step(self, point: Point) -> torch.Tensor:
         """One optimizer step at `point` of the curriculum; the losses (M/world,) of this rank's micro-batches."""
         with self.clock.count("data_wait"):
@@ -110,7 +118,9 @@ class Trainer:
                 if self._taken:  # else an overflow: nothing has moved, and the same step is tried again
                     break
             else:
-                raise CmdistError(f"step {self.step}: the gradient was not finite {MAX_SKIPPED} times; loss {losses.mean():.4g}, lower optimizer.lr")
+                raise CmdistError(
+                    f"step {self.step}: the gradient was not finite {MAX_SKIPPED} times; loss {losses.mean():.4g}, lower optimizer.lr"
+                )
             self.averages.update()
             if self.target is not None:
                 self.target.update(self.engine.module, point.mu)
@@ -144,7 +154,11 @@ class Trainer:
             self.saver.save(self.step, Snapshot(engine.start, vectors, averages, state))
 
     def _log(self, point: Point, losses: torch.Tensor, images_per_second: float) -> None:
-        peak = torch.cuda.max_memory_allocated() if self.world.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = (
+            torch.cuda.max_memory_allocated()
+            if self.world.device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
         gathered = distributed.gather((losses.tolist(), self.buckets.take(), peak), self.world.control)
         # micro-batch m lies on rank m modulo world: the mean is summed in the order of m, the same for any number of ranks
         flat = [rank[0][i] for i in range(len(gathered[0][0])) for rank in gathered]

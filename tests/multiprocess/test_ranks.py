@@ -1,4 +1,4 @@
-"""Any number of ranks: the same images, noise levels and noise at every step, the same losses up to rounding, and a resume on other ranks."""
+"""Any number of ranks: the same images and noise at every step, the same losses up to rounding, and a resume on other ranks."""
 
 import hashlib
 import json
@@ -10,7 +10,8 @@ import pytest
 import torch
 from ranks import Ranks, pipeline
 from ranks import train as train_on
-from runs import OBJECTIVES, committed, files, vectors, write_config
+
+from training import OBJECTIVES, committed, files, vectors, write_config
 
 
 def traced(record: str, arguments: list[str]) -> None:

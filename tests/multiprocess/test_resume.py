@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from ranks import train
-from runs import OBJECTIVES, SMALL, committed, files, write_config
+
+from training import OBJECTIVES, SMALL, committed, files, write_config
 
 
 @pytest.mark.parametrize("stage", [1, 2])

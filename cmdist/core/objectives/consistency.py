@@ -1,4 +1,4 @@
-"""Consistency distillation (paper, Algorithm 2) and consistency training (Algorithm 3): one body; improved CT is CT with other arguments."""
+"""Consistency distillation (paper, Algorithm 2) and training (Algorithm 3) in one body; improved CT is CT with other arguments."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
