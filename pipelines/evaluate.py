@@ -196,6 +196,8 @@ def reference_statistics(data: ShardedImages, extract: Extract, extractor: str, 
 def log(run_url: str, records: Sequence[dict[str, Any]]) -> None:
     """Write the figures into MLflow; if it cannot be reached, say how to do that later."""
     run = json.loads(storage.read(storage.join(run_url, "run.json")))
+    if run["tracking_uri"] == "none":
+        return
     tracking.deliver(tracking.spool_folder(run_url))
     try:
         for record in records:

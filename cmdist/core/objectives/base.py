@@ -19,7 +19,7 @@ class Networks:
     student: Denoise
     bare_student: Denoise  # the same weights without the engine around them, for what must not go through it
     target: Denoise | None = None  # theta^-; None: mu = 0, the student itself without gradient
-    teacher: Denoise | None = None  # phi; None: consistency training
+    teacher: Denoise | None = None  # phi, in evaluation mode; None: consistency training
 
 
 @dataclass(frozen=True)
