@@ -47,8 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in RUNS:
         path, folder = f"configs/digits/{name}.yaml", f"{root}/{name}"
         overrides = [f"run.root={root}", f"data.url={data}", f"run.seed={options.seed}"]
-        if name == "cd":
-            overrides.append(f"teacher={root}/edm")
+        overrides += {"cd": [f"teacher={root}/edm"], "ict": [f"init={root}/edm"]}.get(name, [])
         config = configuration.load(repository / path, overrides)
         ranks = max(r for r in range(1, devices + 1) if config.micro_batches % r == 0)
         folders.append(folder)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from ranks import pipeline
 
 from cmdist.errors import ConfigError, DataError
+from ranks import pipeline
 from runs import call, make_data, make_run
 
 compare = pipeline("compare")

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ranks import REPOSITORY, Ranks, pipeline, run_pipeline
 
 from cmdist import build, evaluation, generation, pictures, tracking
 from cmdist.core.sampling import one_step
 from cmdist.data.shards import open_dataset
 from cmdist.errors import CheckpointError, ConfigError, DataError
+from ranks import REPOSITORY, Ranks, pipeline, run_pipeline
 from runs import add_checkpoint, call, make_data, make_run
 
 evaluate = pipeline("evaluate")

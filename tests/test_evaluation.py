@@ -3,12 +3,12 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from ranks import Ranks
 
 from cmdist import distributed, evaluation
 from cmdist.errors import DataError
 from cmdist.evaluation import Statistics
 from cmdist.generation import Task
+from ranks import Ranks
 
 
 def orthogonal(dimensions: int, seed: int) -> np.ndarray:

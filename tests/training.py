@@ -12,9 +12,10 @@ SMALL = """
 objective: denoising
 run: {name: small}
 data: {url: none, image_size: 8, channels: 1, classes: 10, workers: 0, block_shards: 2}
-network: {model_channels: 8, channel_mult: [1, 2], num_res_blocks: 1, attention_resolutions: [4], head_channels: 8, dropout: 0.1}
+network: {model_channels: 8, channel_mult: [1], num_res_blocks: 1, head_channels: 8, dropout: 0.1}
 optimizer: {kind: radam, lr: 1.0e-3}
-train: {steps: 20, global_batch: 16, micro_batch: 4, precision: fp32, ema: [0.9, 0.99], log_every: 5, checkpoint_every: 10, keep_checkpoints: 0}
+train: {steps: 20, global_batch: 16, micro_batch: 4, precision: fp32, ema: [0.9, 0.99], log_every: 5, checkpoint_every: 10,
+        keep_checkpoints: 0}
 tracking: {uri: none}
 """
 CT = ["objective=consistency_training", "curriculum.kind=paper", "curriculum.s0=2", "curriculum.s1=20", "curriculum.mu0=0.9"]

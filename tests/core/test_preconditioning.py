@@ -77,9 +77,9 @@ def test_a_denoiser_calls_its_network_once_with_scaled_input() -> None:
         torch.testing.assert_close(found[i], 0.25 / (s**2 + 0.25) * x[i] + s * 0.5 / sqrt(s**2 + 0.25) * 2.0, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_a_network_of_low_precision_does_not_lower_the_sums(half: torch.dtype) -> None:
+@pytest.mark.parametrize("theirs", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_sums_keep_the_images_precision_whatever_the_network_returns(theirs: torch.dtype) -> None:
     x = 80 * torch.randn(4, 1, 2, 2)
-    found = Denoiser(lambda x, c_noise, labels: torch.zeros_like(x, dtype=half), edm_scalings())(x, torch.full((4,), 80.0))
+    found = Denoiser(lambda x, c_noise, labels: torch.zeros_like(x, dtype=theirs), edm_scalings())(x, torch.full((4,), 80.0))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, x * (0.25 / (80.0**2 + 0.25)), rtol=1e-6, atol=0)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from ranks import Ranks, pipeline
 from ranks import train as train_on
-
 from training import OBJECTIVES, committed, files, vectors, write_config
 
 
