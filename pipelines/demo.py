@@ -19,7 +19,7 @@ from cmdist.train import checkpoint as checkpoints
 
 RUNS = ("edm", "cd", "ct", "ict")
 # one thread for each rank: threads that spin for work make two ranks on two cores several times slower
-THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+THREADS = {"DS_ACCELERATOR": "cuda" if torch.cuda.is_available() else "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         ranks = max(r for r in range(1, devices + 1) if config.micro_batches % r == 0)
         folders.append(folder)
         if config.train.steps not in checkpoints.steps(folder):
-            launcher = [str(binaries / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port())]
+            launcher = [str(binaries / "deepspeed"), "--quiet", "--num_gpus", str(ranks), "--master_port", str(free_port())]
             run(f"train {name}", *launcher, "pipelines/train.py", path, *overrides)
         newest = f"step-{config.train.steps:010d}-"
         if not any(figure.startswith(newest) and figure.endswith(".json") for figure in storage.names(f"{folder}/evaluations")):

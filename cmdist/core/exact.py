@@ -23,11 +23,15 @@ class Gaussian:
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """(std^2 x + sigma^2 mean) / (std^2 + sigma^2)."""
         s = expand(sigma, x)
-        return (self.std**2 * x + s**2 * self.mean) / (self.std**2 + s**2)
+        return (self.std**2 * x + s**2 * self._mean(x)) / (self.std**2 + s**2)
 
     def consistency(self, x: Tensor, sigma: Tensor, sigma_min: float) -> Tensor:
         """The ODE's solution at sigma_min from x at sigma: mean + (x - mean) sqrt((std^2 + sigma_min^2) / (std^2 + sigma^2))."""
-        return self.mean + (x - self.mean) * ((self.std**2 + sigma_min**2) / (self.std**2 + expand(sigma, x) ** 2)).sqrt()
+        shrink = ((self.std**2 + sigma_min**2) / (self.std**2 + expand(sigma, x) ** 2)).sqrt()
+        return self._mean(x) + (x - self._mean(x)) * shrink
+
+    def _mean(self, x: Tensor) -> Tensor | float:
+        return self.mean.to(x) if isinstance(self.mean, Tensor) else self.mean
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class FiniteDataSet:
         # -|x - y|^2 / 2 without the part that is the same for all y: no (B, K, C, H, W) is ever made
         logits = (x.flatten(1) @ data.T - self._half_norms.to(x)) / sigma[:, None] ** 2
         if self._labels is not None and labels is not None:
-            logits = logits.masked_fill(self._labels[None] != labels[:, None], -torch.inf)
+            logits = logits.masked_fill(self._labels.to(labels.device)[None] != labels[:, None], -torch.inf)
         return (logits.softmax(1) @ data).view(-1, *self._shape)
 
 

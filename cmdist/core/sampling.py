@@ -25,9 +25,11 @@ def multistep(
     noise of variance times[i]^2 - sigma_min^2 and removes it.
     """
     assert len(noises) == len(times)
+    assert min(times.tolist()) > sigma_min * (1 - 1e-6), "a time is below sigma_min"
     x = torch.zeros_like(noises[0])
     for i, (noise, time) in enumerate(zip(noises, times.tolist(), strict=True)):
-        level = time if i == 0 else sqrt(time**2 - sigma_min**2)
+        # not below 0: a time that is sigma_min in fp32 may be rounded to less
+        level = time if i == 0 else sqrt(max(time**2 - sigma_min**2, 0.0))
         x = denoise(x + level * noise, torch.full((len(x),), time, dtype=x.dtype, device=x.device), labels)
         x = x.clamp(-1, 1) if clip else x
     return x

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ KINDS: tuple[Kind, ...] = ("master", "exp_avg", "exp_avg_sq")
 def _deepspeed() -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # of torch, about names that DeepSpeed uses
     import deepspeed
     import deepspeed.ops
 

@@ -110,3 +110,23 @@ def test_a_mixture_of_one_is_a_gaussian_and_a_narrow_mixture_a_finite_data_set()
     torch.testing.assert_close(GaussianMixture(mean[None], 0.4, one)(x, sigma), Gaussian(mean, 0.4)(x, sigma), rtol=1e-12, atol=1e-13)
     means, equal = randn(3, *SHAPE, seed=14), torch.ones(3, dtype=DOUBLE)
     torch.testing.assert_close(GaussianMixture(means, 0.0, equal)(x, sigma), FiniteDataSet(means)(x, sigma), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_closed_forms_answer_in_the_inputs_precision(dtype: torch.dtype) -> None:
+    """Their parameters are float64 here: a teacher must not turn an fp32 training into an fp64 one."""
+    x, sigma = randn(3, *SHAPE, seed=10).to(dtype), torch.tensor([0.1, 1.0, 80.0], dtype=dtype)
+    for case in CASES.values():
+        assert case.denoise(x, sigma, None).dtype == dtype
+    assert Gaussian(randn(*SHAPE), 0.5).consistency(x, sigma, 0.002).dtype == dtype
+
+
+def test_closed_forms_follow_the_inputs_device() -> None:
+    x, sigma, labels = (
+        torch.empty(2, *SHAPE, device="meta"),
+        torch.empty(2, device="meta"),
+        torch.empty(2, dtype=torch.int64, device="meta"),
+    )
+    data = FiniteDataSet(randn(4, *SHAPE), torch.tensor([0, 1, 0, 1]))
+    for denoise in (Gaussian(randn(*SHAPE), 0.5), Gaussian(0.3, 0.5), CASES["mixture"].denoise, data):
+        assert denoise(x, sigma, labels).device.type == "meta"

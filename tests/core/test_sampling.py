@@ -54,9 +54,9 @@ def test_each_step_sees_its_own_level_noise_and_labels() -> None:
         return torch.full_like(x, 0.5 * len(seen))
 
     given, noises = torch.tensor([3, 4]), torch.randn(3, 2, *SHAPE)
-    found = multistep(denoise, noises, torch.tensor([80.0, 2.0, 0.5]), 0.1, given, clip=False)
+    found = multistep(denoise, noises, torch.tensor([80.0, 2.0, 0.5]), 0.4, given, clip=False)
     assert torch.equal(found, torch.full_like(found, 1.5))
-    levels = [80.0, sqrt(4 - 0.01), sqrt(0.25 - 0.01)]
+    levels = [80.0, sqrt(4 - 0.16), sqrt(0.25 - 0.16)]  # the first has no image below it
     for i, ((x, sigma), level) in enumerate(zip(seen, levels, strict=True)):
         assert sigma.tolist() == [[80.0] * 2, [2.0] * 2, [0.5] * 2][i]
         torch.testing.assert_close(x, 0.5 * i + level * noises[i], rtol=1e-6, atol=1e-6)
@@ -133,3 +133,20 @@ def test_sampling_keeps_no_graph() -> None:
 def test_noises_and_times_must_match() -> None:
     with pytest.raises(AssertionError):
         multistep(exact, torch.zeros(3, 1, *SHAPE), torch.tensor([80.0, 1.0]))
+
+
+@pytest.mark.parametrize("sigma_min", [0.01, 0.7, 0.002])  # in fp32 the first two are a little below themselves
+def test_a_grid_in_single_precision_may_end_at_sigma_min(sigma_min: float) -> None:
+    inputs: list[Tensor] = []
+
+    def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        inputs.append(x)
+        return torch.zeros_like(x)
+
+    multistep(denoise, torch.ones(3, 1, *SHAPE), karras_sigmas(40, sigma_min)[[0, 22, 39]], sigma_min)
+    assert inputs[-1].abs().max() < 1e-3 * sigma_min
+
+
+def test_times_below_sigma_min_are_a_mistake_of_the_caller() -> None:
+    with pytest.raises(AssertionError, match="below sigma_min"):
+        multistep(exact, torch.zeros(2, 1, *SHAPE), torch.tensor([80.0, 0.05]), SIGMA_MIN)
