@@ -181,6 +181,8 @@ def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool, 
     if len(data) > most:
         raise ConfigError(f"teacher: exact holds the whole data set in memory, for at most {most} images; this one has {len(data)}")
     ids = range(len(data))
+    if conditional and len(data.labels(ids).unique()) < len(data.classes):
+        raise DataError(f"teacher: exact needs an image of each of the {len(data.classes)} classes of {data.url}")
     images = data.images(ids).to(device).float() / 127.5 - 1.0
     return FiniteDataSet(images, data.labels(ids).to(device) if conditional else None)
 

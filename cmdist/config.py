@@ -170,6 +170,8 @@ class Config(Section):
             raise ValueError("objective consistency_distillation needs teacher: a run folder, a checkpoint folder or 'exact'")
         if self.init == "teacher" and self.teacher in (None, "exact"):
             raise ValueError("init: teacher needs teacher to be a run folder or a checkpoint folder")
+        if self.curriculum.kind == "paper" and self.curriculum.s0 < 2:
+            raise ValueError("curriculum.s0 must be 2 or more for kind paper: a grid has at least two noise levels")
         if self.curriculum.kind != "constant" and self.curriculum.s0 > self.curriculum.s1:
             raise ValueError(f"curriculum.s0 ({self.curriculum.s0}) must not exceed curriculum.s1 ({self.curriculum.s1})")
         times, top, bottom = self.sampling.times, noise.sigma_max, noise.sigma_min

@@ -13,13 +13,19 @@ import torch
 
 from cmdist import cli, storage
 from cmdist import config as configuration
+from cmdist.config import Config
 from cmdist.distributed import free_port
 from cmdist.errors import CmdistError
 from cmdist.train import checkpoint as checkpoints
 
-RUNS = ("edm", "cd", "ct", "ict")
-# one thread for each rank: threads that spin for work make two ranks on two cores several times slower
-THREADS = {"DS_ACCELERATOR": "cuda" if torch.cuda.is_available() else "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+REPOSITORY = Path(__file__).resolve().parents[1]
+BINARIES = Path(sys.executable).parent
+CUDA = torch.cuda.is_available()
+ROUNDS = (("edm", "ct"), ("cd", "ict"))  # cd and ict start from edm
+# one thread for each rank: threads that spin for work make two processes on two cores several times slower
+THREADS = {"DS_ACCELERATOR": "cuda" if CUDA else "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+
+Job = tuple[str, list[str]]  # name, command
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,42 +33,89 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--root", default="runs/digits", help="the folder for the data, the runs and MLflow's database")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    repository, begin = Path(__file__).resolve().parents[1], time.monotonic()
-    devices = torch.cuda.device_count() or min(2, os.cpu_count() or 1)
-    python, binaries = sys.executable, Path(sys.executable).parent
-    root, data = options.root, f"{options.root}/data"
-
-    def run(title: str, *command: str) -> None:
-        print(f"\n== {title}\n$ {shlex.join(command)}", flush=True)
-        environment = THREADS | dict(os.environ) | {"PATH": f"{binaries}:{os.environ['PATH']}"}
-        result = subprocess.run(command, cwd=repository, env=environment)
-        if result.returncode:
-            raise CmdistError(f"the demo stopped at '{title}', which ended with {result.returncode}; `make demo` goes on from there")
-
+    begin = time.monotonic()
+    root, data, python = Path(options.root).absolute(), f"{options.root}/data", sys.executable
     if not storage.exists(f"{data}/index.json"):
-        run("digits -> shards", python, "pipelines/prepare_data.py", "digits", "--out", data)
+        run(root, "digits -> shards", [("data", [python, "pipelines/prepare_data.py", "digits", "--out", data])])
     if not any(name.startswith("references-") for name in storage.names(data)):
-        run("references: real images and a Gaussian", python, "pipelines/evaluate.py", "reference", data)
-    folders = []
-    for name in RUNS:
-        path, folder = f"configs/digits/{name}.yaml", f"{root}/{name}"
-        overrides = [f"run.root={root}", f"data.url={data}", f"run.seed={options.seed}"]
-        overrides += {"cd": [f"teacher={root}/edm"], "ict": [f"init={root}/edm"]}.get(name, [])
-        config = configuration.load(repository / path, overrides)
-        ranks = max(r for r in range(1, devices + 1) if config.micro_batches % r == 0)
-        folders.append(folder)
-        if config.train.steps not in checkpoints.steps(folder):
-            launcher = [str(binaries / "deepspeed"), "--quiet", "--num_gpus", str(ranks), "--master_port", str(free_port())]
-            run(f"train {name}", *launcher, "pipelines/train.py", path, *overrides)
-        newest = f"step-{config.train.steps:010d}-"
-        if not any(figure.startswith(newest) and figure.endswith(".json") for figure in storage.names(f"{folder}/evaluations")):
-            torchrun = [str(binaries / "torchrun"), "--nproc_per_node", str(ranks), "--master_port", str(free_port())]
-            # the many steps of a denoiser are worth a start on all ranks, two steps are not
-            run(f"evaluate {name}", *(torchrun if name == "edm" else [python]), "pipelines/evaluate.py", folder)
-    run("compare", python, "pipelines/compare.py", *folders)
-    print(f"\nwhole demo   {time.monotonic() - begin:.0f} s on {devices} {'GPUs' if torch.cuda.is_available() else 'CPU ranks'}")
-    print(f"samples      {Path(root).absolute()}/comparison/samples.png")
-    print(f"browse       {binaries / 'mlflow'} ui --backend-store-uri sqlite:///{Path(root).absolute()}/mlflow.db")
+        run(root, "references", [("references", [python, "pipelines/evaluate.py", "reference", data])])
+    for names in ROUNDS:
+        jobs = [job for name in names if (job := training(options, name))]
+        run_side_by_side(root, "train", jobs)
+        if "edm" in names and missing_figures(options, "edm"):  # its many steps are worth all ranks
+            torchrun = [str(BINARIES / "torchrun"), "--nproc_per_node", str(devices()), "--master_port", str(free_port())]
+            run(root, "evaluate", [("edm", [*torchrun, "pipelines/evaluate.py", f"{options.root}/edm"])])
+    waiting = [name for name in ("ct", "cd", "ict") if missing_figures(options, name)]
+    run_side_by_side(root, "evaluate", [(name, [python, "pipelines/evaluate.py", f"{options.root}/{name}"]) for name in waiting])
+    run(
+        root, "compare", [("compare", [python, "pipelines/compare.py", *(f"{options.root}/{name}" for name in ("edm", "cd", "ct", "ict"))])]
+    )
+    print(f"\nwhole demo   {time.monotonic() - begin:.0f} s on {devices()} {'GPUs' if CUDA else 'CPU cores'}")
+    print(f"samples      {root}/comparison/samples.png")
+    print(f"browse       {BINARIES / 'mlflow'} ui --backend-store-uri sqlite:///{root}/mlflow.db")
+
+
+def devices() -> int:
+    """GPUs, or two CPU cores."""
+    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
+
+
+def load(options: argparse.Namespace, name: str) -> tuple[str, list[str], Config]:
+    """A run's configuration file, the overrides that the demo gives it, and the result."""
+    path = f"configs/digits/{name}.yaml"
+    overrides = [f"run.root={options.root}", f"data.url={options.root}/data", f"run.seed={options.seed}"]
+    overrides += {"cd": [f"teacher={options.root}/edm"], "ict": [f"init={options.root}/edm"]}.get(name, [])
+    return path, overrides, configuration.load(REPOSITORY / path, overrides)
+
+
+def training(options: argparse.Namespace, name: str) -> Job | None:
+    """The command that trains a run, unless its last step is committed."""
+    path, overrides, config = load(options, name)
+    if config.train.steps in checkpoints.steps(f"{options.root}/{name}"):
+        return None
+    # on CPU cores jobs run side by side on one rank each: two small ranks would mostly wait for each other
+    ranks = max(r for r in range(1, devices() + 1) if config.micro_batches % r == 0) if CUDA else 1
+    launcher = [str(BINARIES / "deepspeed"), "--quiet", "--num_gpus", str(ranks), "--master_port", str(free_port())]
+    return name, [*launcher, "pipelines/train.py", path, *overrides]
+
+
+def missing_figures(options: argparse.Namespace, name: str) -> bool:
+    """Whether the last step has not been evaluated."""
+    newest = f"step-{load(options, name)[2].train.steps:010d}-"
+    return not any(f.startswith(newest) and f.endswith(".json") for f in storage.names(f"{options.root}/{name}/evaluations"))
+
+
+def run_side_by_side(root: Path, what: str, jobs: Sequence[Job]) -> None:
+    """Two at a time on CPU cores, one after the other on GPUs."""
+    width = 1 if CUDA else devices()
+    for first in range(0, len(jobs), width):
+        run(root, what, jobs[first : first + width])
+
+
+def run(root: Path, what: str, jobs: Sequence[Job]) -> None:
+    """Run commands at the same time: the first one's output here, the others' in log files. Raises CmdistError if one fails."""
+    environment = THREADS | dict(os.environ) | {"PATH": f"{BINARIES}:{os.environ['PATH']}"}
+    root.mkdir(parents=True, exist_ok=True)
+    processes = []
+    for i, (name, command) in enumerate(jobs):
+        log = root / f"{what}-{name}.log"
+        print(
+            f"\n== {what if what == name else f'{what} {name}'}{f' (at the same time, output in {log})' if i else ''}\n$ {shlex.join(command)}"
+        )
+        sys.stdout.flush()
+        with log.open("wb") as file:
+            output = {"stdout": file, "stderr": subprocess.STDOUT} if i else {}
+            processes.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, **output))  # type: ignore[call-overload]
+    try:
+        codes = [process.wait() for process in processes]
+    finally:
+        for process in processes:
+            process.terminate()  # only if we were interrupted: the runs commit their step and end
+    for i, ((name, _), code) in enumerate(zip(jobs, codes, strict=True)):
+        if i:
+            print((root / f"{what}-{name}.log").read_text().replace("\r", "\n").rstrip().rpartition("\n")[2])
+        if code:
+            raise CmdistError(f"the demo stopped at '{what} {name}', which ended with {code}; `make demo` goes on from there")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import cmdist
 from cmdist import build, cli, distributed, seeding, storage
@@ -56,18 +57,18 @@ def main(arguments: Sequence[str]) -> None:
             f"{ranks} ranks cannot share train.global_batch / train.micro_batch = {config.micro_batches} micro-batches evenly; "
             f"take a number of ranks that divides {config.micro_batches}, or a smaller train.micro_batch"
         )
+    with torch.device("meta"):  # an impossible network is refused before anything starts
+        net = build.network(config)
     if options.dry_run:
-        return print_plan(config, ranks)
+        return print_plan(config, net, ranks)
     world = distributed.start()
     with distributed.failing_together(world):
         train(config, world, options.resume)
         distributed.stop(world)
 
 
-def print_plan(config: Config, ranks: int) -> None:
+def print_plan(config: Config, net: nn.Module, ranks: int) -> None:
     """What would run."""
-    with torch.device("meta"):
-        net = build.network(config)
     t = config.train
     print(configuration.dump(config), end="")
     print(f"# parameters: {sum(p.numel() for p in net.parameters()):,}")
@@ -87,9 +88,11 @@ def train(config: Config, world: World, mode: str) -> None:
             if world.first:
                 print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
             return
-    record, changed = describe_run(run_url, config, world)
+    record, changed = read_run(run_url, config, world)
     trainer, order, checked = make_trainer(config, world, data, found, run_url, record["id"])
     if world.first:
+        storage.write(storage.join(run_url, "run.json"), json.dumps(record, indent=1).encode())
+        storage.write(storage.join(run_url, "config.yaml"), configuration.dump(config).encode())
         report(config, trainer, found, changed, order, checked)
         if record["tracking_uri"] != "none":
             trainer.tracker = Tracker.start(
@@ -125,8 +128,8 @@ def find(run_url: str, mode: str, world: World) -> Checkpoint | None:
     return checkpoint
 
 
-def describe_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any], list[str]]:
-    """run.json and config.yaml of the run folder, made at the first start; and what has changed in the configuration since."""
+def read_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any], list[str]]:
+    """What run.json says, or will say at the first start; and what has changed in the configuration since."""
     changed: list[str] = []
     record: dict[str, Any] = {}
     if world.first:
@@ -136,12 +139,9 @@ def describe_run(run_url: str, config: Config, world: World) -> tuple[dict[str, 
         else:
             uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
             record = {"id": uuid.uuid4().hex, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
-            storage.write(record_url, json.dumps(record, indent=1).encode())
         if storage.exists(config_url):
             before = configuration.parse(storage.read(config_url).decode(), where=config_url)
             changed = resume.changes(configuration.flat(before), configuration.flat(config))
-        if changed or not storage.exists(config_url):
-            storage.write(config_url, configuration.dump(config).encode())
     return distributed.gather((record, changed), world.control)[0]  # type: ignore[no-any-return]
 
 
