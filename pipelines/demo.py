@@ -113,7 +113,7 @@ def run(root: Path, what: str, jobs: Sequence[Job]) -> None:
             process.terminate()  # only if we were interrupted: the runs commit their step and end
     for i, ((name, _), code) in enumerate(zip(jobs, codes, strict=True)):
         if i:
-            print((root / f"{what}-{name}.log").read_text().replace("\r", "\n").rstrip().rpartition("\n")[2])
+            print("\n".join((root / f"{what}-{name}.log").read_text().replace("\r", "\n").rstrip().splitlines()[-2:]))
         if code:
             raise CmdistError(f"the demo stopped at '{what} {name}', which ended with {code}; `make demo` goes on from there")
 
