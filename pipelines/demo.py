@@ -100,7 +100,9 @@ def run(root: Path, what: str, jobs: Sequence[Job]) -> None:
     for i, (name, command) in enumerate(jobs):
         log = root / f"{what}-{name}.log"
         print(
-            f"\n== {what if what == name else f'{what} {name}'}{f' (at the same time, output in {log})' if i else ''}\n$ {shlex.join(command)}"
+        title = what if what == name else f"{what} {name}"
+        aside = f" (at the same time, output in {log})" if i else ""
+        print(f"\n== {title}{aside}\n$ {shlex.join(command)}")
         )
         sys.stdout.flush()
         with log.open("wb") as file:
