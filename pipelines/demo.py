@@ -99,12 +99,9 @@ def run(root: Path, what: str, jobs: Sequence[Job]) -> None:
     processes = []
     for i, (name, command) in enumerate(jobs):
         log = root / f"{what}-{name}.log"
-        print(
         title = what if what == name else f"{what} {name}"
         aside = f" (at the same time, output in {log})" if i else ""
-        print(f"\n== {title}{aside}\n$ {shlex.join(command)}")
-        )
-        sys.stdout.flush()
+        print(f"\n== {title}{aside}\n$ {shlex.join(command)}", flush=True)
         with log.open("wb") as file:
             output = {"stdout": file, "stderr": subprocess.STDOUT} if i else {}
             processes.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, **output))  # type: ignore[call-overload]
