@@ -16,7 +16,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"error: {sentence(error)}\n")  # one write: the lines of several ranks must not mix
+        sys.stderr.flush()
         sys.exit(error.exit_code if isinstance(error, CmdistError) else 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
