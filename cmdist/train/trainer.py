@@ -111,6 +111,8 @@ class Trainer:
         """One optimizer step at `point` of the curriculum; the losses (M/world,) of this rank's micro-batches."""
         with self.clock.count("data_wait"):
             micro_batches = [self.pending.pop(0) if self.pending else next(self.batches) for _ in range(self.engine.accumulation)]
+        for key, why in (replaced for batch in micro_batches for replaced in batch.replaced):
+            tqdm.write(f"warning: {why}; another sample stands in for {key}", file=sys.stderr)
         with self.clock.count("useful"):
             self.engine.set_lr(self.learning_rate(self.step))
             for _ in range(MAX_SKIPPED):

@@ -1,9 +1,7 @@
 """What a user gets for bad input: one sentence, a non-zero exit, nothing half-written. Through the real command."""
 
-import io
 import json
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,15 +72,6 @@ def test_damaged_data(tmp_path: Path, digits: str, damage: Damage, says: str, ra
     assert len(errors) == ranks and any(says in line for line in errors), run.text
     assert "Traceback" not in run.text
     assert not (tmp_path / "runs" / "small" / "checkpoints").exists()
-
-
-def add_member(data: Path, name: str, content: bytes) -> None:
-    """A shard folder without an index, with one more member."""
-    path = shards(data)[0]
-    with tarfile.open(path, "a") as tar:
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
 
 
 @pytest.mark.parametrize(
