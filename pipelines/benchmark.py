@@ -1,4 +1,4 @@
-"""Measure a part of cmdist beside what it competes with, in one run: `benchmark.py PART [options]`, one file of pipelines/benchmarks/ each."""
+"""Measure a part of cmdist beside what it competes with, in one run: `benchmark.py PART`, one file of pipelines/benchmarks/ for each."""
 
 import sys
 from collections.abc import Sequence
