@@ -20,6 +20,7 @@ from cmdist.core.objectives.consistency import Consistency
 from cmdist.core.objectives.denoising import Denoising
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import CheckpointError, ConfigError, DataError
+from cmdist.nets.lpips import fingerprint, load_lpips
 from cmdist.nets.unet import UNet
 from cmdist.train import checkpoint as checkpoints
 from cmdist.train.checkpoint import Checkpoint
@@ -56,17 +57,26 @@ def denoiser(config: Config, net: Callable[..., torch.Tensor]) -> preconditionin
     return preconditioning.Denoiser(net, preconditioning.consistency_scalings(n.sigma_data, n.sigma_min))
 
 
-def objective(config: Config) -> Objective:
-    """What is minimised."""
-    n, loss = config.noise, config.loss
-    if config.objective == "denoising":
-        return Denoising(loss.sigma_mean, loss.sigma_std, n.sigma_data)
+def distance(config: Config, device: torch.device | str = "cpu") -> distances.Distance:
+    """d(x, y) of a consistency objective. Raises ConfigError if LPIPS' weights are not there."""
+    loss = config.loss
+    if uses_lpips(config):
+        assert loss.lpips_weights is not None
+        return distances.lpips(load_lpips(loss.lpips_weights, loss.lpips_pooling, device))
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
-    distance: distances.Distance = {
+    plain: dict[str, distances.Distance] = {
         "l1": distances.l1,
         "l2": distances.l2,
         "pseudo_huber": distances.pseudo_huber(loss.huber_c or distances.huber_c(shape)),
-    }[loss.distance]
+    }
+    return plain[loss.distance]
+
+
+def objective(config: Config, distance: distances.Distance) -> Objective:
+    """What is minimised; the denoising objective has a distance of its own."""
+    n, loss = config.noise, config.loss
+    if config.objective == "denoising":
+        return Denoising(loss.sigma_mean, loss.sigma_std, n.sigma_data)
     index_draw = (
         noise.uniform_index if loss.index == "uniform" else partial(noise.lognormal_index, mean=loss.index_mean, std=loss.index_std)
     )
@@ -93,6 +103,11 @@ def needs_target(config: Config) -> bool:
     """Whether mu is ever above 0; without it the student itself is the target."""
     c = config.curriculum
     return config.objective != "denoising" and (c.kind == "paper" or (c.kind == "constant" and c.mu > 0))
+
+
+def uses_lpips(config: Config) -> bool:
+    """Whether the loss looks through VGG."""
+    return config.objective != "denoising" and config.loss.distance == "lpips"
 
 
 def lr_schedule(config: Config) -> Callable[[int], float]:
@@ -224,4 +239,5 @@ def identity(config: Config, index_hash: str) -> dict[str, Any]:
         "network": config.network.model_dump(mode="json"),
         "optimizer.kind": config.optimizer.kind,
         "target network": needs_target(config),
+        **({"loss.lpips_weights": fingerprint(config.loss.lpips_weights)} if uses_lpips(config) and config.loss.lpips_weights else {}),
     }

@@ -69,7 +69,9 @@ class Noise(Section):
 class Loss(Section):
     """What is compared, how it is weighted, and at which noise levels."""
 
-    distance: Literal["l1", "l2", "pseudo_huber"] = "l2"
+    distance: Literal["l1", "l2", "pseudo_huber", "lpips"] = "l2"
+    lpips_weights: str | None = None  # local file with VGG16's weights; nothing is downloaded
+    lpips_pooling: Literal["avg", "max"] = "avg"  # avg: the paper's ImageNet and LSUN runs; max: its CIFAR-10 runs
     huber_c: PositiveFloat | None = None  # None: 0.00054 sqrt(D), improved CT
     weighting: Literal["uniform", "inverse_gap"] = "uniform"
     index: Literal["uniform", "lognormal"] = "uniform"  # which pair (sigma, sigma_next) of the grid is drawn
@@ -112,7 +114,8 @@ class Train(Section):
     global_batch: Positive
     micro_batch: Positive
     zero_stage: Literal[0, 1, 2] = 1
-    precision: Literal["fp32", "bf16"] = "bf16"  # inside the network; everything else is fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # inside the network; everything else is fp32
+    loss_scale: PositiveFloat = 65536.0  # fp16: the first one; halved at an overflow, doubled after 1,000 steps without one
     ema: Annotated[tuple[Decay, ...], Field(min_length=1)] = (0.9999,)
     log_every: Positive = 50
     checkpoint_every: Positive = 1000
@@ -168,6 +171,10 @@ class Config(Section):
             raise ValueError(f"data.image_size ({size}) must be divisible by {unit} for network.channel_mult of length {depth}")
         if self.objective == "consistency_distillation" and self.teacher is None:
             raise ValueError("objective consistency_distillation needs teacher: a run folder, a checkpoint folder or 'exact'")
+        if self.loss.distance == "lpips" and self.loss.lpips_weights is None:
+            raise ValueError(
+                "loss.distance lpips needs loss.lpips_weights: a local copy of https://download.pytorch.org/models/vgg16-397923af.pth"
+            )
         if self.init == "teacher" and self.teacher in (None, "exact"):
             raise ValueError("init: teacher needs teacher to be a run folder or a checkpoint folder")
         if self.curriculum.kind == "paper" and self.curriculum.s0 < 2:

@@ -163,10 +163,16 @@ def make_trainer(
     target = Target(net) if build.needs_target(config) else None
     optimizer = make_optimizer(o.kind, net.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     engine = Engine(
-        net, optimizer, zero_stage=t.zero_stage, micro_batch=t.micro_batch, accumulation=config.micro_batches // world.size, clip=o.clip
+        net,
+        optimizer,
+        zero_stage=t.zero_stage,
+        micro_batch=t.micro_batch,
+        accumulation=config.micro_batches // world.size,
+        clip=o.clip,
+        loss_scale=t.loss_scale if t.precision == "fp16" else None,
     )
     step = found.step if found else 0
-    objective, curriculum = build.objective(config), build.curriculum(config)
+    objective, curriculum = build.objective(config, build.distance(config, world.device)), build.curriculum(config)
     networks = Networks(
         student=build.denoiser(config, engine),
         target=build.denoiser(config, target.module) if target else None,

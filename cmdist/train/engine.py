@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cmdist.train.loss_scale import LossScale
 from cmdist.train.layout import Layout, Piece, load_slice, overlap, parameters, read_slice, whole
 
 Kind = Literal["master", "exp_avg", "exp_avg_sq"]
@@ -31,7 +32,7 @@ def _deepspeed() -> Any:
 class Engine:
     """A module and its optimizer under ZeRO 0, 1 or 2, with fp32 weights; the process group must exist.
 
-    `start`, `stop` bound this rank's slice of the canonical vector (layout.py).
+    `start`, `stop` bound this rank's slice of the canonical vector (layout.py). `loss_scale`: the first one for fp16, None for no scaling.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class Engine:
         micro_batch: int,
         accumulation: int,
         clip: float = 0.0,
+        loss_scale: float | None = None,
     ) -> None:
         deepspeed = _deepspeed()
         self.layout = Layout.of(module)
+        self.loss_scale = LossScale(loss_scale or 1.0, dynamic=loss_scale is not None)
         self.accumulation = accumulation
         self._stage = zero_stage
         self._shapes = [p for p in module.parameters() if p.requires_grad]
@@ -83,22 +86,38 @@ class Engine:
         return self._engine(*inputs)  # type: ignore[no-any-return]
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a micro-batch's mean loss; the division by `accumulation` happens here."""
+        """Accumulate the gradient of a micro-batch's mean loss; the division by `accumulation` and the loss scale happen here."""
+        if self._stage == 0:
+            loss = loss * self.loss_scale.value
+        elif self.loss_scale.dynamic:
+            self._engine.optimizer.override_loss_scale(self.loss_scale.value)  # ZeRO scales, and unscales at the step
         self._engine.backward(loss)
 
     def step(self) -> bool:
         """End a micro-batch. After the last of a step the weights move: False if that was skipped for an overflow."""
         boundary = self._engine.is_gradient_accumulation_boundary()
-        if boundary and self._stage == 0:
-            gradients = [p.grad for p in self._shapes if p.grad is not None]
-            self._norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
-            if self._norm != self._norm or self._norm == float("inf"):  # ZeRO 1 and 2 look for themselves
-                self._engine.optimizer.zero_grad()
-                self._engine.micro_steps += 1
-                return False
+        taken = self._plain_step(boundary) if self._stage == 0 else self._zero_step()
+        if boundary:
+            self.loss_scale.update(taken)
+        return taken
+
+    def _zero_step(self) -> bool:
         skipped = self._engine.skipped_steps
         self._engine.step()
         return bool(self._engine.skipped_steps == skipped)
+
+    def _plain_step(self, boundary: bool) -> bool:
+        if boundary:  # ZeRO 1 and 2 look for overflows themselves
+            gradients = [p.grad for p in self._shapes if p.grad is not None]
+            if self.loss_scale.value != 1.0:
+                torch._foreach_div_(gradients, self.loss_scale.value)
+            self._norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+            if self._norm != self._norm or self._norm == float("inf"):
+                self._engine.optimizer.zero_grad()
+                self._engine.micro_steps += 1
+                return False
+        self._engine.step()
+        return True
 
     def gradient_norm(self) -> float:
         """L2 norm of the whole gradient of the last step, before clipping."""

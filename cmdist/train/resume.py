@@ -7,6 +7,7 @@ from cmdist.errors import CheckpointError
 from cmdist.train.averages import Averages, Target
 from cmdist.train.checkpoint import Checkpoint
 from cmdist.train.engine import KINDS, Engine
+from cmdist.train.loss_scale import LossScale
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
@@ -30,6 +31,8 @@ def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, target: Tar
     for kind in KINDS:
         engine.load(kind, checkpoint.read_state(kind, start, stop))
     engine.optimizer_step = checkpoint.state["optimizer_step"]
+    if engine.loss_scale.dynamic and checkpoint.state["loss_scale"]["dynamic"]:  # precision may change between attempts
+        engine.loss_scale = LossScale(**checkpoint.state["loss_scale"])
     for decay in averages.slices:
         averages.load(decay, checkpoint.read_ema(decay, start, stop))
     if target is not None:

@@ -1,5 +1,6 @@
 """Before the first step: does the engine's gradient equal plain autograd's? Bugs in distributed gradients recur every few releases."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from cmdist.errors import CmdistError
 from cmdist.train.engine import KINDS, Engine
+
+ATTEMPTS = 50  # at a step that overflows: each halves the loss scale
 
 
 def self_check(
@@ -28,26 +31,32 @@ def self_check(
     """
     world = dist.get_world_size()
     parameters = [p for p in engine.module.parameters() if p.requires_grad]
-    expected = torch.zeros(engine.layout.total, device=parameters[0].device)
+    first_scale = dataclasses.replace(engine.loss_scale)
+    engine.set_lr(0.0)
+    for _ in range(ATTEMPTS):
+        scale = engine.loss_scale.value
+        for loss in through:
+            engine.backward(loss())
+            taken = engine.step()
+        if taken:
+            break
+    found = engine.slice("exp_avg", parameters[0].device) / (1.0 - beta1)
+    for kind in KINDS[1:]:
+        engine.load(kind, torch.zeros(engine.stop - engine.start, device=found.device))
+    engine.optimizer_step = 0
+    engine.loss_scale = first_scale
+
+    expected = torch.zeros(engine.layout.total, device=found.device)
     for loss in plain:
-        gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(loss() * scale, parameters, allow_unused=True)
         expected += torch.cat(
             [torch.zeros_like(p).view(-1) if g is None else g.reshape(-1) for p, g in zip(parameters, gradients, strict=True)]
         )
-    expected /= len(plain) * world
+    expected /= len(plain) * world * scale
     dist.all_reduce(expected)
     if clip:
         expected *= min(1.0, clip / (float(expected.norm()) + 1e-6))
     expected = expected[engine.start : engine.stop] + weight_decay * engine.slice("master", expected.device)
-
-    engine.set_lr(0.0)
-    for loss in through:
-        engine.backward(loss())
-        taken = engine.step()
-    found = engine.slice("exp_avg", expected.device) / (1.0 - beta1)
-    for kind in KINDS[1:]:
-        engine.load(kind, torch.zeros(engine.stop - engine.start, device=expected.device))
-    engine.optimizer_step = 0
 
     squares = torch.stack([(found - expected).double().square().sum(), expected.double().square().sum()])
     dist.all_reduce(squares)

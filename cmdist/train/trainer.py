@@ -116,25 +116,26 @@ class Trainer:
         with self.clock.count("useful"):
             self.engine.set_lr(self.learning_rate(self.step))
             for _ in range(MAX_SKIPPED):
-                losses = torch.stack([self._micro_step(batch, point) for batch in micro_batches])
+                done = [self._micro_step(batch, point) for batch in micro_batches]
+                losses = torch.stack([each.mean() for _, each in done])
                 if self._taken:  # else an overflow: nothing has moved, and the same step is tried again
                     break
             else:
                 raise CmdistError(
                     f"step {self.step}: the gradient was not finite {MAX_SKIPPED} times; loss {losses.mean():.4g}, lower optimizer.lr"
                 )
+            for sigma, each in done:
+                self.buckets.add(sigma, each)
             self.averages.update()
             if self.target is not None:
                 self.target.update(self.engine.module, point.mu)
         return losses
 
-    def _micro_step(self, batch: MicroBatch, point: Point) -> torch.Tensor:
+    def _micro_step(self, batch: MicroBatch, point: Point) -> tuple[torch.Tensor, torch.Tensor]:
         draw, losses = self._losses(batch, point, self.networks)
-        loss = losses.mean()
-        self.engine.backward(loss)
+        self.engine.backward(losses.mean())
         self._taken = self.engine.step()
-        self.buckets.add(draw.sigma, losses)
-        return loss.detach()
+        return draw.sigma, losses.detach()
 
     def _losses(self, batch: MicroBatch, point: Point, networks: Networks) -> tuple[Draw, torch.Tensor]:
         device = self.world.device
@@ -153,6 +154,7 @@ class Trainer:
                 vectors["target"] = self.target.slice(engine.layout, engine.start, engine.stop)
             averages = {decay: values.to("cpu", copy=True) for decay, values in self.averages.slices.items()}
             state = self.describe | {"optimizer_step": engine.optimizer_step, "clock": self.clock.state()}
+            state["loss_scale"] = engine.loss_scale.state()
             self.saver.save(self.step, Snapshot(engine.start, vectors, averages, state))
 
     def _log(self, point: Point, losses: torch.Tensor, images_per_second: float) -> None:

@@ -1,0 +1,92 @@
+"""LPIPS (Zhang et al. 2018) with VGG16 features, as a network for `core.distances.lpips`. The only door to lpips.
+
+The package brings the calibrated heads; VGG's own weights are a file of the user's, since a training job downloads nothing.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cmdist import torchvision_ops
+from cmdist.errors import ConfigError
+
+Pooling = Literal["avg", "max"]
+SOURCE = "https://download.pytorch.org/models/vgg16-397923af.pth"
+_EPSILON = 1e-10  # the package's own
+
+
+class Lpips(nn.Module):
+    """(x, y) in [-1, 1], (B, 1 or 3, H, W) -> (B,) distances; frozen, in evaluation mode.
+
+    `pooling`: the paper's ImageNet and LSUN runs averaged where VGG takes the maximum; its CIFAR-10 runs did not.
+    """
+
+    def __init__(self, pooling: Pooling) -> None:
+        super().__init__()
+        torchvision_ops.declare_missing()
+        import lpips  # here, since it imports torchvision
+
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # its random start moves nobody else's random numbers
+            warnings.simplefilter("ignore")  # of torchvision, about the package's way to ask for no weights
+            package = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        self.scaling = package.scaling_layer
+        self.slices = nn.ModuleList(getattr(package.net, f"slice{i}") for i in range(1, 6))
+        self.heads = nn.ModuleList(lin.model[-1] for lin in package.lins)  # 1x1 convolutions; the dropout before them is for training
+        if pooling == "avg":
+            for part in self.slices:
+                for name, layer in list(part.named_children()):
+                    if isinstance(layer, nn.MaxPool2d):
+                        setattr(part, name, nn.AvgPool2d(2, 2))
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(B, 1 or 3, H, W) twice -> (B,); gradient to whichever asks for it."""
+        parts = [
+            head((a - b).square()).mean(dim=(1, 2, 3)) for head, a, b in zip(self.heads, self._features(x), self._features(y), strict=True)
+        ]
+        return torch.stack(parts).sum(0)
+
+    def _features(self, x: Tensor) -> Sequence[Tensor]:
+        h, found = self.scaling(x.expand(-1, 3, -1, -1)), []
+        for part in self.slices:
+            h = part(h)
+            # The package divides by sqrt(sum) + epsilon, whose gradient is NaN where all features are 0: constant images have such places.
+            found.append(h / (h.square().sum(1, keepdim=True).clamp_min(_EPSILON**2).sqrt() + _EPSILON))
+        return found
+
+
+def load_lpips(weights: str | Path, pooling: Pooling, device: torch.device | str = "cpu") -> Lpips:
+    """LPIPS with VGG16's weights from a file in torchvision's layout. Raises ConfigError if it is missing or another file."""
+    path = _existing(weights)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises several kinds for files that are no tensors
+        raise ConfigError(f"loss.lpips_weights: {path} holds no plain tensors; {SOURCE} is what is needed") from error
+    network = Lpips(pooling)
+    for part in network.slices:
+        for number, layer in part.named_children():  # numbers are those of torchvision's `features`
+            if isinstance(layer, nn.Conv2d):
+                for name, own in layer.named_parameters():
+                    key = f"features.{number}.{name}"
+                    if key not in state or state[key].shape != own.shape:
+                        raise ConfigError(f"loss.lpips_weights: {path} has no {key} of shape {list(own.shape)}; {SOURCE} is what is needed")
+                    own.data.copy_(state[key])
+    return network.to(device)
+
+
+def fingerprint(weights: str | Path) -> str:
+    """'sha256:...' of the weights file: with another one, a run is another run. Raises ConfigError if it is missing."""
+    with open(_existing(weights), "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _existing(weights: str | Path) -> Path:
+    path = Path(weights)
+    if not path.is_file():
+        raise ConfigError(f"loss.lpips_weights: there is no file {path}; get VGG16's weights from {SOURCE} and name that file")
+    return path

@@ -1,0 +1,70 @@
+"""Half precision: the loss scale changes no step that it does not have to, and a skipped attempt advances nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ranks import Ranks, pipeline, train
+from training import OBJECTIVES, SMALL, files, vectors, write_config
+
+FP16 = SMALL.replace("precision: fp32", "precision: fp16")
+
+
+def overflowing(record: str, arguments: list[str]) -> None:
+    """pipelines/train.py, whose loss is too large for the scale at the first two attempts at step 2."""
+    from cmdist.train.trainer import Trainer
+
+    losses, attempts = Trainer._losses, [0]
+
+    def inflated(self: Trainer, batch: Any, *rest: Any) -> Any:
+        draw, loss = losses(self, batch, *rest)
+        if self.step == 2 and self.engine.loss_scale.value > 2.0**14:
+            attempts[0] += 1
+            loss = loss * float("inf")
+        return draw, loss
+
+    Trainer._losses = inflated  # type: ignore[method-assign]
+    pipeline("train").main(arguments)
+    Path(record).write_text(str(attempts[0]))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_skipped_step_advances_nothing(tmp_path: Path, digits: str, stage: int) -> None:
+    config = write_config(tmp_path, digits, FP16)
+    common = [*OBJECTIVES["ct"], f"train.zero_stage={stage}", "train.steps=4", "train.loss_scale=65536"]
+    straight = train(1, tmp_path / "a.log", config, "run.name=straight", *common)
+    assert straight.join() == [0], straight.text
+    skipped = Ranks(1, tmp_path / "b.log", overflowing, str(tmp_path / "attempts"), [config, "run.name=skipped", *common])
+    assert skipped.join() == [0], skipped.text
+    assert (tmp_path / "attempts").read_text() == "8"  # two attempts of four micro-batches
+    for name, value in (("straight", 2.0**16), ("skipped", 2.0**14)):
+        state = json.loads((tmp_path / "runs" / name / "checkpoints" / "step-0000000004" / "state.json").read_text())
+        assert state["optimizer_step"] == 4
+        assert state["loss_scale"]["value"] == value
+    for kind, vector in vectors(tmp_path / "runs" / "skipped", 4).items():  # another scale rounds other subnormals, no more
+        torch.testing.assert_close(vector, vectors(tmp_path / "runs" / "straight", 4)[kind], rtol=2e-3, atol=2e-6)
+
+
+def test_fp16_resumes_bit_for_bit_with_its_scale(tmp_path: Path, digits: str) -> None:
+    config = write_config(tmp_path, digits, FP16)
+    common = [f"train.loss_scale={2.0**25}"]  # far too large: the first step has to find the scale
+    straight = train(2, tmp_path / "a.log", config, "run.name=straight", *common, "train.steps=6")
+    assert straight.join() == [0, 0], straight.text
+    for steps in (3, 6):
+        part = train(2, tmp_path / f"{steps}.log", config, "run.name=parts", *common, f"train.steps={steps}")
+        assert part.join() == [0, 0], part.text
+    state = json.loads((tmp_path / "runs" / "parts" / "checkpoints" / "step-0000000006" / "state.json").read_text())
+    assert state["loss_scale"]["value"] < 2.0**25
+    assert files(tmp_path / "runs" / "parts", 6) == files(tmp_path / "runs" / "straight", 6)
+
+
+def test_fp16_and_fp32_train_alike(tmp_path: Path, digits: str) -> None:
+    config = write_config(tmp_path, digits)
+    for precision in ("fp32", "fp16"):
+        run = train(1, tmp_path / f"{precision}.log", config, f"run.name={precision}", f"train.precision={precision}", "train.steps=8")
+        assert run.join() == [0], run.text
+    half, full = (vectors(tmp_path / "runs" / name, 8)["exp_avg"] for name in ("fp16", "fp32"))
+    assert 0 < float((half - full).norm() / full.norm()) < 0.02
