@@ -9,11 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cmdist.train.loss_scale import LossScale
 from cmdist.train.layout import Layout, Piece, load_slice, overlap, parameters, read_slice, whole
+from cmdist.train.loss_scale import LossScale
 
 Kind = Literal["master", "exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = ("master", "exp_avg", "exp_avg_sq")
+BUCKET = 50_000_000  # gradients that are reduced at once; each costs 4 bytes of the GPU's memory
 
 
 def _deepspeed() -> Any:
@@ -64,6 +65,7 @@ class Engine:
                 "gradient_clipping": clip,  # left out, it would mean 1.0
                 "zero_optimization": {
                     "stage": zero_stage,
+                    "reduce_bucket_size": BUCKET,
                     "overlap_comm": False,
                     "round_robin_gradients": False,
                     "parameter_alignment": False,
