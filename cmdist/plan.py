@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 from cmdist import build
 from cmdist.config import Config
@@ -48,7 +48,8 @@ def plan(config: Config, ranks: int) -> Plan:
     """Count everything for `ranks` ranks. The network runs as written (not compiled), on the CPU's operators in the given precision."""
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build.network(config).parameters())
-    forward, step, peak = _micro_batch(config)
+    perceptual = Lpips(config.loss.lpips_pooling) if build.uses_lpips(config) else None  # its weights change no figure
+    forward, step, peak = _micro_batch(config, perceptual)
     t, state = config.train, 4.0 * parameters  # bytes of one fp32 copy
     share = state / ranks
     partitioned = t.zero_stage > 0
@@ -61,7 +62,7 @@ def plan(config: Config, ranks: int) -> Plan:
         f"averages ({len(t.ema)})": len(t.ema) * share,
         "target": state if build.needs_target(config) else 0.0,
         "teacher": state if config.objective == "consistency_distillation" and config.teacher != "exact" else 0.0,
-        "LPIPS": 4.0 * sum(p.numel() for p in Lpips("avg").parameters()) if build.uses_lpips(config) else 0.0,
+        "LPIPS": 4.0 * sum(p.numel() for p in perceptual.parameters()) if perceptual else 0.0,
         "activations": peak,
         "allocator and libraries (assumed)": FRAGMENTATION * peak + LIBRARIES,
     }
@@ -76,10 +77,10 @@ def plan(config: Config, ranks: int) -> Plan:
     )
 
 
-def _micro_batch(config: Config) -> tuple[float, float, float]:
+def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple[float, float, float]:
     """FLOPs of the student's forward pass, FLOPs of the loss and its gradient, and the most bytes that live at a time meanwhile."""
     unlabelled = config.model_copy(update={"data": config.data.model_copy(update={"classes": 0})})  # labels cost nothing, and have values
-    distance = distances.lpips(Lpips(config.loss.lpips_pooling)) if build.uses_lpips(config) else build.distance(unlabelled)
+    distance = distances.lpips(perceptual) if perceptual else build.distance(unlabelled)
     objective = build.objective(unlabelled, distance)
     b, size, channels = config.train.micro_batch, config.data.image_size, config.data.channels
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -88,26 +89,31 @@ def _micro_batch(config: Config) -> tuple[float, float, float]:
             parameter.register_post_accumulate_grad_hook(_drop)  # gradients are a part of their own
         images, sigma = torch.zeros(b, channels, size, size), torch.ones(b)
         draw = Draw(sigma, sigma / 2, torch.zeros_like(images), 0)
-        with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as forward, torch.no_grad():
+        with Counter() as forward, torch.no_grad():
             student(images, sigma)
         denoise, fixed = build.denoiser(unlabelled, student), build.denoiser(unlabelled, other)
         networks = Networks(student=denoise, bare_student=denoise, target=fixed, teacher=fixed)
-        with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as step, LiveBytes() as live:
+        with Counter() as step:
             objective.loss(networks, images, None, draw).mean().backward()  # type: ignore[no-untyped-call]
-    return float(forward.get_total_flops()), float(step.get_total_flops()), float(live.peak)
+    return float(forward.flops), float(step.flops), float(step.peak)
 
 
-class LiveBytes(TorchDispatchMode):
-    """Inside, the bytes of all storages that were made inside and are still alive; `peak` is the most so far."""
+class Counter(TorchDispatchMode):
+    """Inside, `flops` by torch's own formulas, and the bytes of all storages that were made inside and still live: `now`, and their `peak`.
+
+    Not torch's FlopCounterMode: it follows modules too, and keeps what backward recomputes alive.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self._known: "weakref.WeakKeyDictionary[torch.UntypedStorage, bool]" = weakref.WeakKeyDictionary()
+        self.flops = self.now = self.peak = 0
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, bool] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         out = func(*args, **(kwargs or {}))
+        if (formula := _FORMULAS.get(func._overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for tensor in tree_leaves(out):
             if not isinstance(tensor, Tensor):
                 continue
@@ -127,15 +133,15 @@ def _drop(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _attention(q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+def _attention(q: Any, k: Any, v: Any, *rest: Any, **options: Any) -> int:
     return int(sdpa_flop(q, k, v))
 
 
-def _attention_backward(gradient: Any, q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+def _attention_backward(gradient: Any, q: Any, k: Any, v: Any, *rest: Any, **options: Any) -> int:
     return int(sdpa_backward_flop(gradient, q, k, v))
 
 
-_ATTENTION = {  # torch's counter knows the attention kernels of GPUs only
+_FORMULAS: dict[Any, Any] = flop_registry | {  # which knows the attention kernels of GPUs only
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

@@ -23,6 +23,7 @@ from cmdist.data.reader import micro_batches
 from cmdist.distributed import StopRequest, World
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.journal import Tracker
+from cmdist.plan import plan
 from cmdist.tracking import spool_folder
 from cmdist.train import checkpoint as checkpoints
 from cmdist.train import resume
@@ -46,7 +47,13 @@ def main(arguments: Sequence[str]) -> None:
         help="auto: the newest committed checkpoint if there is one; none: refuse to go on",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what it means, and end")
-    parser.add_argument("--ranks", type=int, help="with --dry-run: the number of ranks to plan for")
+    parser.add_argument(
+        "--plan", action="store_true", help="print what the run would need (memory, FLOPs, GPU-hours), and end; needs no GPU"
+    )
+    parser.add_argument("--ranks", type=int, help="with --dry-run and --plan: the number of ranks (GPUs) to plan for")
+    parser.add_argument("--gpu-memory", type=float, default=80.0, help="with --plan: GB of a GPU (80)")
+    parser.add_argument("--peak-tflops", type=float, default=312.0, help="with --plan: of a GPU in the run's precision (312, A100 in bf16)")
+    parser.add_argument("--mfu", type=float, default=0.3, help="with --plan: the part of the peak that is assumed to be reached (0.3)")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_intermixed_args(arguments)
     config = configuration.load(options.config, options.overrides)
@@ -60,14 +67,16 @@ def main(arguments: Sequence[str]) -> None:
     with torch.device("meta"):  # an impossible network is refused before anything starts
         net = build.network(config)
     if options.dry_run:
-        return print_plan(config, net, ranks)
+        return print_dry_run(config, net, ranks)
+    if options.plan:
+        return print_plan(config, ranks, options.gpu_memory, options.peak_tflops, options.mfu)
     world = distributed.start()
     with distributed.failing_together(world):
         train(config, world, options.resume)
         distributed.stop(world)
 
 
-def print_plan(config: Config, net: nn.Module, ranks: int) -> None:
+def print_dry_run(config: Config, net: nn.Module, ranks: int) -> None:
     """What would run."""
     t = config.train
     print(configuration.dump(config), end="")
@@ -75,6 +84,31 @@ def print_plan(config: Config, net: nn.Module, ranks: int) -> None:
     share = config.micro_batches // ranks
     print(f"# micro-batches per rank and step: {share} ({config.micro_batches} of {t.micro_batch} images over {ranks} ranks)")
     print(f"# images to be seen: {t.steps * t.global_batch:,}")
+
+
+def print_plan(config: Config, ranks: int, gpu_memory: float, peak_tflops: float, mfu: float) -> None:
+    """What the run would cost."""
+    found, t = plan(config, ranks), config.train
+    share = config.micro_batches // ranks
+    hours = found.gpu_hours(peak_tflops, mfu)
+    print(
+        f"plan of {config.run.name} on {ranks} GPUs of {gpu_memory:g} GB: ZeRO {t.zero_stage}, {t.precision}, {share} x {t.micro_batch} images"
+    )
+    print("\nmemory of each GPU                      GB")
+    for part, size in found.memory.items():
+        print(f"  {part:<34} {size / 1e9:>6.2f}")
+    fits = found.total_memory / 1e9 <= gpu_memory
+    advice = "fits" if fits else "does not fit: lower train.micro_batch, or set network.checkpoint_activations=true"
+    print(f"  {'together':<34} {found.total_memory / 1e9:>6.2f}  {advice}")
+    print(f"host memory of a checkpoint's copy    {found.host_memory / 1e9:>6.2f}  GB, each rank")
+    print(f"\nparameters                            {found.parameters:,}")
+    print(f"forward pass                          {found.forward_flops / 1e9:,.1f} GFLOP an image")
+    print(
+        f"training                              {found.flops / 1e12:,.3f} TFLOP an image, {found.flops * t.global_batch / 1e12:,.0f} a step"
+    )
+    print(f"images to be seen                     {found.images:,} in {t.steps:,} steps of {t.global_batch:,}")
+    print(f"GPU-hours                             {hours:,.0f}, {hours / ranks / 24:,.1f} days on {ranks} GPUs,")
+    print(f"                                      if {mfu:.0%} of {peak_tflops:g} TFLOP/s are reached: an assumption, not a measurement")
 
 
 def train(config: Config, world: World, mode: str) -> None:

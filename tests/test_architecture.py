@@ -28,6 +28,7 @@ LAYERS = [
     {"train", "evaluation"},
     {"config"},
     {"build"},
+    {"plan"},
 ]
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 

@@ -1,0 +1,96 @@
+"""The plan's figures against counts by hand and against what a real pass needs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmdist import build, config
+from cmdist.core.objectives.base import Draw, Networks
+from cmdist.plan import Counter, plan
+
+ROOT = Path(__file__).parent.parent
+NARROW = """
+objective: consistency_training
+run: {name: narrow}
+data: {url: x, image_size: 16, channels: 3}
+network: {model_channels: 32, channel_mult: [1, 2], num_res_blocks: 1, attention_resolutions: [8], head_channels: 32}
+curriculum: {kind: paper}
+optimizer: {lr: 1.0e-4}
+train: {steps: 10, global_batch: 8, micro_batch: 2, precision: fp32}
+"""
+
+
+def flops(*overrides: str) -> float:
+    return plan(config.parse(NARROW, overrides), 1).flops
+
+
+def test_training_costs_its_passes() -> None:
+    """CT: student forward, its backward of about twice that, target forward. Distillation adds the teacher's forward passes."""
+    found = plan(config.parse(NARROW), 1)
+    one = found.forward_flops
+    assert 3.95 < found.flops / one < 4.05  # not 4: the images need no gradient, and attention's backward computes its scores again
+    distil = ["objective=consistency_distillation", "teacher=runs/t"]
+    assert flops(*distil, "loss.solver=euler") - found.flops == one
+    assert flops(*distil, "loss.solver=heun") - found.flops == 2 * one
+    assert flops("objective=denoising") == found.flops - one
+    assert flops("train.micro_batch=4") == found.flops
+
+
+def test_a_convolution_is_counted_as_two_operations_for_each_product() -> None:
+    """Beyond the network's stem and head, by hand: doubling the images doubles, and the stem alone is 2 * 9 * 3 * 32 * 16 * 16."""
+    with torch.device("meta"):
+        stem = build.network(config.parse(NARROW)).input_blocks[0][0]
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        stem(torch.empty(1, 3, 16, 16, device="meta"))
+    assert counter.get_total_flops() == 2 * 9 * 3 * 32 * 16 * 16
+
+
+def test_memory_is_parameters_times_copies() -> None:
+    made = config.parse(NARROW, ["objective=consistency_distillation", "teacher=runs/t", "train.ema=[0.9,0.99]"])
+    found = plan(made, 4)
+    one = 4.0 * found.parameters
+    assert found.memory["weights"] == found.memory["gradients"] == found.memory["target"] == found.memory["teacher"] == one
+    assert found.memory["moments"] == 2 * one / 4 and found.memory["averages (2)"] == 2 * one / 4
+    assert found.host_memory == 6 * one / 4
+    stage0 = plan(config.parse(config.dump(made), ["train.zero_stage=0"]), 4).memory
+    assert stage0["moments"] == 2 * one and "fp32 master slice" not in stage0
+    assert plan(config.parse(config.dump(made), ["train.zero_stage=2"]), 4).memory["gradients"] == one / 4
+    assert "target" not in plan(config.parse(config.dump(made), ["curriculum.kind=constant", "curriculum.mu=0.0"]), 4).memory
+
+
+def test_activations_are_those_of_a_real_pass() -> None:
+    """The same objective with data: the live bytes at the peak are those of the plan, and grow with the batch, less with checkpointing."""
+    made = config.parse(NARROW)
+    net, target = build.network(made), build.network(made).requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    denoise, images = build.denoiser(made, net), torch.zeros(2, 3, 16, 16)
+    networks = Networks(denoise, denoise, target=build.denoiser(made, target))
+    draw = Draw(torch.ones(2), torch.ones(2) / 2, torch.zeros_like(images), 0)
+    with Counter() as live:
+        build.objective(made, build.distance(made)).loss(networks, images, None, draw).mean().backward()
+    planned = plan(made, 1).memory["activations"]
+    assert planned == pytest.approx(live.peak, rel=0.02)
+    larger = plan(config.parse(NARROW, ["train.micro_batch=8"]), 1).memory["activations"]
+    assert 2.5 < larger / planned <= 4.01
+    assert (
+        plan(config.parse(NARROW, ["train.micro_batch=8", "network.checkpoint_activations=true"]), 1).memory["activations"] < 0.8 * larger
+    )
+
+
+def test_lsun_distillation_fits_8_and_64_gpus_of_80_gb() -> None:
+    """LSUN: 2,238.7 GFLOP a forward pass; CD with Heun and LPIPS is six passes and VGG. The recipe fits 80 GB on 8 GPUs and on 64."""
+    for ranks in ("8", "64"):
+        command = ["pipelines/train.py", "configs/lsun_bedroom256/cd.yaml", "--plan", "--ranks", ranks]
+        shown = subprocess.run([sys.executable, *command], cwd=ROOT, text=True, capture_output=True, check=True).stdout
+        assert "forward pass                          2,238.7 GFLOP an image" in shown
+        assert "training                              13.558 TFLOP an image" in shown
+        assert "fits" in shown and "does not fit" not in shown
+        assert f"on {ranks} GPUs of 80 GB" in shown
+    tight = subprocess.run([sys.executable, *command, "--gpu-memory", "24"], cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    assert "does not fit: lower train.micro_batch" in tight
