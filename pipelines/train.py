@@ -91,9 +91,8 @@ def print_plan(config: Config, ranks: int, gpu_memory: float, peak_tflops: float
     found, t = plan(config, ranks), config.train
     share = config.micro_batches // ranks
     hours = found.gpu_hours(peak_tflops, mfu)
-    print(
-        f"plan of {config.run.name} on {ranks} GPUs of {gpu_memory:g} GB: ZeRO {t.zero_stage}, {t.precision}, {share} x {t.micro_batch} images"
-    )
+    each = f"ZeRO {t.zero_stage}, {t.precision}, {share} x {t.micro_batch} images"
+    print(f"plan of {config.run.name} on {ranks} GPUs of {gpu_memory:g} GB: {each}")
     print("\nmemory of each GPU                      GB")
     for part, size in found.memory.items():
         print(f"  {part:<34} {size / 1e9:>6.2f}")

@@ -1,6 +1,8 @@
 """Several ranks for a test: real processes with their own process group, forked from a server that has the heavy imports already."""
 
+import hashlib
 import importlib.util
+import json
 import multiprocessing
 import os
 import signal
@@ -98,3 +100,24 @@ class Ranks:
 def train(size: int, log: Path, *arguments: str) -> Ranks:
     """pipelines/train.py on `size` ranks."""
     return Ranks(size, log, run_pipeline, "train", list(arguments))
+
+
+def traced(record: str, arguments: list[str]) -> None:
+    """pipelines/train.py, writing down what every micro-batch was made of and its loss."""
+    from cmdist.train.trainer import Trainer
+
+    lines: list[dict[str, Any]] = []
+    losses = Trainer._losses
+
+    def trace(self: Trainer, batch: Any, point: Any, networks: Any) -> Any:
+        draw, loss = losses(self, batch, point, networks)
+        digest = hashlib.sha256()
+        for tensor in (batch.ids, batch.images, batch.labels, draw.sigma, draw.sigma_next, draw.noise):
+            if tensor is not None:
+                digest.update(tensor.numpy().tobytes())
+        lines.append({"g": batch.number, "hash": digest.hexdigest() + str(draw.dropout_seed), "loss": float(loss.detach().mean())})
+        return draw, loss
+
+    Trainer._losses = trace  # type: ignore[method-assign]
+    pipeline("train").main(arguments)
+    Path(f"{record}-{os.environ['RANK']}.json").write_text(json.dumps(lines))

@@ -1,38 +1,14 @@
 """Any number of ranks: the same images and noise at every step, the same losses up to rounding, and a resume on other ranks."""
 
-import hashlib
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from ranks import Ranks, pipeline
+from ranks import Ranks, pipeline, traced
 from ranks import train as train_on
 from training import OBJECTIVES, committed, files, vectors, write_config
-
-
-def traced(record: str, arguments: list[str]) -> None:
-    """pipelines/train.py, writing down what every micro-batch was made of and its loss."""
-    from cmdist.train.trainer import Trainer
-
-    lines: list[dict[str, Any]] = []
-    losses = Trainer._losses
-
-    def trace(self: Trainer, batch: Any, point: Any, networks: Any) -> Any:
-        draw, loss = losses(self, batch, point, networks)
-        digest = hashlib.sha256()
-        for tensor in (batch.ids, batch.images, batch.labels, draw.sigma, draw.sigma_next, draw.noise):
-            if tensor is not None:
-                digest.update(tensor.numpy().tobytes())
-        lines.append({"g": batch.number, "hash": digest.hexdigest() + str(draw.dropout_seed), "loss": float(loss.detach().mean())})
-        return draw, loss
-
-    Trainer._losses = trace  # type: ignore[method-assign]
-    pipeline("train").main(arguments)
-    Path(f"{record}-{os.environ['RANK']}.json").write_text(json.dumps(lines))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
