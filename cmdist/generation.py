@@ -107,7 +107,7 @@ def multistep(denoise: Denoise, times: Sequence[float], sigma_min: float) -> Sam
     """The paper's Algorithm 1 at the noise levels `times`, descending from sigma_max."""
 
     def sample(noises: Tensor, labels: Tensor | None) -> Tensor:
-        return sampling.multistep(denoise, noises, torch.tensor(times, device=noises.device), sigma_min, labels)
+        return sampling.multistep(denoise, noises, torch.tensor(times), sigma_min, labels)
 
     return Sampler(
         f"fd_{len(times)}step",
@@ -123,7 +123,7 @@ def ode(denoise: Denoise, steps: int, sigma_min: float, sigma_max: float, rho: f
     sigmas = torch.cat([karras_sigmas(steps, sigma_min, sigma_max, rho), torch.zeros(1)])
 
     def sample(noises: Tensor, labels: Tensor | None) -> Tensor:
-        return sampling.ode(denoise, noises[0], sigmas.to(noises.device), solvers.heun_step, labels)
+        return sampling.ode(denoise, noises[0], sigmas, solvers.heun_step, labels)
 
     return Sampler(
         "fd_ode",

@@ -5,7 +5,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from cmdist.core.noise import Denoise, expand
+from cmdist.core.noise import Denoise
 from cmdist.core.solvers import Step, integrate
 
 
@@ -38,6 +38,5 @@ def multistep(
 @torch.no_grad()
 def ode(denoise: Denoise, noise: Tensor, sigmas: Tensor, step: Step, labels: Tensor | None = None, clip: bool = True) -> Tensor:
     """The probability-flow ODE from sigmas[0] noise through the grid sigmas (n,), whose last entry may be 0 (EDM, Algorithm 1)."""
-    first = expand(sigmas[:1].to(noise), noise)
-    x = integrate(step, denoise, first * noise, sigmas, labels)
+    x = integrate(step, denoise, float(sigmas[0]) * noise, sigmas, labels)
     return x.clamp(-1, 1) if clip else x

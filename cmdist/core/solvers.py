@@ -1,5 +1,6 @@
 """The probability-flow ODE dx/dsigma = (x - D(x, sigma)) / sigma (EDM eq. 1 with sigma(t) = t) and its solvers."""
 
+import itertools
 from typing import Protocol
 
 import torch
@@ -27,19 +28,23 @@ def euler_step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, l
 
 
 def heun_step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Second order, two evaluations (EDM, Algorithm 1); Euler's step where sigma_next is 0."""
+    """Second order, two evaluations (EDM, Algorithm 1); Euler's step where sigma_next is 0, its second evaluation thrown away."""
     d = derivative(x, sigma, denoise(x, sigma, labels))
     step = expand(sigma_next - sigma, x)
     ahead = x + step * d
-    if bool((sigma_next == 0).all()):
-        return ahead
+    # No look at whether all are 0: the host would wait for the device at every step. `integrate` knows without looking.
     there = torch.where(sigma_next == 0, sigma, sigma_next)
     d_next = derivative(ahead, there, denoise(ahead, there, labels))
     return torch.where(expand(sigma_next == 0, x), ahead, x + step * (d + d_next) / 2)
 
 
 def integrate(step: Step, denoise: Denoise, x: Tensor, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:
-    """x at sigmas[0] -> x at sigmas[-1], through the grid sigmas (n,)."""
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x = step(denoise, x, sigma.expand(len(x)).to(x), sigma_next.expand(len(x)).to(x), labels)
+    """x at sigmas[0] -> x at sigmas[-1], through the grid sigmas (n,); a last step to 0 is Euler's (EDM, Algorithm 1).
+
+    A grid on the CPU is best: its values are read by the host.
+    """
+    levels = sigmas.tolist()
+    for sigma, sigma_next in itertools.pairwise(levels):
+        move = step if sigma_next > 0 else euler_step
+        x = move(denoise, x, x.new_full((len(x),), sigma), x.new_full((len(x),), sigma_next), labels)
     return x

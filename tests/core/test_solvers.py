@@ -81,6 +81,13 @@ def test_a_grid_that_ends_at_zero_costs_the_papers_evaluations(step: Step, evalu
 
 
 @pytest.mark.parametrize("step", [euler_step, heun_step])
+def test_a_step_never_waits_for_the_device(step: Step) -> None:
+    """Tensors of the meta device have no values: whatever looks at one on the host, as `bool(...)` does, fails."""
+    x, sigma = torch.empty(2, *SHAPE, device="meta"), torch.empty(2, device="meta")
+    assert step(lambda x, sigma, labels: 0.5 * x, x, sigma, sigma).shape == x.shape
+
+
+@pytest.mark.parametrize("step", [euler_step, heun_step])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_integrate_works_in_the_images_precision(step: Step, dtype: torch.dtype) -> None:
     case, x = CASES["gaussian"], 80 * randn(4, *SHAPE, seed=7)
