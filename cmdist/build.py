@@ -44,8 +44,17 @@ def network(config: Config) -> UNet:
         scale_shift_norm=n.scale_shift_norm,
         resblock_updown=n.resblock_updown,
         checkpoint_activations=n.checkpoint_activations,
+        channels_last=n.channels_last,
         precision=config.train.precision,
     )
+
+
+def compiled(config: Config, net: nn.Module) -> nn.Module:
+    """`net`, compiled in place if `train.compile` says so; names of weights stay, and a copy of it is not compiled yet."""
+    if config.train.compile:
+        # torch's own random numbers, so that dropout masks are those of `same_dropout` in every graph: with and without gradient
+        net.compile(dynamic=False, options={"fallback_random": True})
+    return net
 
 
 def denoiser(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.Denoiser:
@@ -221,7 +230,7 @@ def identity(config: Config, index_hash: str) -> dict[str, Any]:
         "train.global_batch": config.train.global_batch,
         "train.micro_batch": config.train.micro_batch,
         "train.ema": list(config.train.ema),
-        "network": config.network.model_dump(mode="json"),
+        "network": config.network.model_dump(mode="json", exclude={"channels_last"}),
         "optimizer.kind": config.optimizer.kind,
         "target network": needs_target(config),
     }

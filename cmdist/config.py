@@ -55,6 +55,7 @@ class Network(Section):
     scale_shift_norm: bool = True
     resblock_updown: bool = True
     checkpoint_activations: bool = False
+    channels_last: bool = False  # memory format of the activations
 
 
 class Noise(Section):
@@ -118,6 +119,7 @@ class Train(Section):
     checkpoint_every: Positive = 1000
     keep_checkpoints: Annotated[int, Field(ge=0)] = 3  # the newest so many; 0: all
     self_check: bool = True
+    compile: bool = False  # torch.compile, for every network of the step
 
 
 class Sampling(Section):
@@ -163,6 +165,11 @@ class Config(Section):
             raise ValueError(f"train.global_batch ({train.global_batch}) must be a multiple of train.micro_batch ({train.micro_batch})")
         if len(set(train.ema)) != len(train.ema):
             raise ValueError(f"train.ema {list(train.ema)} names a decay twice; each may stand once")
+        if train.compile and self.network.checkpoint_activations and self.network.dropout:
+            raise ValueError(
+                "train.compile with network.checkpoint_activations needs network.dropout 0: "
+                "compiled checkpointing draws its masks in another order, so student and target would not share them"
+            )
         if self.data.image_size % 2 ** (depth - 1):
             size, unit = self.data.image_size, 2 ** (depth - 1)
             raise ValueError(f"data.image_size ({size}) must be divisible by {unit} for network.channel_mult of length {depth}")
