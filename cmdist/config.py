@@ -139,7 +139,8 @@ class Tracking(Section):
 class Config(Section):
     """One run.
 
-    `teacher` and `init` name a run folder (its newest checkpoint) or a checkpoint folder; `teacher: exact` is the data's closed form.
+    `teacher` and `init` name a run folder (its newest checkpoint), a checkpoint folder, or a file of released weights (.pt, .pth,
+    .safetensors); `teacher: exact` is the data's closed form. A file as teacher is a denoiser (edm_*) with this run's `network.*`.
     """
 
     objective: Literal["denoising", "consistency_distillation", "consistency_training"]
@@ -174,9 +175,11 @@ class Config(Section):
             size, unit = self.data.image_size, 2 ** (depth - 1)
             raise ValueError(f"data.image_size ({size}) must be divisible by {unit} for network.channel_mult of length {depth}")
         if self.objective == "consistency_distillation" and self.teacher is None:
-            raise ValueError("objective consistency_distillation needs teacher: a run folder, a checkpoint folder or 'exact'")
+            raise ValueError(
+                "objective consistency_distillation needs teacher: a run folder, a checkpoint folder, a file of weights or 'exact'"
+            )
         if self.init == "teacher" and self.teacher in (None, "exact"):
-            raise ValueError("init: teacher needs teacher to be a run folder or a checkpoint folder")
+            raise ValueError("init: teacher needs teacher to be a run folder, a checkpoint folder or a file of weights")
         if self.curriculum.kind == "paper" and self.curriculum.s0 < 2:
             raise ValueError("curriculum.s0 must be 2 or more for kind paper: a grid has at least two noise levels")
         if self.curriculum.kind != "constant" and self.curriculum.s0 > self.curriculum.s1:

@@ -156,7 +156,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_shape(image_size, model_channels, channel_mult, attention_resolutions, head_channels, precision)
-        self.image_size, self.in_channels, self.num_classes = image_size, in_channels, num_classes
+        self.image_size, self.num_classes = image_size, num_classes
+        self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.model_channels, self.dropout = model_channels, dropout
         self.checkpoint_activations, self.precision = checkpoint_activations, precision
         # Of the activations only: weights stay contiguous, as slices of one flat vector; a convolution converts its own.
@@ -201,7 +202,7 @@ class UNet(nn.Module):
                 outputs.append(Block(*layers))
         self.output_blocks = nn.ModuleList(outputs)
 
-        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), _zero(nn.Conv2d(channels, out_channels or in_channels, 3, padding=1)))
+        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), _zero(nn.Conv2d(channels, self.out_channels, 3, padding=1)))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images x (B, in_channels, H, W), c_noise (B,) = ln(sigma)/4, labels (B,) int64 iff conditional -> (B, out_channels, H, W).
