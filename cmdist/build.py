@@ -1,6 +1,6 @@
 """From configuration to objects: one plain place to see what runs for `objective: consistency_distillation`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from cmdist.core.objectives.consistency import Consistency
 from cmdist.core.objectives.denoising import Denoising
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import CheckpointError, ConfigError, DataError
+from cmdist.nets import released
 from cmdist.nets.lpips import fingerprint, load_lpips
 from cmdist.nets.unet import UNet
 from cmdist.train import checkpoint as checkpoints
@@ -45,8 +46,17 @@ def network(config: Config) -> UNet:
         scale_shift_norm=n.scale_shift_norm,
         resblock_updown=n.resblock_updown,
         checkpoint_activations=n.checkpoint_activations,
+        channels_last=n.channels_last,
         precision=config.train.precision,
     )
+
+
+def compiled(config: Config, net: nn.Module) -> nn.Module:
+    """`net`, compiled in place if `train.compile` says so; names of weights stay, and a copy of it is not compiled yet."""
+    if config.train.compile:
+        # torch's own random numbers, so that dropout masks are those of `same_dropout` in every graph: with and without gradient
+        net.compile(dynamic=False, options={"fallback_random": True})
+    return net
 
 
 def denoiser(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.Denoiser:
@@ -166,20 +176,59 @@ def ema_weights(run: TrainedRun, ema: float | None = None) -> dict[str, torch.Te
     return safetensors.torch.load(run.checkpoint.read_file(checkpoints.ema_file(decay)))
 
 
-def load_denoiser(run: TrainedRun, ema: float | None = None, device: torch.device | str = "cpu") -> Denoise:
+def load_denoiser(run: TrainedRun, ema: float | None = None, device: torch.device | str = "cpu") -> preconditioning.Denoiser:
     """The network of a checkpoint with the weights of an average, ready to call; evaluation mode, no gradient to the weights."""
-    net = network(run.config)
-    net.load_state_dict(ema_weights(run, ema))
-    return denoiser(run.config, net.to(device).eval().requires_grad_(False))
+    return _ready(run.config, ema_weights(run, ema), run.checkpoint.url, device)
+
+
+def _ready(config: Config, weights: Mapping[str, torch.Tensor], where: str, device: torch.device | str) -> preconditioning.Denoiser:
+    net = network(config)
+    released.load(net, weights, where)
+    return denoiser(config, net.to(device).eval().requires_grad_(False))
+
+
+@dataclass(frozen=True)
+class Model:
+    """Weights by name, with the configuration that says what they are."""
+
+    title: str
+    config: Config
+    weights: Mapping[str, torch.Tensor]
+    where: str
+
+    def denoiser(self, device: torch.device | str = "cpu") -> preconditioning.Denoiser:
+        """Ready to call; evaluation mode, no gradient to the weights."""
+        return _ready(self.config, self.weights, self.where, device)
+
+
+def open_model(url: str, ema: float | None = None, file: str | None = None, qkv_order: released.QkvOrder | None = None) -> Model:
+    """A run folder's average or, given `file`, its weights under the configuration file `url`. Raises CheckpointError, ConfigError."""
+    if file is None:
+        if qkv_order:
+            raise ConfigError("--qkv-order is for files of weights, given with --weights; a run's own order is known")
+        run = open_run(url)
+        return Model(f"{run.config.run.name}, step {run.step}", run.config, ema_weights(run, ema), run.checkpoint.url)
+    if not released.is_file(file):
+        raise ConfigError(f"{file} is not a file of weights; its name must end in {', '.join(released.ENDINGS)}")
+    config = configuration.load(url)
+    released.check_kind(file, config.objective == "denoising")
+    return Model(file.rpartition("/")[2], config, released.read(file, config.network.head_channels, qkv_order), file)
 
 
 def teacher(config: Config, data: ShardedImages, device: torch.device) -> Denoise | None:
-    """The denoiser that distillation follows: a trained run, or the data set's own closed form. Raises CheckpointError, ConfigError."""
+    """The denoiser that distillation follows: a trained run, a file, or the data's closed form. Raises CheckpointError, ConfigError.
+
+    A file has no configuration of its own: it is a denoiser with EDM's scalings and this run's `network.*`.
+    """
     if config.objective != "consistency_distillation":
         return None
     assert config.teacher is not None
     if config.teacher == "exact":
         return exact_teacher(data, device, conditional=bool(config.data.classes))
+    if released.is_file(config.teacher):
+        released.check_kind(config.teacher, denoising=True)
+        weights = released.read(config.teacher, config.network.head_channels)
+        return _teacher(config, _ready(config.model_copy(update={"objective": "denoising"}), weights, f"teacher {config.teacher}", device))
     run = open_run(config.teacher)
     theirs, ours = run.config, config
     if theirs.objective != "denoising":
@@ -188,7 +237,13 @@ def teacher(config: Config, data: ShardedImages, device: torch.device) -> Denois
         there, here = getattr(theirs.data, key), getattr(ours.data, key)
         if there != here:
             raise ConfigError(f"teacher {config.teacher} has data.{key} {there}, this run has {here}; they must be equal")
-    return load_denoiser(run, device=device)
+    return _teacher(config, load_denoiser(run, device=device))
+
+
+def _teacher(config: Config, made: preconditioning.Denoiser) -> Denoise:
+    assert isinstance(made.net, nn.Module)
+    compiled(config, made.net)
+    return made
 
 
 def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool, most: int = 100_000) -> Denoise:
@@ -203,25 +258,13 @@ def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool, 
 
 
 def initialise(config: Config, net: nn.Module) -> None:
-    """Give `net` the weights that `init` names, if any. Raises CheckpointError naming the first difference of architectures."""
+    """Give `net` the weights of the run or file that `init` names, if any. Raises CheckpointError for another architecture."""
     if config.init is None:
         return
     url = config.teacher if config.init == "teacher" else config.init
     assert url is not None
-    weights = ema_weights(open_run(url))
-    own = {name: tuple(p.shape) for name, p in net.state_dict().items()}
-    theirs = {name: tuple(p.shape) for name, p in weights.items()}
-    if own != theirs:
-        name = next(n for n in [*own, *theirs] if own.get(n) != theirs.get(n))
-        raise CheckpointError(
-            f"init: {url} has another architecture: {name} is {_shape(theirs.get(name))} there and {_shape(own.get(name))} here; "
-            "network.* must be equal"
-        )
-    net.load_state_dict(weights)
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(list(shape))
+    weights = released.read(url, config.network.head_channels) if released.is_file(url) else ema_weights(open_run(url))
+    released.load(net, weights, f"init: {url}")
 
 
 def identity(config: Config, index_hash: str) -> dict[str, Any]:
@@ -236,7 +279,7 @@ def identity(config: Config, index_hash: str) -> dict[str, Any]:
         "train.global_batch": config.train.global_batch,
         "train.micro_batch": config.train.micro_batch,
         "train.ema": list(config.train.ema),
-        "network": config.network.model_dump(mode="json"),
+        "network": config.network.model_dump(mode="json", exclude={"channels_last"}),
         "optimizer.kind": config.optimizer.kind,
         "target network": needs_target(config),
         **({"loss.lpips_weights": fingerprint(config.loss.lpips_weights)} if uses_lpips(config) and config.loss.lpips_weights else {}),

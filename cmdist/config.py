@@ -55,6 +55,7 @@ class Network(Section):
     scale_shift_norm: bool = True
     resblock_updown: bool = True
     checkpoint_activations: bool = False
+    channels_last: bool = False  # memory format of the activations
 
 
 class Noise(Section):
@@ -121,6 +122,7 @@ class Train(Section):
     checkpoint_every: Positive = 1000
     keep_checkpoints: Annotated[int, Field(ge=0)] = 3  # the newest so many; 0: all
     self_check: bool = True
+    compile: bool = False  # torch.compile, for every network of the step
 
 
 class Sampling(Section):
@@ -140,7 +142,8 @@ class Tracking(Section):
 class Config(Section):
     """One run.
 
-    `teacher` and `init` name a run folder (its newest checkpoint) or a checkpoint folder; `teacher: exact` is the data's closed form.
+    `teacher` and `init` name a run folder (its newest checkpoint), a checkpoint folder, or a file of released weights (.pt, .pth,
+    .safetensors); `teacher: exact` is the data's closed form. A file as teacher is a denoiser (edm_*) with this run's `network.*`.
     """
 
     objective: Literal["denoising", "consistency_distillation", "consistency_training"]
@@ -166,17 +169,24 @@ class Config(Section):
             raise ValueError(f"train.global_batch ({train.global_batch}) must be a multiple of train.micro_batch ({train.micro_batch})")
         if len(set(train.ema)) != len(train.ema):
             raise ValueError(f"train.ema {list(train.ema)} names a decay twice; each may stand once")
+        if train.compile and self.network.checkpoint_activations and self.network.dropout:
+            raise ValueError(
+                "train.compile with network.checkpoint_activations needs network.dropout 0: "
+                "compiled checkpointing draws its masks in another order, so student and target would not share them"
+            )
         if self.data.image_size % 2 ** (depth - 1):
             size, unit = self.data.image_size, 2 ** (depth - 1)
             raise ValueError(f"data.image_size ({size}) must be divisible by {unit} for network.channel_mult of length {depth}")
         if self.objective == "consistency_distillation" and self.teacher is None:
-            raise ValueError("objective consistency_distillation needs teacher: a run folder, a checkpoint folder or 'exact'")
+            raise ValueError(
+                "objective consistency_distillation needs teacher: a run folder, a checkpoint folder, a file of weights or 'exact'"
+            )
         if self.loss.distance == "lpips" and self.loss.lpips_weights is None:
             raise ValueError(
                 "loss.distance lpips needs loss.lpips_weights: a local copy of https://download.pytorch.org/models/vgg16-397923af.pth"
             )
         if self.init == "teacher" and self.teacher in (None, "exact"):
-            raise ValueError("init: teacher needs teacher to be a run folder or a checkpoint folder")
+            raise ValueError("init: teacher needs teacher to be a run folder, a checkpoint folder or a file of weights")
         if self.curriculum.kind == "paper" and self.curriculum.s0 < 2:
             raise ValueError("curriculum.s0 must be 2 or more for kind paper: a grid has at least two noise levels")
         if self.curriculum.kind != "constant" and self.curriculum.s0 > self.curriculum.s1:

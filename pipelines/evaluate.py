@@ -2,9 +2,11 @@
 
 python pipelines/evaluate.py runs/digits/cd                     one-step and two-step Frechet distance, 5,000 images
 python pipelines/evaluate.py runs/digits/edm --steps heun       the many-step figure of a denoising run (its default)
+python pipelines/evaluate.py CONFIG.yaml --weights cd_imagenet64_lpips.pt --out FOLDER       a released file, as CONFIG describes it
 python pipelines/evaluate.py reference runs/digits/data         what resampled real data and a matched Gaussian score
 
 Figures go to RUN/evaluations and, at the checkpoint's step, into the run in MLflow; one that is there already is not made again.
+Those of a file go to FOLDER/evaluations only.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from cmdist.errors import ConfigError, DataError
 from cmdist.evaluation import Extract, Statistics
 from cmdist.generation import Sampler, Task
 from cmdist.nets.classifier import Classifier
-from cmdist.train.checkpoint import ema_file
+from cmdist.train.checkpoint import checksum, ema_file
 
 ROWS = 4  # of the sample grid
 
@@ -37,7 +39,10 @@ def main(arguments: Sequence[str]) -> None:
         reference(arguments[1:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run folder, or the folder of one of its checkpoints")
+    parser.add_argument("run", help="a run folder, or the folder of one of its checkpoints; with --weights a configuration file")
+    parser.add_argument("--weights", metavar="FILE", help="a file of weights (.pt, .pth, .safetensors) to measure instead of a run")
+    parser.add_argument("--qkv-order", choices=("legacy", "new"), help="of a guided-diffusion file: its order of attention weights")
+    parser.add_argument("--out", metavar="FOLDER", help="with --weights: where the figures go")
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the newest")
     parser.add_argument("--ema", type=float, metavar="DECAY", help="which average; default: the first of train.ema")
     parser.add_argument("--steps", nargs="+", metavar="N|heun", help="default: 1 2, for a denoising run heun")
@@ -48,6 +53,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.n < 1 or options.seed < 0 or options.batch < 1:
         raise ConfigError("--n and --batch must be 1 or more and --seed 0 or more")
+    if (options.weights is None) != (options.out is None) or (options.weights and (options.ema, options.checkpoint) != (None, None)):
+        raise ConfigError("--weights FILE and --out FOLDER go together, and without --ema and --checkpoint, which are of runs")
     world = distributed.start()
     torch.set_num_threads(1)  # the number of threads changes the last bits of an image; more cores are used by more ranks
     with distributed.failing_together(world):
@@ -57,11 +64,20 @@ def main(arguments: Sequence[str]) -> None:
 
 def evaluate(options: argparse.Namespace, world: World) -> None:
     """Make what is missing of the figures that were asked for, and log all."""
-    url = storage.absolute(options.run)
-    step = distributed.gather(build.open_run(url, options.checkpoint).step if world.first else 0, world.control)[0]
-    run = build.open_run(url, step)
-    config, ema = run.config, run.config.train.ema[0] if options.ema is None else options.ema
-    denoise = build.load_denoiser(run, ema, world.device)
+    if options.weights:
+        model = build.open_model(options.run, file=options.weights, qkv_order=options.qkv_order)
+        config, ema, step, title, run_url = model.config, None, 0, model.title, storage.absolute(options.out)
+        denoise = model.denoiser(world.device)
+        digest = checksum([storage.read(options.weights)]) if world.first else ""
+        source = {"url": storage.absolute(options.weights), "weights": f"xxh3:{digest}"}
+    else:
+        url = storage.absolute(options.run)
+        step = distributed.gather(build.open_run(url, options.checkpoint).step if world.first else 0, world.control)[0]
+        run = build.open_run(url, step)
+        config, ema = run.config, run.config.train.ema[0] if options.ema is None else options.ema
+        title, run_url = f"{config.run.name} step {step}, EMA {ema}", run.checkpoint.url.rpartition("/checkpoints/")[0]
+        denoise = build.load_denoiser(run, ema, world.device)
+        source = {"url": run.checkpoint.url, "weights": f"xxh3:{run.checkpoint.commit['files'][ema_file(ema)]['xxh3']}"}
     data = build.dataset(config)
     extract, extractor = load_extractor(data, world.device)
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
@@ -77,7 +93,6 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
         sigma_max=noise.sigma_max,
         rho=noise.rho,
     )
-    run_url = run.checkpoint.url.rpartition("/checkpoints/")[0]
     folder = storage.join(run_url, "evaluations")
     real = reference_statistics(data, extract, extractor, world.device) if world.first else None
     records: list[dict[str, Any]] = []
@@ -96,16 +111,16 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
             record = {
                 "metric": sampler.metric,
                 "title": sampler.title,
-                "step": run.step,
+                "step": step,
                 "protocol": protocol,
                 "protocol_id": evaluation.identity(protocol),
                 "sampling": sampler.described
                 | {"ema": ema, "precision": config.train.precision, "group": generation.group_size(*shape[1:])},
-                "checkpoint": {"url": run.checkpoint.url, "weights": f"xxh3:{run.checkpoint.commit['files'][ema_file(ema)]['xxh3']}"},
+                "checkpoint": source,
             }
             record["identity"] = evaluation.identity(record)
         record = distributed.gather(record, world.control)[0]
-        stem = storage.join(folder, f"step-{run.step:010d}-{sampler.metric}-{record['identity']}")
+        stem = storage.join(folder, f"step-{step:010d}-{sampler.metric}-{record['identity']}")
         done = distributed.gather(storage.exists(f"{stem}.json") if world.first else None, world.control)[0]
         if done:
             record = json.loads(storage.read(f"{stem}.json"))
@@ -115,10 +130,10 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
                 storage.write(f"{stem}.json", json.dumps(record, indent=1).encode())  # last: with it the figure is there
         if world.first:
             again = " (made before)" if done else ""
-            how = f"{config.run.name} step {run.step}, EMA {ema}, {options.n} images, {record['seconds']:.1f} s"
+            how = f"{title}, {options.n} images, {record['seconds']:.1f} s"
             print(f"{sampler.metric:9s} {record['value']:10.4f}   {how}{again}", flush=True)
         records.append(record | {"stem": stem})
-    if world.first:
+    if world.first and not options.weights:
         log(run_url, records)
 
 

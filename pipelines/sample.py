@@ -1,6 +1,7 @@
 """Make a picture of samples: a block for each run and number of steps, column c of class c, the same seeds at the same places.
 
 python pipelines/sample.py runs/digits/edm runs/digits/cd runs/digits/ct --out samples.png
+python pipelines/sample.py CONFIG.yaml --weights cd_imagenet64_lpips.pt --out samples.png     # a released file, as CONFIG describes it
 """
 
 import argparse
@@ -15,7 +16,11 @@ from cmdist.generation import Task
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="run", help="run folders, or folders of checkpoints")
+    parser.add_argument(
+        "runs", nargs="+", metavar="run", help="run folders, or folders of checkpoints; with --weights one configuration file"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="a file of weights (.pt, .pth, .safetensors) to sample instead of a run")
+    parser.add_argument("--qkv-order", choices=("legacy", "new"), help="of a guided-diffusion file: its order of attention weights")
     parser.add_argument("--ema", type=float, metavar="DECAY", help="which average; default: the first of train.ema")
     parser.add_argument("--steps", nargs="+", metavar="N|heun", help="default: 1 2, for a denoising run heun")
     parser.add_argument("--times", nargs="+", type=float, help="noise levels of the multistep sampler; default: sampling.times")
@@ -25,14 +30,16 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.rows < 1 or options.seed < 0 or not options.out.endswith(".png"):
         raise ConfigError("--rows must be 1 or more, --seed 0 or more, and --out must end in .png")
+    if options.weights and (len(options.runs) > 1 or options.ema is not None):
+        raise ConfigError("with --weights one configuration file is given, and no --ema: the file holds one set of weights")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)  # as in evaluation: the same seed gives the same bits
     blocks, layouts = [], set()
     for url in options.runs:
-        run = build.open_run(url)
-        config, noise = run.config, run.config.noise
+        model = build.open_model(url, options.ema, options.weights, options.qkv_order)
+        config, noise = model.config, model.config.noise
         samplers = generation.samplers(
-            build.load_denoiser(run, options.ema, device),
+            model.denoiser(device),
             options.steps,
             options.times or config.sampling.times,
             denoising=config.objective == "denoising",
@@ -48,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         for sampler in samplers:
             task = Task(range(first, first + options.rows * columns), shape, classes, sampler.draws)
             parts = [images[task.part(group)].cpu() for group, images in generation.generate(task, sampler.sample, device)]
-            blocks.append((f"{config.run.name}, step {run.step}: {sampler.title}", torch.cat(parts)))
+            blocks.append((f"{model.title}: {sampler.title}", torch.cat(parts)))
     if len(layouts) > 1:
         raise ConfigError("the runs have other numbers of classes or image sizes; one picture needs the same for all")
     storage.write(

@@ -194,6 +194,8 @@ def make_trainer(
     if found is None:
         build.initialise(config, net)
     target = Target(net) if build.needs_target(config) else None
+    for module in (net, target.module) if target else (net,):
+        build.compiled(config, module)
     optimizer = make_optimizer(o.kind, net.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     engine = Engine(
         net,

@@ -142,7 +142,7 @@ def test_the_package_itself_imports_nothing() -> None:
     assert {f"{p.relative_to(ROOT)}: {name}" for p in packages for name in imports_of(p) if name.startswith("cmdist")} == set()
 
 
-@pytest.mark.parametrize("pipeline", ["evaluate", "sample", "compare", "prepare_data"])
+@pytest.mark.parametrize("pipeline", ["evaluate", "sample", "compare", "prepare_data", "export"])
 def test_only_training_needs_deepspeed(pipeline: str) -> None:
     start = ROOT / "pipelines" / f"{pipeline}.py"
     door = ROOT / DOORS["deepspeed"]

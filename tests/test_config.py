@@ -59,6 +59,14 @@ def test_an_impossible_configuration_is_one_sentence(override: str, says: str) -
     assert "\n" not in str(error.value)
 
 
+def test_compiled_checkpointing_with_dropout_is_refused() -> None:
+    both = ["train.compile=true", "network.checkpoint_activations=true"]
+    config.parse(BASE, both)
+    config.parse(BASE, [both[0], "network.dropout=0.1"])
+    with pytest.raises(ConfigError, match="needs network.dropout 0: compiled checkpointing draws its masks in another order"):
+        config.parse(BASE, [*both, "network.dropout=0.1"])
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(ConfigError, match=r"key 'train.steps' is missing"):
         config.parse(BASE.replace("steps: 10, ", ""))

@@ -17,6 +17,7 @@ from cmdist import build, evaluation, generation, pictures, tracking
 from cmdist.core.sampling import one_step
 from cmdist.data.shards import open_dataset
 from cmdist.errors import CheckpointError, ConfigError, DataError
+from cmdist.train import checkpoint as checkpoints
 from ranks import REPOSITORY, Ranks, pipeline, run_pipeline
 from runs import add_checkpoint, call, make_data, make_run
 
@@ -176,6 +177,23 @@ def test_evaluation_needs_no_deepspeed():
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, env=environment).returncode == 0
+
+
+def test_a_file_of_weights_is_measured_as_the_run_that_it_came_from(evaluated, tmp_path, capsys):
+    weights = tmp_path / "cd_small.pt"
+    torch.save(build.ema_weights(build.open_run(str(evaluated)), 0.9), weights)
+    for again in ("", " (made before)"):
+        call(evaluate.main, evaluated / "config.yaml", "--weights", weights, "--out", tmp_path / "out", "--n", "300", "--steps", "1")
+        assert "cd_small.pt, 300 images, " in (text := capsys.readouterr().out) and text.strip().endswith(f"s{again}")
+    (record,) = records(tmp_path / "out").values()
+    expected = records(evaluated)["fd_1step"]
+    assert record["images"] == expected["images"] and record["value"] == expected["value"]
+    assert record["protocol_id"] == expected["protocol_id"] and record["sampling"]["ema"] is None
+    content = checkpoints.checksum([weights.read_bytes()])
+    assert record["checkpoint"] == {"url": str(weights), "weights": f"xxh3:{content}"}
+    for arguments in (["--weights", weights], ["--out", tmp_path], ["--weights", weights, "--out", tmp_path, "--ema", "0.9"]):
+        with pytest.raises(ConfigError, match="--weights FILE and --out FOLDER go together, and without --ema and --checkpoint"):
+            call(evaluate.main, evaluated / "config.yaml", *arguments)
 
 
 # --- what is refused

@@ -28,9 +28,10 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(next(n for n in range(most, 0, -1) if channels % n == 0), channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
+        """(B, C, H, W) -> the same, in x's memory format."""
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        return super().forward(wide).to(x.dtype)
+        # On GPUs torch's kernel gives back contiguous memory; the convolution behind it goes by its input's format.
+        return super().forward(wide).to(x.dtype, memory_format=_memory_format(x))
 
 
 class ResBlock(nn.Module):
@@ -150,13 +151,17 @@ class UNet(nn.Module):
         scale_shift_norm: bool = True,
         resblock_updown: bool = True,
         checkpoint_activations: bool = False,
+        channels_last: bool = False,
         precision: Precision = "fp32",
     ) -> None:
         super().__init__()
         _check_shape(image_size, model_channels, channel_mult, attention_resolutions, head_channels, precision)
-        self.image_size, self.in_channels, self.num_classes = image_size, in_channels, num_classes
+        self.image_size, self.num_classes = image_size, num_classes
+        self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.model_channels, self.dropout = model_channels, dropout
         self.checkpoint_activations, self.precision = checkpoint_activations, precision
+        # Of the activations only: weights stay contiguous, as slices of one flat vector; a convolution converts its own.
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         emb = 4 * model_channels
 
         def res(channels_in: int, channels: int, resample: Resample | None = None) -> ResBlock:
@@ -197,7 +202,7 @@ class UNet(nn.Module):
                 outputs.append(Block(*layers))
         self.output_blocks = nn.ModuleList(outputs)
 
-        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), _zero(nn.Conv2d(channels, out_channels or in_channels, 3, padding=1)))
+        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), _zero(nn.Conv2d(channels, self.out_channels, 3, padding=1)))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images x (B, in_channels, H, W), c_noise (B,) = ln(sigma)/4, labels (B,) int64 iff conditional -> (B, out_channels, H, W).
@@ -212,7 +217,7 @@ class UNet(nn.Module):
                 emb = emb + self.label_emb(labels)
             emb = F.silu(emb)
         with torch.autocast(x.device.type, dtype=_DTYPES[self.precision], enabled=self.precision != "fp32"):
-            h = x.to(dtype)
+            h = x.to(dtype, memory_format=self.memory_format)
             skips = []
             for block in self.input_blocks:
                 h = self._run(block, h, emb)
@@ -221,7 +226,7 @@ class UNet(nn.Module):
             for block in self.output_blocks:
                 h = self._run(block, torch.cat([h, skips.pop()], dim=1), emb)
         with torch.autocast(x.device.type, enabled=False):
-            return cast(Tensor, self.out(h.to(dtype)))
+            return cast(Tensor, self.out(h.to(dtype))).contiguous()
 
     def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():
@@ -240,6 +245,9 @@ class UNet(nn.Module):
         if not self.num_classes:
             raise DataError("labels were given to a network without classes; give None, or build it with num_classes")
         # Looking at labels on a GPU would make the host wait for it at every pass; the reader has checked those on the host.
+        # While a compiler traces there is nothing to look at.
+        if torch.compiler.is_compiling():
+            return
         if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise DataError(f"labels lie in {int(labels.min())}..{int(labels.max())}, but this network knows 0..{self.num_classes - 1}")
 
@@ -251,6 +259,10 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=t.dtype, device=t.device))
     angles = t[:, None] * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def _resample(x: Tensor, direction: Resample) -> Tensor:

@@ -1,5 +1,6 @@
 """The U-Net against the released weights' names and shapes, hand-written layers, and its own promises."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cmdist.core.objectives.base import same_dropout
 from cmdist.errors import ConfigError, DataError
 from cmdist.nets.unet import Attention, Block, GroupNorm, ResBlock, UNet, timestep_embedding
 
@@ -340,3 +342,49 @@ def test_images_and_labels_that_do_not_fit_are_a_sentence() -> None:
         net(x, c_noise, labels - 1)
     with pytest.raises(DataError, match="without classes"):
         small(num_classes=None)(x, c_noise, labels)
+
+
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_student_and_target_share_dropout_masks(checkpoint_activations: bool) -> None:
+    """Equal weights give equal outputs although only the student has a gradient, and its second pass in backward draws the same mask."""
+    student = small(dropout=0.5, checkpoint_activations=checkpoint_activations).train()
+    target = copy.deepcopy(student).requires_grad_(False)
+    masks: list[Tensor] = []
+    student.middle_block[0].out_layers[2].register_forward_hook(lambda _m, _a, out: masks.append(out == 0))
+    x, c_noise, labels = inputs()
+    with torch.no_grad(), same_dropout(5, x.device):
+        goal = target(x, c_noise, labels)
+    torch.randn(7)  # the target's pass, or anything else, between the two must not matter
+    with same_dropout(5, x.device):
+        found = student(x, c_noise, labels)
+    assert torch.equal(found, goal)
+    with same_dropout(6, x.device):
+        assert not torch.equal(student(x, c_noise, labels), goal)
+    masks.clear()
+    with same_dropout(5, x.device):
+        student(x, c_noise, labels).square().sum().backward()
+    assert len(masks) == 1 + checkpoint_activations
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("updown", [True, False])
+def test_channels_last_reaches_every_convolution_and_changes_rounding_only(updown: bool, precision: str) -> None:
+    x, c_noise, labels = inputs(3)
+    results = []
+    for channels_last in (False, True):
+        net = small(in_channels=3, resblock_updown=updown, channels_last=channels_last, precision=precision)
+        formats: list[bool] = []
+        for name, module in net.named_modules():
+            if isinstance(module, torch.nn.Conv2d) and not name.endswith(("qkv", "proj_out")):
+                module.register_forward_pre_hook(
+                    lambda _m, args, formats=formats: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+                )
+        y = net(x, c_noise, labels)
+        assert formats and (all(formats) if channels_last else not any(formats))
+        assert y.is_contiguous()
+        y.square().sum().backward()
+        assert all(p.is_contiguous() and p.grad.is_contiguous() for p in net.parameters())  # as slices of a flat vector must be
+        results.append([y.detach(), *(p.grad for p in net.parameters())])
+    errors = [float((a - b).norm() / a.norm()) for a, b in zip(*results, strict=True)]
+    assert errors[0] < 0.02 if precision == "bf16" else max(errors) < 1e-5

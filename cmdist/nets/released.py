@@ -1,0 +1,108 @@
+"""Weights from one file: the released consistency models (.pt), guided-diffusion's layout, plain safetensors. No code in it is run.
+
+The released files are flat dictionaries of tensors with the names of unet.py. Their `edm_*` are denoisers with EDM's scalings, their
+`cd_*` and `ct_*` consistency functions with those of the boundary condition; nothing inside a file tells which.
+"""
+
+import io
+import pickle
+import zipfile
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from cmdist import storage
+from cmdist.errors import CheckpointError, ConfigError
+
+QkvOrder = Literal["legacy", "new"]  # guided-diffusion's words: (heads, 3, head_channels), its default, or (3, heads, head_channels)
+ENDINGS = (".pt", ".pth", ".safetensors")
+
+
+def is_file(url: str) -> bool:
+    """Whether a URL names a file of weights rather than the folder of a run."""
+    return url.endswith(ENDINGS)
+
+
+def check_kind(url: str, denoising: bool) -> None:
+    """Raise ConfigError if a file's name says that it is of the other kind: `edm_*` a denoiser, `cd_*` and `ct_*` consistency models."""
+    name = url.rpartition("/")[2]
+    if denoising and name.startswith(("cd_", "ct_")):
+        raise ConfigError(f"{url} is a consistency model by its name, and a denoiser is needed here, e.g. edm_imagenet64_ema.pt")
+    if not denoising and name.startswith("edm_"):
+        raise ConfigError(f"{url} is a denoiser by its name, and a consistency model is needed here, e.g. cd_imagenet64_lpips.pt")
+
+
+def read(url: str, head_channels: int, qkv_order: QkvOrder | None = None) -> dict[str, Tensor]:
+    """The tensors of a file by name, fp32, in the layout of unet.py.
+
+    Attention weights of guided-diffusion are 3-D, and their order, which no shape shows, must be given: `qkv_order`.
+    Raises CheckpointError for a file that is missing, damaged, not a flat dictionary of tensors, or holds anything that would be executed.
+    """
+    try:
+        found = _safetensors(url) if url.endswith(".safetensors") else _torch(url)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no file {url}") from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{url} holds more than tensors and is refused, nothing of it was run; a flat state_dict is needed"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{url} cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        inside = ", ".join(map(str, list(found)[:5])) if isinstance(found, Mapping) and found else type(found).__name__
+        raise CheckpointError(f"{url} is not a flat dictionary of tensors, it holds: {inside}; save the state_dict inside it by itself")
+    weights = {str(name): value.float() for name, value in found.items()}
+    flat = any(name.endswith(".qkv.weight") and value.dim() == 3 for name, value in weights.items())
+    if flat and qkv_order is None:
+        raise ConfigError(
+            f"{url} has guided-diffusion's attention, whose order cannot be seen: pipelines/export.py with --qkv-order legacy "
+            "(its default) or new (use_new_attention_order=True) turns it into a file that can be used here"
+        )
+    if qkv_order and not flat:
+        raise ConfigError(f"{url}: a qkv order is for guided-diffusion's files with 3-D attention weights; this one's order is known")
+    return {name: _attention(name, value, head_channels, qkv_order == "legacy") for name, value in weights.items()}
+
+
+def load(net: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Give `net` the weights. Raises CheckpointError as `check` does."""
+    check(net, weights, where)
+    net.load_state_dict(weights)
+
+
+def check(net: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Raise CheckpointError with the first differences, if names and shapes of the weights are not those of `net`."""
+    own = {name: tuple(p.shape) for name, p in net.state_dict().items()}
+    theirs = {name: tuple(p.shape) for name, p in weights.items()}
+    wrong = [name for name in [*own, *(theirs.keys() - own.keys())] if own.get(name) != theirs.get(name)]
+    if wrong:
+        first = ", ".join(f"{name} is {_shape(theirs.get(name))} there and {_shape(own.get(name))} here" for name in wrong[:3])
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{where} has another architecture: {first}{more}; network.* must be equal")
+
+
+def _torch(url: str) -> Any:
+    path = storage.local_path(url)
+    if path is None:
+        return torch.load(io.BytesIO(storage.read(url)), map_location="cpu", weights_only=True)
+    # files from before torch 1.6 are no archives, and cannot be mapped
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _safetensors(url: str) -> dict[str, Tensor]:
+    path = storage.local_path(url)
+    return safetensors.torch.load_file(path) if path else safetensors.torch.load(storage.read(url))
+
+
+def _attention(name: str, value: Tensor, head_channels: int, legacy: bool) -> Tensor:
+    """guided-diffusion's weights of a 1x1 convolution over places, (out, in, 1), as a 2-D one, and its qkv in the order (3, heads, ...)."""
+    if legacy and name.endswith((".qkv.weight", ".qkv.bias")):
+        value = value.unflatten(0, (-1, 3, head_channels)).transpose(0, 1).flatten(0, 2)
+    return value[..., None] if name.endswith((".qkv.weight", ".proj_out.weight")) and value.dim() == 3 else value
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
