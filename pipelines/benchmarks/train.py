@@ -53,8 +53,11 @@ def measure(config: configuration.Config, device: torch.device, steps: int, warm
     torch.manual_seed(0)
     t, o, d = config.train, config.optimizer, config.data
     net = build.network(config).to(device)
-    teacher = build.denoiser(config.model_copy(update={"objective": "denoising"}), build.network(config).to(device).requires_grad_(False))
+    frozen = build.network(config).to(device).requires_grad_(False)
+    teacher = build.denoiser(config.model_copy(update={"objective": "denoising"}), frozen)
     target = Target(net) if build.needs_target(config) else None
+    for module in (net, frozen, *([target.module] if target else [])):
+        build.compiled(config, module)
     optimizer = make_optimizer(o.kind, net.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     engine = Engine(
         net,
