@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from cmdist.data.datasets import Source
+from cmdist.data.sources.base import Source
 
 
 def numbered(count, size=4, channels=1, labelled=True):

@@ -13,8 +13,8 @@ from conftest_data import png
 from PIL import Image
 from safetensors.torch import load_file
 
-from cmdist.data.datasets import digits
 from cmdist.data.images import open_dataset
+from cmdist.data.sources.digits import digits
 from cmdist.errors import ConfigError, DataError
 from cmdist.nets.classifier import Classifier, train_classifier
 

@@ -3,7 +3,9 @@ import pytest
 from conftest_data import png
 from PIL import Image
 
-from cmdist.data.datasets import centre_crop, digits, folder
+from cmdist.data.sources.base import centre_crop
+from cmdist.data.sources.digits import digits
+from cmdist.data.sources.files import folder
 from cmdist.errors import DataError
 
 
