@@ -96,13 +96,14 @@ def begin(url: str, plan: Plan) -> None:
     names = [name for name in storage.names(url) if not name.startswith(".")]
     if PREPARING in names or storage.exists(storage.join(url, PREPARING)):
         there = read_plan(url)
-        if there.identity != plan.identity:
+        if there.identity == plan.identity:
+            return
+        if any(name.endswith(".tar") for name in names):  # before the first shard a plan may still change
             raise DataError(
                 f"{url} holds a half-finished preparation of another source or with other options ({_difference(there, plan)}): "
                 "repeat it with those, give another --out, or remove the folder"
             )
-        return
-    if names:
+    elif names:
         raise DataError(f"{url} is not empty and holds no prepared data set; give another --out")
     storage.write(storage.join(url, PREPARING), json.dumps(asdict(plan)).encode())
 

@@ -19,8 +19,9 @@ FILES = {"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "test": ("test_
 _LONGEST = 2**26  # bytes of one file in the archive; the real ones have 31 MB
 _MOST = 2**30  # bytes of the whole archive, expanded
 
-# What numpy arrays in the published pickles are made of, and nothing that could do anything else.
+# What numpy arrays and byte strings in pickles of Python 2 and 3 are made of, and nothing that could do anything else.
 _ALLOWED = {
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
     ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
     ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
     ("numpy", "ndarray"): np.ndarray,
@@ -133,7 +134,7 @@ def _unpickle(where: str, data: bytes) -> dict[bytes, Any]:
         raise DataError(f"{where} is truncated or no pickle: {error}") from error
     if not isinstance(batch, dict):
         raise DataError(f"{where} holds no dictionary")
-    return batch
+    return {key.encode() if isinstance(key, str) else key: value for key, value in batch.items()}
 
 
 def _names(where: str, data: bytes, binary: bool) -> tuple[str, ...]:

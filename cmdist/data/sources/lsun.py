@@ -18,16 +18,11 @@ def lsun(path: str | Path, size: int = 256, enlarge: bool = False) -> Source:
     """
     root = Path(path)
     names = _keys(root)
-    opened: dict[int, lmdb.Environment] = {}  # by process: an environment must not be used after a fork
 
     def image(i: int) -> NDArray[np.uint8]:
-        environment = opened.get(os.getpid())
-        if environment is None:
-            opened.clear()
-            environment = opened[os.getpid()] = _open(root)
         key = names[i]
         try:
-            with environment.begin() as transaction:
+            with _environment(root).begin() as transaction:
                 data = transaction.get(key)
         except lmdb.Error as error:
             raise DataError(f"{root} is damaged: {error}") from error
@@ -44,6 +39,19 @@ def lsun(path: str | Path, size: int = 256, enlarge: bool = False) -> Source:
         image=image,
         fingerprint=names.fingerprint(np.array([(root / "data.mdb").stat().st_size], np.int64)),
     )
+
+
+# By process and path: an environment must not be used after a fork, nor be opened twice by one process.
+_environments: dict[tuple[int, str], lmdb.Environment] = {}
+
+
+def _environment(root: Path, afresh: bool = False) -> lmdb.Environment:
+    mine = (os.getpid(), str(root.resolve()))
+    for key in [key for key in _environments if key[0] != mine[0] or (afresh and key == mine)]:
+        _environments.pop(key).close()
+    if mine not in _environments:
+        _environments[mine] = _open(root)
+    return _environments[mine]
 
 
 def _open(root: Path) -> lmdb.Environment:
@@ -65,14 +73,11 @@ def _open(root: Path) -> lmdb.Environment:
 
 
 def _keys(root: Path) -> Names:
-    environment = _open(root)
     try:
-        with environment.begin() as transaction:
+        with _environment(root, afresh=True).begin() as transaction:
             names = Names(transaction.cursor().iternext(keys=True, values=False))
     except lmdb.Error as error:
         raise DataError(f"{root} is damaged: {error}") from error
-    finally:
-        environment.close()
     if not len(names):
         raise DataError(f"{root} holds no images: the database is empty")
     return names
