@@ -196,7 +196,7 @@ def _part(given: str | None, environment: Mapping[str, str]) -> tuple[int, int] 
 
 
 def _prepared(options: argparse.Namespace) -> dict[str, Any]:
-    """What is asked for, as it is kept in the index: options at their defaults that older data sets do not know are left out."""
+    """What is asked for, as it is kept in the index; switches that are off are left out."""
     arguments: dict[str, Any] = {"source": options.source, "per_shard": options.per_shard, "seed": SEED}
     for name, value in vars(options).items():
         if name not in (*arguments, *_NOT_STORED) and (value not in (None, False) or name == "size"):

@@ -84,6 +84,7 @@ def write_shards(
         tally.add(0)
         preparation.save(url, plan, number, scan, bad)
 
+    storage.forget()  # what follows may fork
     workers.run(range(part[0] - 1, plan.shards, part[1]), write, processes, progress)
 
 
