@@ -5,6 +5,7 @@ fork must not be used after it.
 """
 
 import contextlib
+import gc
 import os
 import shutil
 import tempfile
@@ -141,3 +142,10 @@ def remove(url: str) -> None:
         fs.rm(path, recursive=True)
     except FileNotFoundError:
         return
+
+
+def forget() -> None:
+    """Close the file systems that this process has opened. Called before a fork: a child must neither use them nor close them."""
+    for kind in set(fsspec.registry.values()):
+        kind.clear_instance_cache()
+    gc.collect()

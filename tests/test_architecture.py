@@ -17,6 +17,7 @@ DOORS = {
     "cleanfid": "cmdist/evaluation.py",
     "mlflow": "cmdist/tracking.py",
     "fsspec": "cmdist/storage.py",
+    "lmdb": "cmdist/data/sources/lsun.py",
 }
 
 # Each part may import from the parts of the layers below it, and from itself; pipelines and cluster may import all of them.

@@ -45,6 +45,7 @@ class ShardedImages:
         self.image_size, self.channels = int(index["image_size"]), int(index["channels"])
         self.classes: tuple[str, ...] = tuple(index["classes"])
         self.labelled = bool(index["labelled"])
+        self._raw = index.get("encoding") == "raw"
         self.counts: tuple[int, ...] = tuple(shard["count"] for shard in index["shards"])
         self._keys, self._labels = samples["keys"], samples["labels"].astype(np.int64)
         self._places = np.stack([samples["offsets"], samples["lengths"], samples["checksums"].view(np.int64)], axis=1)
@@ -92,7 +93,7 @@ class ShardedImages:
         if xxhash.xxh3_64_intdigest(data) != checksum & 0xFFFFFFFFFFFFFFFF:
             raise DataError(f"shard {self._shard_url(shard)} is corrupt: the bytes of sample {self.key(i)} are not those of the index")
         try:
-            return decode(data, self.image_size, self.channels)
+            return decode(data, self.image_size, self.channels, self._raw)
         except DataError as error:
             raise type(error)(f"sample {self.key(i)} of shard {self._shard_url(shard)} {error}") from error
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmdist.data.datasets import Source
+from cmdist.data.sources.base import Source
 from cmdist.data.shards import write_dataset
 from ranks import REPOSITORY, Ranks, traced, train
 from training import committed, vectors
