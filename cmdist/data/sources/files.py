@@ -20,7 +20,8 @@ _LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member of a zip fi
 def folder(path: str | Path, size: int | None = None, enlarge: bool = False) -> Source:
     """One's own images below `path` as RGB; sub-folders, if there are any, are the classes, in alphabetical order.
 
-    With `size` every image is cropped to its centre square and resized as in ADM; without, all must be squares of one size.
+    Hidden files are skipped. With `size` every image is cropped to its centre square and resized as in ADM; without, all must be squares
+    of one size.
     Raises DataError for a folder without images, or with some images outside of the class folders.
     """
     root = Path(path)
@@ -105,6 +106,8 @@ def _below(root: Path) -> list[tuple[str, int]]:
 
 
 def _is_image(name: str) -> bool:
+    if name.rpartition("/")[2].startswith("."):  # e.g. ._a.png, which macOS puts into every zip file
+        return False
     return os.path.splitext(name)[1].lower().lstrip(".") in EXTENSIONS
 
 

@@ -114,7 +114,9 @@ def test_a_zip_is_read_like_the_folder(tmp_path, method):
     members = {
         f"{'ab'[i % 2]}/{i}.{'PNG' if i % 3 else 'jpg'}": encoded(photo(i, 50 + i, 40), "PNG" if i % 3 else "JPEG") for i in range(7)
     }
-    archive = zip_of(tmp_path / "mine.zip", members | {"a/": b"", "readme.txt": b"words"}, compression=method)
+    archive = zip_of(
+        tmp_path / "mine.zip", members | {"a/": b"", "readme.txt": b"words", "__MACOSX/a/._0.jpg": b"\0\5\x16\7"}, compression=method
+    )
     for name, data in members.items():
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).write_bytes(data)
