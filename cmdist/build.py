@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -18,6 +19,7 @@ from cmdist.core.noise import Denoise
 from cmdist.core.objectives.base import Objective
 from cmdist.core.objectives.consistency import Consistency
 from cmdist.core.objectives.denoising import Denoising
+from cmdist.data.cache import Cache, default_folder
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import CheckpointError, ConfigError, DataError
 from cmdist.nets import released
@@ -128,8 +130,9 @@ def lr_schedule(config: Config) -> Callable[[int], float]:
 
 def dataset(config: Config) -> ShardedImages:
     """The data set of a run. Raises DataError if its index is not what the configuration says."""
-    data = open_dataset(config.data.url, cache=config.data.cache)
     d = config.data
+    folder = Path(d.cache) if d.cache else default_folder()
+    data = open_dataset(d.url, Cache(folder, int(d.cache_gib * 2**30) if d.cache_gib else None))
     for key, found, asked in (("image_size", data.image_size, d.image_size), ("channels", data.channels, d.channels)):
         if found != asked:
             raise DataError(f"{d.url}: the images have {key} {found}, data.{key} says {asked}")

@@ -40,6 +40,7 @@ class Data(Section):
     block_shards: Positive = 8  # samples are shuffled inside blocks of this many shards
     workers: Annotated[int, Field(ge=0)] = 2  # reading processes of each rank; 0: one thread
     cache: str | None = None  # local folder for shards of a remote store
+    cache_gib: PositiveFloat | None = None  # how much of them is kept; the least recently used go first
     bad_samples: Annotated[int, Field(ge=0)] = 0  # how many unreadable images may be replaced in an attempt
 
 

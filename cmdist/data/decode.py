@@ -36,25 +36,30 @@ def decode(data: bytes, size: int, channels: int, raw: bool = False) -> NDArray[
         if len(data) != size * size * channels:
             raise DataError(f"has {len(data)} bytes, not the {size}x{size}x{channels} of a raw image")
         return np.frombuffer(data, np.uint8).reshape(size, size, channels)
-    if (found := size_of(data)) != (size, size):
-        raise DataError(f"is {found[0]}x{found[1]}, not {size}x{size}")
-    return np.asarray(load(data, MODES[channels])).reshape(size, size, channels)
+    return np.asarray(load(data, MODES[channels], size)).reshape(size, size, channels)
 
 
-def load(data: bytes, mode: str) -> Image.Image:
-    """The decoded image as 'L' or 'RGB', converted as this module's docstring says. Raises BadImageError."""
+def load(data: bytes, mode: str, size: int | None = None) -> Image.Image:
+    """The decoded image as 'L' or 'RGB', converted as this module's docstring says.
+
+    Raises BadImageError; DataError, before anything is decoded, if it is not a square of `size` where that is given.
+    """
     if len(data) > MAX_BYTES:
         raise BadImageError(f"is not a readable image (it has {len(data)} bytes, {MAX_BYTES} are allowed)")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"it has {image.width}x{image.height} pixels, {MAX_PIXELS} in all are allowed")
-            if image.mode not in _CONVERTIBLE:
-                raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
-            if image.mode == mode:
-                image.load()
-                return image
-            return image.convert(mode)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)  # nothing to close: it is memory
+        if size is not None and image.size != (size, size):
+            raise DataError(f"is {image.width}x{image.height}, not {size}x{size}")
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"it has {image.width}x{image.height} pixels, {MAX_PIXELS} in all are allowed")
+        if image.mode not in _CONVERTIBLE:
+            raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
+        if image.mode == mode:
+            image.load()
+            return image
+        return image.convert(mode)
+    except DataError:
+        raise
     except Exception as error:  # decoders raise almost anything on damaged bytes
         raise BadImageError(f"is not a readable image ({_short(error)})") from error
 
