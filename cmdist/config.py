@@ -116,7 +116,9 @@ class Train(Section):
     ema: Annotated[tuple[Decay, ...], Field(min_length=1)] = (0.9999,)
     log_every: Positive = 50
     checkpoint_every: Positive = 1000
-    keep_checkpoints: Annotated[int, Field(ge=0)] = 3  # the newest so many; 0: all
+    keep_checkpoints: Annotated[int, Field(ge=0)] = 3  # the newest so many; 0: all; of evaluated steps the averages stay anyway
+    keep_every: Annotated[int, Field(ge=0)] = 0  # and all steps divisible by this; 0: none
+    max_missed_checkpoints: Annotated[int, Field(ge=0)] = 3  # saves in a row that may fail before the run does
     self_check: bool = True
 
 

@@ -21,16 +21,18 @@ from cmdist.data.images import ShardedImages
 from cmdist.data.order import Order, schedule
 from cmdist.data.reader import micro_batches
 from cmdist.distributed import StopRequest, World
-from cmdist.errors import CheckpointError, ConfigError
+from cmdist.errors import ConfigError
 from cmdist.journal import Tracker
 from cmdist.tracking import spool_folder
 from cmdist.train import checkpoint as checkpoints
 from cmdist.train import resume
+from cmdist.train.attempt import Attempt, attempt_at
 from cmdist.train.averages import Averages, Target
 from cmdist.train.checkpoint import Checkpoint
 from cmdist.train.engine import Engine
 from cmdist.train.meters import Clock, SigmaBuckets
 from cmdist.train.optim import make_optimizer
+from cmdist.train.retention import Keep
 from cmdist.train.saver import Saver
 from cmdist.train.trainer import Schedule, Trainer
 
@@ -42,8 +44,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--resume",
         default="auto",
-        choices=("auto", "none"),
-        help="auto: the newest committed checkpoint if there is one; none: refuse to go on",
+        metavar="auto|none|URL",
+        help="auto: from the newest sound checkpoint if there is one; none: refuse to go on; "
+        "a URL: start from that run or checkpoint, and go on from the run's own once it has one",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what it means, and end")
     parser.add_argument("--ranks", type=int, help="with --dry-run: the number of ranks to plan for")
@@ -81,15 +84,31 @@ def train(config: Config, world: World, mode: str) -> None:
     """Train, or go on training, until the last step or a request to stop."""
     run_url = storage.join(storage.absolute(config.run.root), config.run.name)
     data = build.dataset(config)
-    found = find(run_url, mode, world)
-    if found is not None:
-        resume.check_identity(found, build.identity(config, data.index_hash))
-        if found.step >= config.train.steps:
-            if world.first:
-                print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
-            return
     record, changed = read_run(run_url, config, world)
-    trainer, order, checked = make_trainer(config, world, data, found, run_url, record["id"])
+    with attempt_at(run_url, world) as attempt:
+        found = resume.find(run_url, record["id"], mode, world)
+        if found is not None:
+            resume.check_identity(found, build.identity(config, data.index_hash))
+            if found.step >= config.train.steps:
+                if world.first:
+                    print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
+                return
+        go_on(config, world, data, found, run_url, record, changed, attempt)
+
+
+def go_on(
+    config: Config,
+    world: World,
+    data: ShardedImages,
+    found: Checkpoint | None,
+    run_url: str,
+    record: dict[str, Any],
+    changed: list[str],
+    attempt: Attempt,
+) -> None:
+    """Train from a checkpoint, or from the beginning."""
+    trainer, order, checked = make_trainer(config, world, data, found, run_url, record["id"], attempt)
+    attempt.begin(trainer.step)
     if world.first:
         storage.write(storage.join(run_url, "run.json"), json.dumps(record, indent=1).encode())
         storage.write(storage.join(run_url, "config.yaml"), configuration.dump(config).encode())
@@ -114,20 +133,6 @@ def train(config: Config, world: World, mode: str) -> None:
         trainer.close(status)
 
 
-def find(run_url: str, mode: str, world: World) -> Checkpoint | None:
-    """The checkpoint to go on from; rank 0 looks, and all open the same step. Raises LookupFailed, CheckpointError."""
-    found = distributed.gather(checkpoints.steps(run_url) if world.first else [], world.control)[0]
-    if not found:
-        return None
-    if mode == "none":
-        raise CheckpointError(
-            f"--resume none, but {run_url} has committed checkpoints (newest: step {found[-1]}); take another run.name or --resume auto"
-        )
-    checkpoint = checkpoints.open_checkpoint(run_url, found[-1])
-    checkpoint.verify(world.rank, world.size)
-    return checkpoint
-
-
 def read_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any], list[str]]:
     """What run.json says, or will say at the first start; and what has changed in the configuration since."""
     changed: list[str] = []
@@ -137,8 +142,10 @@ def read_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any]
         if storage.exists(record_url):
             record = json.loads(storage.read(record_url))
         else:
+            left = checkpoints.newest(run_url)  # of a run whose run.json was lost
+            key = left.commit["run"] if left else uuid.uuid4().hex
             uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
-            record = {"id": uuid.uuid4().hex, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
+            record = {"id": key, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
         if storage.exists(config_url):
             before = configuration.parse(storage.read(config_url).decode(), where=config_url)
             changed = resume.changes(configuration.flat(before), configuration.flat(config))
@@ -152,7 +159,7 @@ def default_tracking_uri(config: Config) -> str:
 
 
 def make_trainer(
-    config: Config, world: World, data: ShardedImages, found: Checkpoint | None, run_url: str, run_id: str
+    config: Config, world: World, data: ShardedImages, found: Checkpoint | None, run_url: str, run_id: str, attempt: Attempt
 ) -> tuple[Trainer, Order, float | None]:
     """Everything a run needs, at the step where it starts; the order of its samples, and the result of the self-check."""
     t, o = config.train, config.optimizer
@@ -199,7 +206,15 @@ def make_trainer(
         batches=batches,
         buckets=SigmaBuckets(config.noise.sigma_min, config.noise.sigma_max, world.device),
         clock=Clock(),
-        saver=Saver(run_url, run_id, engine.layout, world, t.keep_checkpoints),
+        saver=Saver(
+            run_url,
+            run_id,
+            engine.layout,
+            world,
+            attempt=attempt,
+            keep=Keep(t.keep_checkpoints, t.keep_every),
+            max_missed=t.max_missed_checkpoints,
+        ),
         tracker=None,
         describe={"identity": build.identity(config, data.index_hash), "zero_stage": t.zero_stage, "code_version": cmdist.__version__},
         stop=StopRequest(),
