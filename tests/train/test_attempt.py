@@ -177,7 +177,8 @@ def test_the_beat_notices_a_newer_attempt(tmp_path) -> None:
 
 def test_starts_hold_what_rules_out(tmp_path) -> None:
     run = str(tmp_path)
-    for step, expected in ((0, [(1, 0)]), (0, [(2, 0)]), (20, [(2, 0), (3, 20)]), (30, [(2, 0), (3, 20), (4, 30)]), (10, [(2, 0), (5, 10)])):
+    later = [(20, [(2, 0), (3, 20)]), (30, [(2, 0), (3, 20), (4, 30)]), (10, [(2, 0), (5, 10)])]
+    for step, expected in [(0, [(1, 0)]), (0, [(2, 0)]), *later]:
         with attempt_at(run, World()) as turn:
             turn.begin(step)
         assert attempt.starts(run) == expected
