@@ -28,6 +28,7 @@ ATTEMPTS = 5
 PATIENCE = 60.0  # seconds after which no further attempt is begun
 PAUSE = 0.25  # seconds after the first failure; doubles, and a random half is taken off
 READ_TIMEOUT = 30.0  # seconds without a byte
+CALLS = 3  # tries of each part of a large upload, within an attempt; S3 only
 
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _AGAIN_CODES = {
@@ -69,7 +70,7 @@ def _resolve(url: str) -> tuple[Any, str]:
         options["config_kwargs"] = {
             "connect_timeout": 10,
             "read_timeout": READ_TIMEOUT,
-            "retries": {"mode": "standard", "total_max_attempts": 3},  # of each part of a large upload
+            "retries": {"mode": "standard", "total_max_attempts": CALLS},
             "max_pool_connections": 32,
             # S3's own checksums of whole objects break byte ranges on other servers; ours are of every block
             "response_checksum_validation": "when_required",
@@ -79,7 +80,7 @@ def _resolve(url: str) -> tuple[Any, str]:
     except (ValueError, ImportError) as error:
         raise CmdistError(f"{url}: {error}; give a path or a URL that fsspec knows, e.g. s3://bucket/folder") from error
     if hasattr(fs, "retries"):
-        fs.retries = 1  # s3fs would repeat the three attempts above five times
+        fs.retries = 1  # s3fs would repeat those calls five times
     return fs, path
 
 
@@ -96,9 +97,9 @@ def _answer(error: BaseException) -> tuple[str, int]:
         if isinstance(response, dict):
             code = str(response.get("Error", {}).get("Code", ""))
             return code, int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        status = getattr(one, "status", None) or getattr(one, "code", None)
-        if isinstance(status, int) and 400 <= status < 600:
-            return "", status
+        if type(one).__name__ in ("ClientResponseError", "HttpError", "HttpResponseError"):  # http(s), Google, Azure
+            status = getattr(one, "status", None) or getattr(one, "code", None) or getattr(one, "status_code", 0)
+            return "", int(status or 0)
     return "", 0
 
 
@@ -107,7 +108,7 @@ def transient(error: BaseException, remote: bool = True) -> bool:
     if not remote:
         return isinstance(error, OSError) and error.errno in _AGAIN_LOCALLY
     code, status = _answer(error)
-    if code in _AGAIN_CODES or status in _AGAIN:
+    if code in _AGAIN_CODES or status in _AGAIN or code == "403":  # an answer to HEAD does not say why: perhaps the clock
         return True
     if isinstance(error, (CmdistError, *_FINAL)) or 400 <= status < 500:
         return False
@@ -140,7 +141,7 @@ def _sentence(url: str, error: Exception, attempts: int, waited: float) -> Excep
         return StoreMissing(f"{url}: the bucket does not exist")
     if any(type(one).__name__ in _FINAL_NAMES for one in _chain(error)):
         return StoreDenied(f"{url}: no credentials were found ({error}); set them in the environment, e.g. AWS_PROFILE")
-    if transient(error):
+    if transient(error) and code != "403":
         clock = "; is this machine's clock right?" if code == "RequestTimeTooSkewed" else ""
         return StoreError(f"{url}: the store failed {attempts} times in {waited:.0f} s, last with {type(error).__name__}: {error}{clock}")
     if isinstance(error, PermissionError):

@@ -1,7 +1,6 @@
 """Train a run: `deepspeed pipelines/train.py CONFIG [key=value ...]`, or by torchrun, srun or plain python."""
 
 import argparse
-import json
 import os
 import sys
 import uuid
@@ -21,11 +20,11 @@ from cmdist.data.images import ShardedImages
 from cmdist.data.order import Order, schedule
 from cmdist.data.reader import micro_batches
 from cmdist.distributed import StopRequest, World
-from cmdist.errors import ConfigError
+from cmdist.errors import CheckpointError, ConfigError
 from cmdist.journal import Tracker
 from cmdist.tracking import spool_folder
 from cmdist.train import checkpoint as checkpoints
-from cmdist.train import resume
+from cmdist.train import resume, sealed
 from cmdist.train.attempt import Attempt, attempt_at
 from cmdist.train.averages import Averages, Target
 from cmdist.train.checkpoint import Checkpoint
@@ -110,7 +109,7 @@ def go_on(
     trainer, order, checked = make_trainer(config, world, data, found, run_url, record["id"], attempt)
     attempt.begin(trainer.step)
     if world.first:
-        storage.write(storage.join(run_url, "run.json"), json.dumps(record, indent=1).encode())
+        storage.write(storage.join(run_url, "run.json"), sealed.seal(record))
         storage.write(storage.join(run_url, "config.yaml"), configuration.dump(config).encode())
         report(config, trainer, found, changed, order, checked)
         if record["tracking_uri"] != "none":
@@ -140,7 +139,11 @@ def read_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any]
     if world.first:
         record_url, config_url = storage.join(run_url, "run.json"), storage.join(run_url, "config.yaml")
         if storage.exists(record_url):
-            record = json.loads(storage.read(record_url))
+            try:
+                record = sealed.read(record_url, must=False)
+                _ = record["id"], record["tracking_uri"]
+            except (ValueError, LookupError) as error:
+                raise CheckpointError(f"{record_url} is damaged ({error}); without it nobody knows which run this is") from error
         else:
             left = checkpoints.newest(run_url)  # of a run whose run.json was lost
             key = left.commit["run"] if left else uuid.uuid4().hex

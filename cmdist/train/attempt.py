@@ -11,7 +11,6 @@ writes into folders of its own.
 """
 
 import contextlib
-import json
 import os
 import re
 import socket
@@ -28,6 +27,7 @@ import psutil
 from cmdist import distributed, storage
 from cmdist.distributed import World
 from cmdist.errors import CmdistError, Fenced, LookupFailed, RunInUse
+from cmdist.train import sealed
 
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 3 * BEAT  # after which an attempt on another machine is taken for dead; no clocks are compared
@@ -53,7 +53,7 @@ class Attempt:
         """Take the next number. Raises RunInUse if the attempt before is alive."""
         mine = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": _started(os.getpid())}
         mine |= {"job": os.environ.get("SLURM_JOB_ID"), "time": time.time(), "token": uuid.uuid4().hex}
-        claim = json.dumps(mine).encode()
+        claim = sealed.seal(mine)
         while True:
             taken = numbers(run_url)
             if taken:
@@ -78,7 +78,8 @@ class Attempt:
             return
         newest = numbers(self._run_url)[-1:]
         holder = newest[0] if newest else 0
-        if holder != self.number or storage.read(_file(self._run_url, self.number)) != self._claim:
+        mine = _file(self._run_url, self.number)
+        if holder != self.number or all(storage.read(mine) != self._claim for _ in range(5)):  # the way may be at fault
             who = f"attempt {holder}, {_who(_read(_file(self._run_url, holder)))}," if holder else "nobody knows who"
             self._newer = Fenced(f"{who} has taken over {self._run_url}: attempt {self.number} ends here and commits nothing more")
             raise self._newer
@@ -102,7 +103,7 @@ class Attempt:
                 storage.remove(_file(self._run_url, self.number))
 
     def _write(self) -> None:
-        storage.write(_file(self._run_url, self.number) + ".state", json.dumps(self._state).encode())
+        storage.write(_file(self._run_url, self.number) + ".state", sealed.seal(self._state))
 
     def _live(self) -> None:
         while not self._over.wait(BEAT):
@@ -159,23 +160,25 @@ def _file(run_url: str, number: int) -> str:
 
 def _read(url: str) -> dict[str, Any]:
     try:
-        return json.loads(storage.read(url))  # type: ignore[no-any-return]
-    except FileNotFoundError:
-        return {}
+        return sealed.read(url)
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, CmdistError):
+            raise
+        return {}  # not there yet, or damaged: nothing is known
 
 
 def _wait_for_its_end(run_url: str, number: int, mine: dict[str, Any]) -> None:
     """Return when attempt `number` is over. Raises RunInUse."""
     claim, state = _read(_file(run_url, number)), _read(_file(run_url, number) + ".state")
-    if not claim or state.get("ended"):
+    if state.get("ended"):
         return
     in_use = RunInUse(f"{run_url} is in use by attempt {number}, {_who(claim)}, which is alive; stop it first, or take another run.name")
-    if (claim["host"], claim["boot"]) == (mine["host"], mine["boot"]):
+    if (claim.get("host"), claim.get("boot")) == (mine["host"], mine["boot"]):
         started = _started(claim["pid"])
         if started is not None and abs(started - claim["started"]) < 2.0:  # the same process, not another with its number
             raise in_use
         return
-    if claim["job"] and claim["job"] == mine["job"]:  # requeued: Slurm has ended it, and a cut-off one is fenced
+    if claim.get("job") and claim["job"] == mine["job"]:  # requeued: Slurm has ended it, and a cut-off one is fenced
         return
     print(f"attempt {number}, {_who(claim)}, has not ended; looking for {SILENCE:g} s whether it lives", file=sys.stderr, flush=True)
     deadline = time.monotonic() + SILENCE

@@ -27,11 +27,12 @@ from torch import Tensor
 from cmdist import storage
 from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
 from cmdist.train import attempt as attempts
+from cmdist.train import sealed
 from cmdist.train.layout import Layout
 
 FORMAT = 2  # 1: no blocks, no attempts
 BLOCK = 8 * 2**20  # bytes
-REREADS = 2  # of a block with a wrong checksum: it may have been the way, not the file
+REREADS = 4  # of a block with a wrong checksum: it may have been the way, not the file
 _FOLDER = re.compile(r"step-(\d{10})(?:-(\d{4,}))?")
 
 
@@ -282,13 +283,15 @@ def open_folder(url: str) -> Checkpoint:
 def open_entry(entry: Entry) -> Checkpoint:
     """A committed folder. Raises Damaged if its COMMIT is empty, unreadable or of another step, CheckpointError if of a newer version."""
     try:
-        commit = json.loads(storage.read(storage.join(entry.url, "COMMIT")))
+        commit = sealed.read(storage.join(entry.url, "COMMIT"), must=False)
         version, committed, files = commit["format"], commit["step"], commit["files"]
         newer = version > FORMAT
-        _ = [(entry["size"] + 0, entry["xxh3"] + "") for entry in files.values()]
+        _ = [(file["size"] + 0, file["xxh3"] + "") for file in files.values()]
     except FileNotFoundError:
         raise CheckpointError(f"{entry.url} has no COMMIT: it was never finished, or removed a moment ago") from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, CmdistError):
+            raise
         raise Damaged(f"{entry.url}/COMMIT is damaged: {type(error).__name__}: {error}") from error
     if newer:
         raise CheckpointError(f"{entry.url} has format {version}; this version of cmdist reads up to {FORMAT}, use a newer one")

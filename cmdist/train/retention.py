@@ -1,11 +1,11 @@
 """Which checkpoints stay: the last n, every m-th step, and the averages of steps that were evaluated."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cmdist import storage
+from cmdist.train import sealed
 from cmdist.train.checkpoint import Entry, entries, open_entry
 
 _EVALUATION = re.compile(r"step-(\d{10})")
@@ -68,7 +68,7 @@ def thin(what: Thinning) -> None:
         commit = dict(open_entry(entry).commit)
         gone = [name for name in commit["files"] if name.startswith("slices-")]
         commit["files"] = {name: file for name, file in commit["files"].items() if name not in gone}
-        storage.write(storage.join(entry.url, "COMMIT"), json.dumps(commit, indent=1).encode())  # first: see `Checkpoint.whole`
+        storage.write(storage.join(entry.url, "COMMIT"), sealed.seal(commit))  # first: see `Checkpoint.whole`
         for name in gone:
             storage.remove(storage.join(entry.url, name))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from cmdist import distributed, storage
 from cmdist.distributed import World
 from cmdist.errors import CheckpointError, CmdistError, Damaged, Fenced, StoreError
-from cmdist.train import checkpoint
+from cmdist.train import checkpoint, sealed
 from cmdist.train.attempt import Attempt
 from cmdist.train.checkpoint import Checkpoint
 from cmdist.train.layout import Layout
@@ -49,6 +49,7 @@ class _Job:
     snapshot: Snapshot
     url: str
     written: dict[str, Any] = field(default_factory=dict)  # entries of this rank's files that are there
+    state: bytes = b""  # state.json
     commit: bytes = b""  # made once: a try whose answer was lost is known again by it
     trouble: bool = False  # it has met an error
     give_up: bool = False  # no more tries after the one under way
@@ -231,13 +232,16 @@ class Saver:
             "slices": [{"file": self._slices(i), "start": r["start"], "stop": r["start"] + r["numel"]} for i, r in enumerate(ranks)],
         }
         files = {name: entry for rank in ranks for name, entry in rank["files"].items()}
-        self._write(job.url, files, "state.json", [json.dumps(state, indent=1).encode()])
+        job.state = json.dumps(state, indent=1).encode()
+        self._write(job.url, files, "state.json", [job.state])
         commit = {"format": checkpoint.FORMAT, "run": self._run_id, "attempt": self._number, "step": job.step, "time": time.time()}
-        job.commit = job.commit or json.dumps(commit | {"world_size": self._world.size, "files": files}, indent=1).encode()
+        job.commit = job.commit or sealed.seal(commit | {"world_size": self._world.size, "files": files})
         if self._attempt is not None:
             self._attempt.check()
-        if not storage.create(storage.join(job.url, "COMMIT"), job.commit):
-            raise CheckpointError(f"{job.url} has a COMMIT already")
+        url = storage.join(job.url, "COMMIT")
+        storage.write(url, job.commit)
+        if storage.read(url) != job.commit:  # it suffered on the way, there or back
+            raise StoreError(f"{url} does not read as it was written")
 
     def _thin(self, job: _Job, averages: dict[float, Tensor]) -> None:
         """Read the new checkpoint back, each rank its own files, and remove what the rule leaves over once all of it is right."""
@@ -257,8 +261,11 @@ class Saver:
         distributed.gather(None, self._group)
 
     def _verify_mine(self, job: _Job, averages: dict[float, Tensor]) -> None:
-        saved = Checkpoint(job.url, job.step, {"files": job.written})
-        for name, parts in self._files(job.snapshot, averages).items():
+        files = self._files(job.snapshot, averages)
+        if self._world.first:
+            files["state.json"] = [job.state]
+        saved = Checkpoint(job.url, job.step, {"files": {name: checkpoint.describe(parts) for name, parts in files.items()}})
+        for name, parts in files.items():
             try:
                 saved.verify([name])
             except Damaged:  # it suffered on the way, and is still in our memory

@@ -69,9 +69,9 @@ def mortal(moment: str, victim: int, nth: int, delay: float, arguments: list[str
     elif moment == "between":
         patch(storage, "write", after=die, when=data_file)
     elif moment == "before COMMIT":
-        patch(storage, "create", before=die, when=lambda url, *rest: url.endswith("COMMIT"))
+        patch(storage, "write", before=die, when=lambda url, *rest: url.endswith("COMMIT"))
     elif moment == "after COMMIT":
-        patch(storage, "create", after=die, when=lambda url, *rest: url.endswith("COMMIT"))
+        patch(storage, "write", after=die, when=lambda url, *rest: url.endswith("COMMIT"))
     elif moment == "thinning":
         patch(retention.storage, "remove", after=die)
     run_pipeline("train", arguments)

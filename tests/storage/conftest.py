@@ -1,9 +1,13 @@
 """A real S3 server for all tests of this folder, and its variables in the environment of each."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 from servers import Rclone, environment
 
@@ -20,4 +24,5 @@ def s3(server: Rclone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder of this test on the server."""
     for name, value in environment(server.port).items():
         monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # those of another test know another server
     return f"s3://bucket/{tmp_path.name}"

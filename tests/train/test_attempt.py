@@ -1,6 +1,5 @@
 """Attempts: one number for each, a live one is not disturbed, an overtaken one commits nothing that counts."""
 
-import json
 import multiprocessing
 import os
 import threading
@@ -15,7 +14,7 @@ import torch
 from cmdist import storage
 from cmdist.distributed import World
 from cmdist.errors import Fenced, RunInUse
-from cmdist.train import attempt, checkpoint
+from cmdist.train import attempt, checkpoint, sealed
 from cmdist.train.attempt import Attempt, attempt_at
 from cmdist.train.layout import Layout
 from cmdist.train.saver import Saver, Snapshot
@@ -30,8 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def elsewhere(run: str, number: int, **changes: Any) -> None:
     """As if the attempt ran on another machine."""
     path = Path(run) / "attempts" / f"{number:06d}"
-    claim = json.loads(path.read_text()) | {"host": "far-away"} | changes
-    path.write_text(json.dumps(claim))
+    path.write_bytes(sealed.seal(sealed.read(str(path)) | {"host": "far-away"} | changes))
 
 
 def saver(run: str, turn: Attempt) -> Saver:
@@ -70,7 +68,7 @@ def test_another_process_with_the_same_number_is_not_the_attempt(tmp_path) -> No
     run = str(tmp_path)
     Attempt.take(run)._over.set()
     path = Path(run) / "attempts" / "000001"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"started": psutil.Process().create_time() - 1000}))
+    path.write_bytes(sealed.seal(sealed.read(str(path)) | {"started": psutil.Process().create_time() - 1000}))
     assert Attempt.take(run).number == 2
 
 
@@ -78,8 +76,8 @@ def test_on_another_machine_it_is_watched(tmp_path, monkeypatch, capsys) -> None
     run = str(tmp_path)
     alive = Attempt.take(run)
     path = Path(run) / "attempts" / "000001"
-    alive._claim = json.dumps(json.loads(path.read_text()) | {"host": "far-away"}).encode()
-    path.write_bytes(alive._claim)
+    elsewhere(run, 1)
+    alive._claim = path.read_bytes()
     with pytest.raises(RunInUse, match="process .* on far-away, which is alive"):
         Attempt.take(run)
     alive._over.set()  # and never says so
@@ -163,7 +161,7 @@ def test_the_beat_notices_a_newer_attempt(tmp_path) -> None:
     first = Attempt.take(run)
     elsewhere(run, 1)
     first._claim = (Path(run) / "attempts" / "000001").read_bytes()
-    storage.write(f"{run}/attempts/000002", b'{"host": "far-away", "pid": 7}')
+    storage.write(f"{run}/attempts/000002", sealed.seal({"host": "far-away", "pid": 7}))
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         time.sleep(0.05)
