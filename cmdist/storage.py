@@ -249,11 +249,11 @@ def _write_local(target: Path, parts: Sequence[bytes | memoryview]) -> None:
             file.write(part)
 
 
-def create(url: str, data: bytes) -> bool:
-    """Write a new small file; False, and nothing is changed, if the name is taken by other data.
+def create(url: str, data: bytes) -> None:
+    """Write a new small file; nothing is changed if the name is taken, so whoever must know reads what is there.
 
-    Exact on a disk (link) and on stores with conditional puts (S3, Ceph, Google). One that ignores conditions may let two
-    writers through: whoever must know reads back who won.
+    Exact on a disk (link) and on stores with conditional puts (S3, Ceph, Google). One that ignores conditions may let a second
+    writer through that came at the same moment.
     """
     fs, path = _resolve(url)
 
@@ -266,7 +266,6 @@ def create(url: str, data: bytes) -> bool:
 
     if not exists(url):
         _try(url, (lambda: _create_local(Path(path), data)) if _is_local(fs) else put)
-    return read(url) == data  # so, too, if the answer to our own first try was lost
 
 
 def _create_local(target: Path, data: bytes) -> None:

@@ -109,7 +109,7 @@ def go_on(
     trainer, order, checked = make_trainer(config, world, data, found, run_url, record["id"], attempt)
     attempt.begin(trainer.step)
     if world.first:
-        storage.write(storage.join(run_url, "run.json"), sealed.seal(record))
+        sealed.write(storage.join(run_url, "run.json"), sealed.seal(record))
         storage.write(storage.join(run_url, "config.yaml"), configuration.dump(config).encode())
         report(config, trainer, found, changed, order, checked)
         if record["tracking_uri"] != "none":

@@ -1,7 +1,11 @@
 """Attempts: each start of a run takes a number, and only the newest may commit.
 
-    RUN/attempts/000007         who took number 7, written once
-    RUN/attempts/000007.state   beats while it lives, whether it has ended, and from which steps attempts have started
+    RUN/attempts/000007         who took number 7
+    RUN/attempts/000007.start   from which steps this attempt and those before it have started
+    RUN/attempts/000007.beat    changes while it lives
+    RUN/attempts/000007.end     it has ended
+
+All but the beat are written once, so that a request that was delayed on its way can overwrite nothing.
 
 A number is taken by creating its file, which exactly one can do where the store has conditional puts, and on a shared folder. (A
 store that ignores conditions may let two through that start within the same moment; the one that finds the other's name in its
@@ -11,6 +15,7 @@ writes into folders of its own.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import socket
@@ -40,13 +45,12 @@ class Attempt:
 
     def __init__(self, run_url: str, number: int, claim: bytes | None) -> None:
         self._run_url, self.number, self._claim = run_url, number, claim
-        self._state: dict[str, Any] = {"beat": 0, "ended": False}
-        self._lock = threading.Lock()
+        self._begun = False
         self._over = threading.Event()
         self._newer: Fenced | None = None
         if claim is not None:
-            self._write()
-            threading.Thread(target=self._live, name="attempt", daemon=True).start()
+            self._thread = threading.Thread(target=self._live, name="attempt", daemon=True)
+            self._thread.start()
 
     @classmethod
     def take(cls, run_url: str) -> "Attempt":
@@ -59,7 +63,8 @@ class Attempt:
             if taken:
                 _wait_for_its_end(run_url, taken[-1], mine)
             number = taken[-1] + 1 if taken else 1
-            if storage.create(_file(run_url, number), claim):
+            storage.create(_file(run_url, number), claim)
+            if _read(_file(run_url, number)).get("token") == mine["token"]:
                 return cls(run_url, number, claim)
 
     def begin(self, step: int) -> None:
@@ -68,9 +73,8 @@ class Attempt:
             return
         # a start below earlier ones takes their place: whatever they ruled out, it rules out
         before = [[number, start] for number, start in starts(self._run_url) if start < step]
-        with self._lock:
-            self._state["starts"] = [*before, [self.number, step]]
-            self._write()
+        sealed.write(self._file(".start"), sealed.seal({"starts": [*before, [self.number, step]]}))
+        self._begun = True
 
     def check(self) -> None:
         """Look whether this is still the newest attempt. Raises Fenced."""
@@ -78,8 +82,7 @@ class Attempt:
             return
         newest = numbers(self._run_url)[-1:]
         holder = newest[0] if newest else 0
-        mine = _file(self._run_url, self.number)
-        if holder != self.number or all(storage.read(mine) != self._claim for _ in range(5)):  # the way may be at fault
+        if holder != self.number or all(storage.read(self._file()) != self._claim for _ in range(5)):  # the way may be at fault
             who = f"attempt {holder}, {_who(_read(_file(self._run_url, holder)))}," if holder else "nobody knows who"
             self._newer = Fenced(f"{who} has taken over {self._run_url}: attempt {self.number} ends here and commits nothing more")
             raise self._newer
@@ -94,29 +97,28 @@ class Attempt:
         self._over.set()
         if self._claim is None:
             return
-        with self._lock, contextlib.suppress(Exception):  # else the next one finds out by itself
-            if "starts" in self._state:
-                self._state["ended"] = True
-                self._write()
+        self._thread.join(BEAT)
+        with contextlib.suppress(Exception):  # else the next one finds out by itself
+            if self._begun:
+                storage.write(self._file(".end"), b"")
             elif self._newer is None:
-                storage.remove(_file(self._run_url, self.number) + ".state")
-                storage.remove(_file(self._run_url, self.number))
+                storage.remove(self._file(".beat"))
+                storage.remove(self._file())
 
-    def _write(self) -> None:
-        storage.write(_file(self._run_url, self.number) + ".state", sealed.seal(self._state))
+    def _file(self, suffix: str = "") -> str:
+        return _file(self._run_url, self.number) + suffix
 
     def _live(self) -> None:
-        while not self._over.wait(BEAT):
+        for beat in itertools.count():
             try:
+                storage.write(self._file(".beat"), str(beat).encode())
+                if self._over.wait(BEAT):
+                    return
                 self.check()
-                with self._lock:
-                    if not self._over.is_set():
-                        self._state["beat"] += 1
-                        self._write()
             except Fenced:
                 return
             except Exception:  # a store that is down will be up again; until then the next attempt cannot see us either
-                continue
+                self._over.wait(BEAT)
 
 
 @contextlib.contextmanager
@@ -147,11 +149,9 @@ def numbers(run_url: str) -> list[int]:
 
 def starts(run_url: str) -> list[tuple[int, int]]:
     """(attempt, step that it started from), ascending in both, as the newest attempt that has begun knows them."""
-    for number in reversed(numbers(run_url)):
-        state = _read(_file(run_url, number) + ".state")
-        if "starts" in state:
-            return [(number, step) for number, step in state["starts"]]
-    return []
+    begun = [name for name in storage.names(storage.join(run_url, "attempts")) if name.endswith(".start")]
+    found = _read(storage.join(run_url, "attempts", begun[-1])) if begun else {}
+    return [(number, step) for number, step in found.get("starts", [])]
 
 
 def _file(run_url: str, number: int) -> str:
@@ -169,9 +169,10 @@ def _read(url: str) -> dict[str, Any]:
 
 def _wait_for_its_end(run_url: str, number: int, mine: dict[str, Any]) -> None:
     """Return when attempt `number` is over. Raises RunInUse."""
-    claim, state = _read(_file(run_url, number)), _read(_file(run_url, number) + ".state")
-    if state.get("ended"):
+    claim, beat_url = _read(_file(run_url, number)), _file(run_url, number) + ".beat"
+    if storage.exists(_file(run_url, number) + ".end"):
         return
+    last = _beat(beat_url)
     in_use = RunInUse(f"{run_url} is in use by attempt {number}, {_who(claim)}, which is alive; stop it first, or take another run.name")
     if (claim.get("host"), claim.get("boot")) == (mine["host"], mine["boot"]):
         started = _started(claim["pid"])
@@ -184,11 +185,17 @@ def _wait_for_its_end(run_url: str, number: int, mine: dict[str, Any]) -> None:
     deadline = time.monotonic() + SILENCE
     while time.monotonic() < deadline:
         time.sleep(BEAT / 5)
-        now = _read(_file(run_url, number) + ".state")
-        if now.get("ended"):
+        if storage.exists(_file(run_url, number) + ".end"):
             return
-        if now != state:
+        if _beat(beat_url) != last:
             raise in_use
+
+
+def _beat(url: str) -> bytes:
+    try:
+        return storage.read(url)
+    except FileNotFoundError:
+        return b""
 
 
 def _who(claim: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from cmdist.train.retention import Keep, thin, thinning
 WAIT = 20.0  # seconds that the loop waits for a save under way that goes well
 LAST_WAIT = 600.0  # seconds that the end of a run waits for a store that fails
 LONGEST_PAUSE = 30.0  # seconds between two tries
+REWRITES = 3  # of a file that does not read back as it was written
 
 
 @dataclass(frozen=True)
@@ -238,10 +239,7 @@ class Saver:
         job.commit = job.commit or sealed.seal(commit | {"world_size": self._world.size, "files": files})
         if self._attempt is not None:
             self._attempt.check()
-        url = storage.join(job.url, "COMMIT")
-        storage.write(url, job.commit)
-        if storage.read(url) != job.commit:  # it suffered on the way, there or back
-            raise StoreError(f"{url} does not read as it was written")
+        sealed.write(storage.join(job.url, "COMMIT"), job.commit)
 
     def _thin(self, job: _Job, averages: dict[float, Tensor]) -> None:
         """Read the new checkpoint back, each rank its own files, and remove what the rule leaves over once all of it is right."""
@@ -266,8 +264,11 @@ class Saver:
             files["state.json"] = [job.state]
         saved = Checkpoint(job.url, job.step, {"files": {name: checkpoint.describe(parts) for name, parts in files.items()}})
         for name, parts in files.items():
-            try:
-                saved.verify([name])
-            except Damaged:  # it suffered on the way, and is still in our memory
-                self._write(job.url, {}, name, parts)
-                saved.verify([name])
+            for left in reversed(range(REWRITES + 1)):
+                try:
+                    saved.verify([name])
+                    break
+                except Damaged:  # it suffered on the way, and is still in our memory
+                    if not left:
+                        raise
+                    self._write(job.url, {}, name, parts)

@@ -6,6 +6,7 @@ from typing import Any
 import xxhash
 
 from cmdist import storage
+from cmdist.errors import StoreError
 
 _READS = 5  # the way may be at fault, not the file
 
@@ -13,6 +14,15 @@ _READS = 5  # the way may be at fault, not the file
 def seal(record: dict[str, Any]) -> bytes:
     """The file for a record: JSON with one more key."""
     return json.dumps(record | {"seal": _checksum(record)}, indent=1).encode()
+
+
+def write(url: str, data: bytes) -> None:
+    """Write what `seal` made, and make sure that it reads the same. Raises StoreError."""
+    for _ in range(_READS):
+        storage.write(url, data)
+        if storage.read(url) == data:
+            return
+    raise StoreError(f"{url} does not read as it was written")
 
 
 def read(url: str, must: bool = True) -> dict[str, Any]:

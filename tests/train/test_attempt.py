@@ -81,6 +81,7 @@ def test_on_another_machine_it_is_watched(tmp_path, monkeypatch, capsys) -> None
     with pytest.raises(RunInUse, match="process .* on far-away, which is alive"):
         Attempt.take(run)
     alive._over.set()  # and never says so
+    alive._thread.join()
     begin = time.monotonic()
     assert Attempt.take(run).number == 2
     assert attempt.SILENCE <= time.monotonic() - begin < 3 * attempt.SILENCE

@@ -124,7 +124,7 @@ def test_nothing_is_removed_before_the_newer_one_is_read_back(tmp_path, monkeypa
     checkpoint.open_checkpoint(run, 3).verify()
     storage.remove(checkpoint.folder(run, 3))
     save(run, 1, 2)
-    bad[:] = ["twice", "and again"]
+    bad[:] = ["again and again"] * 9
     save(run, 3, keep=Keep(1))
     assert checkpoint.steps(run) == [1, 2, 3]
     assert "could not be verified, so older ones stay" in capsys.readouterr().err
