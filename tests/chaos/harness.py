@@ -123,8 +123,9 @@ class Chaos:
             assert not files or files == self.truth[step], f"step {step} of {name} is not that of the run that nobody killed"
             nth = {"step": draw.randint(1, 40), "upload": draw.randint(1, 6), "between": draw.randint(1, 6), "copy": draw.randint(1, 9)}
             kill = (moment, draw.randrange(self.ranks), nth.get(moment, draw.randint(1, 2)), draw.random())
-            if moment == "fetch":
-                kill = ("fetch", kill[1], 1, kill[3])
+            if moment == "fetch":  # at the very start there is nothing to fetch
+                moment = "fetch" if step else "step"
+                kill = (moment, kill[1], 1, kill[3])
             attempt = self.attempt(name, kill=None if last else kill)
             died = self.wait(attempt, step, moment, draw, store)
             if store:

@@ -11,8 +11,10 @@ def go(folder: Path, digits: str, ranks: int, steps: int, kills: int, in_one: in
     chaos = Chaos(folder, digits, ranks, steps)
     try:
         done = 0
-        while done < kills:
-            done += chaos.run(f"killed-{done}", min(in_one, kills - done), seed + done, store_too)
+        for number in range(kills):
+            done += chaos.run(f"killed-{number}", min(in_one, kills - done), seed + number, store_too)
+            if done == kills:
+                break
             print(f"{done} kills on {ranks} ranks: {dict(sorted(chaos.kills.items()))}", flush=True)
         return chaos.kills
     finally:
