@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cmdist.errors import ConfigError
+from cmdist import storage
+from cmdist.errors import CmdistError, ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -208,6 +209,7 @@ def parse(text: str, overrides: Sequence[str] = (), where: str = "config") -> Co
         raise ConfigError(f"{where} must hold keys and values, as configs/digits/ct.yaml does")
     for override in overrides:
         _override(tree, override)
+    _refuse_secrets(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -244,6 +246,17 @@ def _override(tree: dict[str, Any], override: str) -> None:
         node[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override '{override}': the value is not YAML") from error
+
+
+def _refuse_secrets(value: Any, key: str = "") -> None:
+    if isinstance(value, dict):
+        for name, child in value.items():
+            _refuse_secrets(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str):
+        try:
+            storage.check_url(value)
+        except CmdistError as error:
+            raise ConfigError(f"{key} = {error}") from None
 
 
 def _sentence(error: ValidationError) -> str:

@@ -59,6 +59,9 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
     """Make what is missing of the figures that were asked for, and log all."""
     url = storage.absolute(options.run)
     step = distributed.gather(build.open_run(url, options.checkpoint).step if world.first else 0, world.control)[0]
+    if world.first:  # retention keeps the averages of this step from now on
+        run_url = url.rpartition("/checkpoints/")[0] or url
+        storage.write(storage.join(run_url, "evaluations", f"step-{step:010d}.begun"), b"")
     run = build.open_run(url, step)
     config, ema = run.config, run.config.train.ema[0] if options.ema is None else options.ema
     denoise = build.load_denoiser(run, ema, world.device)

@@ -133,26 +133,31 @@ def go_on(
 
 
 def read_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any], list[str]]:
-    """What run.json says, or will say at the first start; and what has changed in the configuration since."""
-    changed: list[str] = []
-    record: dict[str, Any] = {}
-    if world.first:
-        record_url, config_url = storage.join(run_url, "run.json"), storage.join(run_url, "config.yaml")
-        if storage.exists(record_url):
-            try:
-                record = sealed.read(record_url, must=False)
-                _ = record["id"], record["tracking_uri"]
-            except (ValueError, LookupError) as error:
-                raise CheckpointError(f"{record_url} is damaged ({error}); without it nobody knows which run this is") from error
-        else:
-            left = checkpoints.newest(run_url)  # of a run whose run.json was lost
-            key = left.commit["run"] if left else uuid.uuid4().hex
-            uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
-            record = {"id": key, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
-        if storage.exists(config_url):
-            before = configuration.parse(storage.read(config_url).decode(), where=config_url)
-            changed = resume.changes(configuration.flat(before), configuration.flat(config))
-    return distributed.gather((record, changed), world.control)[0]  # type: ignore[no-any-return]
+    """What run.json says, or will say at the first start; and what has changed in the configuration since. All ranks must call."""
+    return resume.together(world, lambda: look_at_run(run_url, config) if world.first else None)[0]  # type: ignore[no-any-return]
+
+
+def look_at_run(run_url: str, config: Config) -> tuple[dict[str, Any], list[str]]:
+    """As `read_run`, on one rank."""
+    record_url, config_url = storage.join(run_url, "run.json"), storage.join(run_url, "config.yaml")
+    if storage.exists(record_url):
+        try:
+            record = sealed.read(record_url, must=False)
+            _ = record["id"], record["tracking_uri"]
+        except (ValueError, LookupError) as error:
+            if isinstance(error, OSError):  # of the store
+                raise
+            raise CheckpointError(f"{record_url} is damaged ({error}); without it nobody knows which run this is") from error
+    else:
+        left = checkpoints.newest(run_url)  # of a run whose run.json was lost
+        key = left.commit["run"] if left else uuid.uuid4().hex
+        uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
+        storage.check_url(uri)
+        record = {"id": key, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
+    if not storage.exists(config_url):
+        return record, []
+    before = configuration.parse(storage.read(config_url).decode(), where=config_url)
+    return record, resume.changes(configuration.flat(before), configuration.flat(config))
 
 
 def default_tracking_uri(config: Config) -> str:

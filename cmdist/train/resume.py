@@ -20,7 +20,7 @@ def find(run_url: str, run_id: str, mode: str, world: World) -> Checkpoint | Non
     anything. none: refuse if there is one. A URL, of a checkpoint or another run: start from that, but once the run has a checkpoint of
     its own, go on from its newest, so that the same command may be given again. Raises LookupFailed, CheckpointError.
     """
-    found = _together(world, lambda: checkpoints.entries(run_url) if world.first else None)[0]
+    found = together(world, lambda: checkpoints.entries(run_url) if world.first else None)[0]
     counting = [entry for entry in found if entry.counts]
     if mode == "none" and counting:
         raise CheckpointError(
@@ -59,7 +59,7 @@ def _fetch(open_it: Callable[[], Checkpoint], run_id: str | None, world: World) 
             return opened
         return None
 
-    return _together(world, look, share=False)  # type: ignore[no-any-return]
+    return together(world, look, share=False)  # type: ignore[no-any-return]
 
 
 def _elsewhere(url: str, world: World) -> Checkpoint:
@@ -78,8 +78,11 @@ def _elsewhere(url: str, world: World) -> Checkpoint:
     return found
 
 
-def _together(world: World, look: Any, share: bool = True) -> Any:
-    """`look()` of each rank (or only this rank's); if it fails on one, the first one's error is raised on all."""
+def together(world: World, look: Any, share: bool = True) -> Any:
+    """`look()`, which asks the store, of each rank (or only this rank's); if it fails on one, its error is raised on all.
+
+    Raises CheckpointError and Damaged as they are, and all else that a store does as LookupFailed.
+    """
     mine, error = None, None
     try:
         mine = look()

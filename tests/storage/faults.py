@@ -58,8 +58,13 @@ class FaultProxy:
         if re.search(rb"\r\nexpect:", head, re.IGNORECASE):
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = re.sub(rb"\r\nexpect:[^\r]*", b"", head, flags=re.IGNORECASE)
-        while length and len(body) < int(length[1]):
-            body += client.recv(1 << 20)
+        parts = bytearray(body)
+        while length and len(parts) < int(length[1]):
+            part = client.recv(1 << 20)
+            if not part:
+                return
+            parts += part
+        body = bytes(parts)
         line = head.split(b"\r\n", 1)[0].decode()
         spoil = self.kind and self.only in line and self._draw.random() < self.rate
         if spoil and self.kind in ANSWERS:

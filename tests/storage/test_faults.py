@@ -1,5 +1,6 @@
 """Faults on the way to the store, at least 20 of each kind: every checkpoint arrives, and what is read is right or is not used."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from faults import FAULTS, FaultProxy
 
 from cmdist import storage
 from cmdist.distributed import World
-from cmdist.errors import LookupFailed, StoreDenied, StoreError, StoreMissing
+from cmdist.errors import CheckpointError, LookupFailed, StoreDenied, StoreError, StoreMissing
 from cmdist.train import attempt as attempts
 from cmdist.train import checkpoint, resume, saver
 from cmdist.train.attempt import attempt_at
@@ -127,3 +128,69 @@ def test_a_missing_bucket_is_not_an_empty_folder(s3: str) -> None:
             use("s3://nobody-has-made-this/x/y")
     with pytest.raises(LookupFailed, match="the bucket does not exist; the run is not started over"):
         checkpoint.steps("s3://nobody-has-made-this/run")
+
+
+def test_permission_lost_half_way(s3: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told at the next step, not tried again for that step, and the next one that is allowed is saved."""
+    background = Saver(f"{s3}/run", "id", LAYOUT, World(), max_missed=2)
+
+    def save(step: int) -> None:
+        assert background.ready(step, last=False)
+        background.save(step, snapshot(step))
+        assert background._job
+        assert background._job.done.wait(30)
+
+    save(1)
+    proxy.kind, proxy.rate = "denied", 1.0
+    save(2)
+    save(3)
+    background.check()
+    assert "step 3 in" in (said := capsys.readouterr().err) and "the store refuses access" in said
+    proxy.rate = 0.0
+    save(4)
+    assert checkpoint.steps(f"{s3}/run") == [1, 4]
+    proxy.rate = 1.0
+    for step in (5, 6):
+        save(step)
+    background.check()
+    save(7)
+    with pytest.raises(CheckpointError, match="the store refuses access .* that is 3 in a row without a commit"):
+        background.check()
+
+
+def test_a_store_that_is_down_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The save under way is tried until the store is back; saves that fall due meanwhile are skipped, and nobody waits."""
+    with Rclone(tmp_path / "s3") as own:
+        for name, value in environment(own.port).items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        for name, value in (("PAUSE", 0.01), ("CALLS", 1)):
+            monkeypatch.setattr(storage, name, value)
+        monkeypatch.setattr(saver, "LONGEST_PAUSE", 0.2)
+        background = Saver("s3://bucket/run", "id", LAYOUT, World(), max_missed=5)
+        background.save(1, snapshot(1))
+        background.wait()
+        own.kill()
+        background.save(2, snapshot(2))
+        while not background._job or not background._job.trouble:
+            time.sleep(0.01)
+        begin = time.monotonic()
+        assert [background.ready(step, last=False) for step in (3, 4)] == [False, False]
+        background.check()
+        assert time.monotonic() - begin < 0.5
+        assert "step 4 is not saved, the save of step 2 is still under way" in capsys.readouterr().err
+        own.start()
+        background.wait()
+        assert background.ready(5, last=True)
+        background.save(5, snapshot(5), last=True)
+        background.wait()
+        assert checkpoint.steps("s3://bucket/run") == [1, 2, 5]
+        own.kill()
+        background.save(6, snapshot(6))
+        while not background._job.trouble:
+            time.sleep(0.01)
+        assert not any(background.ready(step, last=False) for step in (7, 8, 9, 10, 11, 12))
+        with pytest.raises(CheckpointError, match="step 12 is not saved, .* that is 6 in a row without a commit"):
+            background.check()
+        background._job.give_up = True
+        background._job.done.wait(30)
