@@ -156,14 +156,15 @@ class TrainedRun:
 
 def open_run(url: str, step: int | None = None) -> TrainedRun:
     """The newest (or a given) committed checkpoint of a run folder, or the checkpoint whose own folder is given. Raises CheckpointError."""
-    run_url, _, last = url.rstrip("/").rpartition("/checkpoints/step-")
-    if run_url:
-        url, step = run_url, int(last) if last.isdigit() else step
+    run_url, _, name = url.rstrip("/").rpartition("/checkpoints/")
+    chosen, url = (url, run_url) if run_url and name.startswith("step-") else ("", url)
     try:
         config_url = storage.join(url, "config.yaml")
         config = configuration.parse(storage.read(config_url).decode(), where=config_url)
     except FileNotFoundError:
         raise CheckpointError(f"{url} is not a run folder: it has no config.yaml") from None
+    if chosen:
+        return TrainedRun(checkpoints.open_folder(chosen), config)
     found = checkpoints.open_checkpoint(url, step) if step is not None else checkpoints.newest(url)
     if found is None:
         raise CheckpointError(f"{url} has no committed checkpoint yet")
