@@ -121,6 +121,7 @@ class Train(Section):
     log_every: Positive = 50
     checkpoint_every: Positive = 1000
     keep_checkpoints: Annotated[int, Field(ge=0)] = 3  # the newest so many; 0: all
+    hang_minutes: PositiveFloat = 30.0  # a rank that finishes no step for so long prints its stacks and ends the run
     self_check: bool = True
     compile: bool = False  # torch.compile, for every network of the step
 
