@@ -29,6 +29,7 @@ attempt=${SLURM_RESTART_COUNT:-0}
 step=""
 code=0
 stopping=""
+timer=""
 
 say() { echo "$(date '+%F %T') job $SLURM_JOB_ID, start $attempt: $*"; }
 
@@ -56,10 +57,12 @@ stop() {
     [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null
     if [[ $1 == USR1 ]]; then
         (sleep "$GRACE" && say "not done within $GRACE s" && requeue) &
+        timer=$!
     fi
 }
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
+trap '[[ -z $timer ]] || kill "$timer" 2>/dev/null' EXIT
 
 # A job step of all ranks; sets `code`. In the background, as bash runs a trap only when `wait` returns.
 ranks() {

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("config", help="a YAML file, e.g. configs/digits/ct.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, e.g. train.steps=100")
     parser.add_argument("--starts", metavar="FILE", help="where the number of starts in a row from the same committed step is kept")
-    parser.add_argument("--max-restarts", type=int, default=5, help="with --starts: restarts in a row without progress (default %(default)s)")
+    parser.add_argument(
+        "--max-restarts", type=int, default=5, help="with --starts: restarts in a row without progress (default %(default)s)"
+    )
     options = parser.parse_intermixed_args(arguments)
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     rank, size, local = distributed.place()

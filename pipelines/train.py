@@ -46,7 +46,9 @@ def main(arguments: Sequence[str]) -> None:
         choices=("auto", "none"),
         help="auto: the newest committed checkpoint if there is one; none: refuse to go on",
     )
-    parser.add_argument("--stopped-exit", type=int, default=0, metavar="CODE", help="exit code when a request to stop ends the run early (0)")
+    parser.add_argument(
+        "--stopped-exit", type=int, default=0, metavar="CODE", help="exit code when a request to stop ends the run early (0)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what it means, and end")
     parser.add_argument(
         "--plan", action="store_true", help="print what the run would need (memory, FLOPs, GPU-hours), and end; needs no GPU"

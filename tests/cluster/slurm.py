@@ -181,7 +181,9 @@ def _host() -> str:
 class Job:
     """A submitted job, started in a folder of its own that looks like the repository's; logs lie there."""
 
-    def __init__(self, slurm: Slurm, folder: Path, script: str, arguments: Sequence[str], options: Sequence[str], **environment: str) -> None:
+    def __init__(
+        self, slurm: Slurm, folder: Path, script: str, arguments: Sequence[str], options: Sequence[str], **environment: str
+    ) -> None:
         import sys
 
         self.slurm, self.folder = slurm, folder
