@@ -32,6 +32,7 @@ class SlurmError(CmdistError):
 
 
 def main(arguments: Sequence[str]) -> None:
+    """The command line."""
     if arguments[:1] == ["status"] or arguments[:1] == ["steps"]:
         parser = argparse.ArgumentParser(prog=f"launch.py {arguments[0]}", description=__doc__)
         parser.add_argument("run", help="a run folder")
@@ -114,15 +115,27 @@ def load(run_url: str) -> configuration.Config:
         raise ConfigError(f"{run_url} is not a run folder, or the run has not begun: it has no config.yaml") from error
 
 
+def jobs(run_url: str) -> list[str]:
+    """A line for each job in the queue that was submitted for a run. Raises SlurmError."""
+    done = run(["squeue", "--noheader", "--format=%i|%j|%T|%r|%M|%k"])
+    if done.returncode:
+        raise SlurmError(f"the queue could not be read: {done.stderr.strip()}")
+    fields = [line.split("|", 5) for line in done.stdout.splitlines()]
+    return [
+        f"job          {number} {name}: {state}{'' if reason == 'None' else f' ({reason})'}, {time}"
+        for number, name, state, reason, time, comment in fields
+        if comment == f"cmdist {run_url}"
+    ]
+
+
 def status(run_url: str) -> None:
     """How a run is doing: Slurm's jobs that launch.py submitted for it, the last committed step, speed, time left, figures."""
     print(f"run          {run_url}")
-    jobs = run(["squeue", "--noheader", "--format=%i|%j|%T|%r|%M|%k"])
-    mine = [line.split("|") for line in jobs.stdout.splitlines() if line.rpartition("|")[2] == f"cmdist {run_url}"]
-    for number, name, state, reason, time, _ in mine:
-        print(f"job          {number} {name}: {state}{'' if reason == 'None' else f' ({reason})'}, {time}")
-    if not mine:
-        print(f"job          {'none in the queue' if jobs.returncode == 0 else 'the queue could not be read: ' + jobs.stderr.strip()}")
+    try:
+        mine = jobs(run_url)
+        print("\n".join(mine) or "job          none in the queue")
+    except SlurmError as error:
+        print(f"job          {error}")
     config = load(run_url)
     steps, total = checkpoints.steps(run_url), config.train.steps
     print(f"step         {steps[-1] if steps else 0:,} of {total:,} is committed")

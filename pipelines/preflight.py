@@ -49,8 +49,8 @@ def main(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{size} ranks cannot share train.global_batch / train.micro_batch = {config.micro_batches} evenly")
         with torch.device("meta"):
             build.network(config)
-    if config is None:
-        sys.exit(2)
+    if config is None or failures.code:
+        sys.exit(failures.code)
     run_url = storage.join(storage.absolute(config.run.root), config.run.name)
     probe = storage.join(run_url, f"preflight-{rank}")
     if local == 0:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
     device = torch.device("cpu")
     with failures.noted(f"device of rank {rank}", 1):
         device = check_device(local)
-    worst, step = 1, 0
+    codes, step = [1], 0
     with failures.noted("collective", 1):
         world = distributed.start(PATIENCE)
         check_collective(world, device)
@@ -78,12 +78,14 @@ def main(arguments: Sequence[str]) -> None:
                 if options.starts and step < config.train.steps:
                     with failures.noted("restarts", 2):
                         count_start(Path(options.starts), step, options.max_restarts)
-        worst = max(distributed.gather(failures.code, world.control))
-        if local == 0:
-            storage.remove(probe)
-    if failures.code or worst:
+        codes = distributed.gather(failures.code, world.control)
+        with contextlib.suppress(Exception):  # of a rank that could not write it
+            if local == 0:
+                storage.remove(probe)
+    codes.append(failures.code)
+    if any(codes):
         sys.stdout.flush()
-        os._exit(failures.code or worst)  # past the process group, which would wait for ranks that could not join it
+        os._exit(2 if 2 in codes else max(codes))  # past the process group, which would wait for ranks that could not join it
     distributed.stop(world)
     if world.first:
         print(f"preflight: {size} ranks on {device.type}, step {step:,} of {config.train.steps:,} is committed", flush=True)

@@ -1,8 +1,6 @@
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
 from slurm import Slurm, missing
 
 

@@ -133,7 +133,7 @@ class Slurm:
         return process
 
     def boot(self, name: str) -> None:
-        """Start a node: processes, host name and /etc/hosts of its own. Its init is bash: SIGKILL of it is the end of all that ran there."""
+        """Start a node: processes, host name and /etc/hosts of its own. SIGKILL of its init is the end of all that ran there."""
         (self.root / "spool" / name).mkdir(parents=True, exist_ok=True)
         inside = f"mount --bind {self.root}/hosts /etc/hosts && hostname {name} && slurmd -D -N {name} & wait $!"
         self._nodes[name] = self._daemon(
