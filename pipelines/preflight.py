@@ -2,8 +2,9 @@
 
 srun python pipelines/preflight.py CONFIG [key=value ...]
 
-It looks at the configuration, the data, other weights that it names, the run's folder (which all nodes must share), the devices, and whether the ranks reach each
-other. Each failure is one line that names the node. Exit code 2: starting again would not help; 1: on other nodes, or later, it might.
+It looks at the configuration, the data and other weights that it names, the run's folder (which all nodes must share), the devices,
+and whether the ranks reach each other. Each failure is one line that names the node. Exit code 2: starting again would not help;
+1: on other nodes, or later, it might.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch

@@ -1,4 +1,4 @@
-"""pipelines/preflight.py: each thing that would stop a run is one line that names the node, and an exit code that says whether to try again."""
+"""Each thing that would stop a run is one line that names the node, and an exit code that says whether to try again."""
 
 import json
 import os

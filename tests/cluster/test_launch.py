@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from slurm import Slurm
 
 from ranks import REPOSITORY
 from runs import make_data, make_run
-from slurm import Slurm
 
 sys.path.insert(0, str(REPOSITORY / "cluster"))
 import launch
@@ -68,8 +68,9 @@ def test_status_and_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
 @pytest.mark.slow
 def test_a_plan_runs_to_its_end(slurm: Slurm, tmp_path: Path) -> None:
     """Training on 2 nodes, an evaluation job beside it and an array after it, all in one MLflow run."""
-    from cmdist import tracking
     from slurm import until
+
+    from cmdist import tracking
     from training import SMALL, write_config
 
     for name in ("cluster", "pipelines", "configs", "cmdist"):

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from slurm import Slurm, missing
 
 from ranks import REPOSITORY
-from slurm import Slurm, missing
 
 SCRIPTS = sorted((REPOSITORY / "cluster").glob("*.sbatch"))
 SHELL = [*SCRIPTS, *sorted((REPOSITORY / "cluster").glob("*.bash"))]
@@ -35,7 +35,7 @@ def late_directives(text: str) -> list[str]:
     """`#SBATCH` lines after the first command, and lines that look like one and are none: Slurm ignores both without a word."""
     wrong, commands = [], False
     for line in text.splitlines():
-        if line.startswith("#SBATCH") and commands or re.match(r"#\s+SBATCH|\s+#SBATCH", line):
+        if (line.startswith("#SBATCH") and commands) or re.match(r"#\s+SBATCH|\s+#SBATCH", line):
             wrong.append(line)
         commands = commands or bool(line.strip() and not line.startswith("#"))
     return wrong
