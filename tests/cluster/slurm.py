@@ -101,6 +101,7 @@ class Slurm:
         ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(gone) and k not in ranks}
         self.environment |= {"SLURM_CONF": str(self.root / "slurm.conf"), "PATH": PATH, "OMP_NUM_THREADS": "1"}
+        self.environment |= {"PYTHONPATH": str(REPOSITORY)}  # whichever checkout is installed
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         try:
