@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -18,6 +19,7 @@ from cmdist.core.noise import Denoise
 from cmdist.core.objectives.base import Objective
 from cmdist.core.objectives.consistency import Consistency
 from cmdist.core.objectives.denoising import Denoising
+from cmdist.data.cache import Cache, default_folder
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import CheckpointError, ConfigError, DataError
 from cmdist.nets import released
@@ -128,8 +130,9 @@ def lr_schedule(config: Config) -> Callable[[int], float]:
 
 def dataset(config: Config) -> ShardedImages:
     """The data set of a run. Raises DataError if its index is not what the configuration says."""
-    data = open_dataset(config.data.url, cache=config.data.cache)
     d = config.data
+    folder = Path(d.cache) if d.cache else default_folder()
+    data = open_dataset(d.url, Cache(folder, int(d.cache_gib * 2**30) if d.cache_gib else None))
     for key, found, asked in (("image_size", data.image_size, d.image_size), ("channels", data.channels, d.channels)):
         if found != asked:
             raise DataError(f"{d.url}: the images have {key} {found}, data.{key} says {asked}")
@@ -153,14 +156,15 @@ class TrainedRun:
 
 def open_run(url: str, step: int | None = None) -> TrainedRun:
     """The newest (or a given) committed checkpoint of a run folder, or the checkpoint whose own folder is given. Raises CheckpointError."""
-    run_url, _, last = url.rstrip("/").rpartition("/checkpoints/step-")
-    if run_url:
-        url, step = run_url, int(last) if last.isdigit() else step
+    run_url, _, name = url.rstrip("/").rpartition("/checkpoints/")
+    chosen, url = (url, run_url) if run_url and name.startswith("step-") else ("", url)
     try:
         config_url = storage.join(url, "config.yaml")
         config = configuration.parse(storage.read(config_url).decode(), where=config_url)
     except FileNotFoundError:
         raise CheckpointError(f"{url} is not a run folder: it has no config.yaml") from None
+    if chosen:
+        return TrainedRun(checkpoints.open_folder(chosen), config)
     found = checkpoints.open_checkpoint(url, step) if step is not None else checkpoints.newest(url)
     if found is None:
         raise CheckpointError(f"{url} has no committed checkpoint yet")

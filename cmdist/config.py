@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cmdist.errors import ConfigError
+from cmdist import storage
+from cmdist.errors import CmdistError, ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -40,6 +41,7 @@ class Data(Section):
     block_shards: Positive = 8  # samples are shuffled inside blocks of this many shards
     workers: Annotated[int, Field(ge=0)] = 2  # reading processes of each rank; 0: one thread
     cache: str | None = None  # local folder for shards of a remote store
+    cache_gib: PositiveFloat | None = None  # how much of them is kept; the least recently used go first
     bad_samples: Annotated[int, Field(ge=0)] = 0  # how many unreadable images may be replaced in an attempt
 
 
@@ -120,7 +122,9 @@ class Train(Section):
     ema: Annotated[tuple[Decay, ...], Field(min_length=1)] = (0.9999,)
     log_every: Positive = 50
     checkpoint_every: Positive = 1000
-    keep_checkpoints: Annotated[int, Field(ge=0)] = 3  # the newest so many; 0: all
+    keep_checkpoints: Annotated[int, Field(ge=0)] = 3  # the newest so many; 0: all; of evaluated steps the averages stay anyway
+    keep_every: Annotated[int, Field(ge=0)] = 0  # and all steps divisible by this; 0: none
+    max_missed_checkpoints: Annotated[int, Field(ge=0)] = 3  # saves in a row that may fail before the run does
     hang_minutes: PositiveFloat = 30.0  # a rank that finishes no step for so long prints its stacks and ends the run
     self_check: bool = True
     compile: bool = False  # torch.compile, for every network of the step
@@ -224,6 +228,7 @@ def parse(text: str, overrides: Sequence[str] = (), where: str = "config") -> Co
         raise ConfigError(f"{where} must hold keys and values, as configs/digits/ct.yaml does")
     for override in overrides:
         _override(tree, override)
+    _refuse_secrets(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -260,6 +265,17 @@ def _override(tree: dict[str, Any], override: str) -> None:
         node[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override '{override}': the value is not YAML") from error
+
+
+def _refuse_secrets(value: Any, key: str = "") -> None:
+    if isinstance(value, dict):
+        for name, child in value.items():
+            _refuse_secrets(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str):
+        try:
+            storage.check_url(value)
+        except CmdistError as error:
+            raise ConfigError(f"{key} = {error}") from None
 
 
 def _sentence(error: ValidationError) -> str:

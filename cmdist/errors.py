@@ -25,3 +25,29 @@ class LookupFailed(CmdistError):
     """The store could not be searched for checkpoints: not the same as 'there are none'."""
 
     exit_code = 3
+
+
+class Damaged(CheckpointError):
+    """A checkpoint, once committed, whose files are no longer what was committed."""
+
+
+class RunInUse(CmdistError):
+    """Another attempt, which is alive, trains in this run folder."""
+
+
+class Fenced(CmdistError):
+    """A newer attempt has taken the run over: this one may commit nothing any more, and must not be started again."""
+
+    exit_code = 4
+
+
+class StoreError(CmdistError, OSError):
+    """A store that went on failing for a while; later it may work."""
+
+
+class StoreMissing(CmdistError, OSError):
+    """A bucket that is not there: not the same as an empty folder."""
+
+
+class StoreDenied(CmdistError, PermissionError):
+    """A store that refuses access."""

@@ -1,31 +1,153 @@
 """Files by URL, on a local disk or any store that fsspec knows: the only door to fsspec.
 
-File systems are looked up anew at every call: fsspec caches them per process and thread, and one that was made before a
-fork must not be used after it.
+A file appears whole or not at all, at its URL and to every reader. What a store may well do a moment later (throttling, time-outs,
+resets, 5xx) is tried again here, with growing pauses; what it will not (no permission, not there) is raised at once. File systems are
+looked up anew at every call: fsspec caches them per process and thread, and one that was made before a fork must not be used after it.
 """
 
 import contextlib
+import errno
+import gc
 import os
+import random
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 
-from cmdist.errors import CmdistError
+from cmdist.errors import CmdistError, StoreDenied, StoreError, StoreMissing
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+PATIENCE = 60.0  # seconds after which no further attempt is begun
+PAUSE = 0.25  # seconds after the first failure; doubles, and a random half is taken off
+READ_TIMEOUT = 30.0  # seconds without a byte
+CALLS = 3  # tries of each part of a large upload, within an attempt; S3 only
+
+_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_AGAIN_CODES = {
+    "BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "RequestTimeTooSkewed", "ServiceUnavailable", "SlowDown",
+    "Throttling", "ThrottlingException", "TooManyRequests", "XAmzContentSHA256Mismatch",
+}  # fmt: skip
+_FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_AGAIN_LOCALLY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}  # of a mounted disk; a full one is not better a moment later
+_FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
+_JITTER = random.SystemRandom()  # not of the run: a pause must not move any seeded generator
 
 
-def _resolve(url: str) -> tuple[Any, str]:
+def check_url(url: str) -> None:
+    """Refuse a URL that runs commands, or holds a password or a signature, which would end in logs and files. Raises CmdistError."""
     if url.startswith("pipe:"):
         raise CmdistError(
             f"{url}: 'pipe:' URLs run shell commands and are refused; give a path or an fsspec URL such as s3://bucket/folder"
         )
+    if "://" not in url:
+        return
+    scheme, _, rest = url.partition("://")
+    authority = rest.partition("/")[0].partition("?")[0]
+    user, at, host = authority.rpartition("@")
+    secret = re.search(r"[?&#]", rest) or (at and (":" in user or scheme in ("s3", "s3a", "gs", "gcs", "http", "https")))
+    if secret and scheme not in ("file", "local", "memory", "sqlite"):
+        place = urlsplit(f"{scheme}://{host}{rest[len(authority) :]}").path
+        raise CmdistError(
+            f"{scheme}://***{host}{place}: a URL with a user name, password or query string is refused, since URLs are logged; "
+            "credentials come from the environment or the provider's own files (e.g. AWS_ACCESS_KEY_ID, ~/.aws, MLFLOW_TRACKING_PASSWORD)"
+        )
+
+
+def _resolve(url: str) -> tuple[Any, str]:
+    check_url(url)
+    options: dict[str, Any] = {}
+    if "://" in url and not url.startswith(("file:", "local:")):
+        options["use_listings_cache"] = False  # what another process has written counts
+    if url.startswith(("s3:", "s3a:")):
+        options["config_kwargs"] = {
+            "connect_timeout": 10,
+            "read_timeout": READ_TIMEOUT,
+            "retries": {"mode": "standard", "total_max_attempts": CALLS},
+            "max_pool_connections": 32,
+            # S3's own checksums of whole objects break byte ranges on other servers; ours are of every block
+            "response_checksum_validation": "when_required",
+        }
     try:
-        return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
+        fs, path = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
         raise CmdistError(f"{url}: {error}; give a path or a URL that fsspec knows, e.g. s3://bucket/folder") from error
+    if hasattr(fs, "retries"):
+        fs.retries = 1  # s3fs would repeat those calls five times
+    return fs, path
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _answer(error: BaseException) -> tuple[str, int]:
+    """(code, HTTP status) of the store's own answer behind an error; ('', 0) if there was none."""
+    for one in _chain(error):
+        response = getattr(one, "response", None)
+        if isinstance(response, dict):
+            code = str(response.get("Error", {}).get("Code", ""))
+            return code, int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if type(one).__name__ in ("ClientResponseError", "HttpError", "HttpResponseError"):  # http(s), Google, Azure
+            status = getattr(one, "status", None) or getattr(one, "code", None) or getattr(one, "status_code", 0)
+            return "", int(status or 0)
+    return "", 0
+
+
+def transient(error: BaseException, remote: bool = True) -> bool:
+    """Whether the same request to the store (or to a local disk) may well succeed a moment later."""
+    if not remote:
+        return isinstance(error, OSError) and error.errno in _AGAIN_LOCALLY
+    code, status = _answer(error)
+    if code in _AGAIN_CODES or status in _AGAIN or code == "403":  # an answer to HEAD does not say why: perhaps the clock
+        return True
+    if isinstance(error, (CmdistError, *_FINAL)) or 400 <= status < 500:
+        return False
+    if any(type(one).__name__ in _FINAL_NAMES for one in _chain(error)):
+        return False
+    return not isinstance(error, (TypeError, ValueError, LookupError, AssertionError, ImportError, NotImplementedError, AttributeError))
+
+
+def _try(url: str, action: Callable[[], T]) -> T:
+    """`action()`, again while that may help. Raises FileNotFoundError, StoreDenied, StoreMissing, StoreError; a disk's error as it is."""
+    remote = "://" in url and not url.startswith(("file:", "local:"))
+    begin = time.monotonic()
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as error:
+            if not remote and (attempt == ATTEMPTS or not transient(error, remote)):
+                raise
+            waited = time.monotonic() - begin
+            if not transient(error, remote) or attempt == ATTEMPTS or waited > PATIENCE:
+                raise _sentence(url, error, attempt, waited) from error
+            time.sleep(PAUSE * 2 ** (attempt - 1) * _JITTER.uniform(0.5, 1.0))
+    raise AssertionError
+
+
+def _sentence(url: str, error: Exception, attempts: int, waited: float) -> Exception:
+    """What to raise for an error of a store that is final."""
+    code, _ = _answer(error)
+    if code == "NoSuchBucket":
+        return StoreMissing(f"{url}: the bucket does not exist")
+    if any(type(one).__name__ in _FINAL_NAMES for one in _chain(error)):
+        return StoreDenied(f"{url}: no credentials were found ({error}); set them in the environment, e.g. AWS_PROFILE")
+    if transient(error) and code != "403":
+        clock = "; is this machine's clock right?" if code == "RequestTimeTooSkewed" else ""
+        return StoreError(f"{url}: the store failed {attempts} times in {waited:.0f} s, last with {type(error).__name__}: {error}{clock}")
+    if isinstance(error, PermissionError):
+        return StoreDenied(f"{url}: the store refuses access ({code or error}); check the credentials in the environment and their rights")
+    return error
 
 
 def join(url: str, *parts: str) -> str:
@@ -36,11 +158,11 @@ def join(url: str, *parts: str) -> str:
 def local_path(url: str) -> Path | None:
     """The path of a URL that lies on a local or mounted file system, else None."""
     fs, path = _resolve(url)
-    return Path(path) if "file" in _protocols(fs) else None
+    return Path(path) if _is_local(fs) else None
 
 
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+def _is_local(fs: Any) -> bool:
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def absolute(url: str) -> str:
@@ -50,10 +172,9 @@ def absolute(url: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder is there. Errors of the store (no permission, no answer) are raised, never 'no'."""
-    fs, path = _resolve(url)
+    """Whether a file or folder is there. Errors of the store (no permission, no bucket, no answer) are raised, never 'no'."""
     try:
-        fs.info(path)
+        _info(url)
     except FileNotFoundError:
         return False
     return True
@@ -61,37 +182,106 @@ def exists(url: str) -> bool:
 
 def size(url: str) -> int:
     """Bytes of one file. Raises FileNotFoundError."""
+    return int(_info(url)["size"])
+
+
+def _info(url: str) -> dict[str, Any]:
     fs, path = _resolve(url)
-    return int(fs.info(path)["size"])
+    return _try(url, lambda: fs.info(path))  # type: ignore[no-any-return]
 
 
 def names(url: str) -> list[str]:
     """Sorted names directly below a folder; [] if it is not there. Errors of the store are raised, never 'empty'."""
     fs, path = _resolve(url)
-    fs.invalidate_cache(path)
-    try:
-        entries = fs.ls(path, detail=False)
-    except FileNotFoundError:
-        return []
-    return sorted({str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries if str(entry).rstrip("/") != path.rstrip("/")})
+
+    def look() -> list[str]:
+        fs.invalidate_cache(path)
+        try:
+            return fs.ls(path, detail=False)  # type: ignore[no-any-return]
+        except FileNotFoundError as error:
+            if _answer(error)[0] == "NoSuchBucket":
+                raise
+            return []
+
+    entries = [str(entry).rstrip("/") for entry in _try(url, look)]
+    return sorted({entry.rsplit("/", 1)[-1] for entry in entries if entry != path.rstrip("/")})
 
 
 def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
     """Bytes [start, stop) of a file, all of it by default. Raises FileNotFoundError."""
     fs, path = _resolve(url)
-    return bytes(fs.cat_file(path, start=start, end=stop))
+    return bytes(_try(url, lambda: fs.cat_file(path, start=start, end=stop)))
+
+
+def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Several byte ranges [start, stop) of a file, at the same time where the store can; short or empty beyond its end.
+
+    Raises FileNotFoundError.
+    """
+    fs, path = _resolve(url)
+    starts, stops = [low for low, _ in ranges], [high for _, high in ranges]
+
+    def get() -> list[bytes]:
+        found = fs.cat_ranges([path] * len(ranges), starts, stops, on_error="return")
+        for i, part in enumerate(found):
+            if isinstance(part, BaseException):
+                if _answer(part)[1] != 416:
+                    raise part
+                found[i] = b""
+        return [bytes(part) for part in found]
+
+    return _try(url, get)
 
 
 def write(url: str, data: bytes | Sequence[bytes | memoryview]) -> None:
     """Write a whole file so that a reader sees all of it or none: temporary name, fsync and rename on a disk, one put elsewhere."""
     fs, path = _resolve(url)
     parts = [data] if isinstance(data, bytes) else data
-    if "file" not in _protocols(fs):
-        fs.pipe_file(path, b"".join(parts))
+    if _is_local(fs):
+        _try(url, lambda: _write_local(Path(path), parts))
         return
-    with _replacing(Path(path)) as temporary, temporary.open("wb") as file:
+    whole = parts[0] if len(parts) == 1 else b"".join(parts)
+    _try(url, lambda: fs.pipe_file(path, whole))  # large ones in parts at the same time, which appear together
+
+
+def _write_local(target: Path, parts: Sequence[bytes | memoryview]) -> None:
+    with _replacing(target) as temporary, temporary.open("wb") as file:
         for part in parts:
             file.write(part)
+
+
+def create(url: str, data: bytes) -> None:
+    """Write a new small file; nothing is changed if the name is taken, so whoever must know reads what is there.
+
+    Exact on a disk (link) and on stores with conditional puts (S3, Ceph, Google). One that ignores conditions may let a second
+    writer through that came at the same moment.
+    """
+    fs, path = _resolve(url)
+
+    def put() -> None:
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except Exception as error:
+            if not isinstance(error, FileExistsError) and _answer(error)[1] != 412:
+                raise
+
+    if not exists(url):
+        _try(url, (lambda: _create_local(Path(path), data)) if _is_local(fs) else put)
+
+
+def _create_local(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        with contextlib.suppress(FileExistsError):
+            os.link(name, target)  # unlike a rename, it fails if the name is taken, on NFS too
+    finally:
+        os.unlink(name)
 
 
 @contextlib.contextmanager
@@ -120,8 +310,8 @@ def _umask() -> int:
 def upload(source: Path, url: str) -> None:
     """Copy a local file to `url`; at no time is a part of it visible there under its name."""
     fs, path = _resolve(url)
-    if "file" not in _protocols(fs):
-        fs.put_file(str(source), path)
+    if not _is_local(fs):
+        _try(url, lambda: fs.put_file(str(source), path))
         return
     with _replacing(Path(path)) as temporary:
         shutil.copyfile(source, temporary)
@@ -130,14 +320,27 @@ def upload(source: Path, url: str) -> None:
 def download(url: str, target: Path) -> None:
     """Copy a file to `target`, under a temporary name until it is whole. Raises FileNotFoundError."""
     fs, path = _resolve(url)
-    with _replacing(target) as temporary:
-        fs.get_file(path, str(temporary))
+
+    def get() -> None:
+        with _replacing(target) as temporary:
+            fs.get_file(path, str(temporary))
+
+    _try(url, get)
 
 
 def remove(url: str) -> None:
     """Remove a file or a folder with all below it; nothing happens if it is not there."""
     fs, path = _resolve(url)
-    try:
-        fs.rm(path, recursive=True)
-    except FileNotFoundError:
-        return
+
+    def erase() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
+
+    _try(url, erase)
+
+
+def forget() -> None:
+    """Close the file systems that this process has opened. Called before a fork: a child must neither use them nor close them."""
+    for kind in set(fsspec.registry.values()):
+        kind.clear_instance_cache()
+    gc.collect()

@@ -73,6 +73,9 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
     else:
         url = storage.absolute(options.run)
         step = distributed.gather(build.open_run(url, options.checkpoint).step if world.first else 0, world.control)[0]
+        if world.first:  # retention keeps the averages of this step from now on
+            run_folder = url.rpartition("/checkpoints/")[0] or url
+            storage.write(storage.join(run_folder, "evaluations", f"step-{step:010d}.begun"), b"")
         run = build.open_run(url, step)
         config, ema = run.config, run.config.train.ema[0] if options.ema is None else options.ema
         title, run_url = f"{config.run.name} step {step}, EMA {ema}", run.checkpoint.url.rpartition("/checkpoints/")[0]

@@ -23,7 +23,7 @@ from cmdist import build, cli, distributed, storage
 from cmdist import config as configuration
 from cmdist.config import Config
 from cmdist.distributed import World
-from cmdist.errors import CmdistError, ConfigError, LookupFailed
+from cmdist.errors import CmdistError, ConfigError, LookupFailed, StoreError
 from cmdist.nets import released
 from cmdist.train import checkpoint as checkpoints
 
@@ -104,7 +104,7 @@ class Failures:
         try:
             yield
         except Exception as error:
-            self.code = self.code or code
+            self.code = self.code or (1 if isinstance(error, StoreError) else code)  # a store that is down will be up again
             if not self.quiet:
                 sentence = str(error) if isinstance(error, CmdistError) else f"{type(error).__name__}: {error}"
                 sys.stderr.write(f"preflight: {self._node}: {what}: {' '.join(sentence.split())}\n")

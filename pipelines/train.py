@@ -1,7 +1,6 @@
 """Train a run: `deepspeed pipelines/train.py CONFIG [key=value ...]`, or by torchrun, srun or plain python."""
 
 import argparse
-import json
 import os
 import sys
 import uuid
@@ -26,12 +25,14 @@ from cmdist.journal import Tracker
 from cmdist.plan import plan
 from cmdist.tracking import spool_folder
 from cmdist.train import checkpoint as checkpoints
-from cmdist.train import resume
+from cmdist.train import resume, sealed
+from cmdist.train.attempt import Attempt, attempt_at
 from cmdist.train.averages import Averages, Target
 from cmdist.train.checkpoint import Checkpoint
 from cmdist.train.engine import Engine
 from cmdist.train.meters import Clock, SigmaBuckets
 from cmdist.train.optim import make_optimizer
+from cmdist.train.retention import Keep
 from cmdist.train.saver import Saver
 from cmdist.train.trainer import Schedule, Trainer
 
@@ -43,8 +44,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--resume",
         default="auto",
-        choices=("auto", "none"),
-        help="auto: the newest committed checkpoint if there is one; none: refuse to go on",
+        metavar="auto|none|URL",
+        help="auto: from the newest sound checkpoint if there is one; none: refuse to go on; "
+        "a URL: start from that run or checkpoint, and go on from the run's own once it has one",
     )
     parser.add_argument(
         "--stopped-exit", type=int, default=0, metavar="CODE", help="exit code when a request to stop ends the run early (0)"
@@ -119,17 +121,33 @@ def train(config: Config, world: World, mode: str) -> bool:
     """Train, or go on training, until the last step or a request to stop; whether the last step is done."""
     run_url = storage.join(storage.absolute(config.run.root), config.run.name)
     data = build.dataset(config)
-    found = find(run_url, mode, world)
-    if found is not None:
-        resume.check_identity(found, build.identity(config, data.index_hash))
-        if found.step >= config.train.steps:
-            if world.first:
-                print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
-            return True
     record, changed = read_run(run_url, config, world)
-    trainer, order, checked = make_trainer(config, world, data, found, run_url, record["id"])
+    with attempt_at(run_url, world) as attempt:
+        found = resume.find(run_url, record["id"], mode, world)
+        if found is not None:
+            resume.check_identity(found, build.identity(config, data.index_hash))
+            if found.step >= config.train.steps:
+                if world.first:
+                    print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
+                return True
+        return go_on(config, world, data, found, run_url, record, changed, attempt)
+
+
+def go_on(
+    config: Config,
+    world: World,
+    data: ShardedImages,
+    found: Checkpoint | None,
+    run_url: str,
+    record: dict[str, Any],
+    changed: list[str],
+    attempt: Attempt,
+) -> bool:
+    """Train from a checkpoint, or from the beginning; whether the last step is done."""
+    trainer, order, checked = make_trainer(config, world, data, found, run_url, record["id"], attempt)
+    attempt.begin(trainer.step)
     if world.first:
-        storage.write(storage.join(run_url, "run.json"), json.dumps(record, indent=1).encode())
+        sealed.write(storage.join(run_url, "run.json"), sealed.seal(record))
         storage.write(storage.join(run_url, "config.yaml"), configuration.dump(config).encode())
         report(config, trainer, found, changed, order, checked)
         if record["tracking_uri"] != "none":
@@ -154,35 +172,32 @@ def train(config: Config, world: World, mode: str) -> bool:
     return finished
 
 
-def find(run_url: str, mode: str, world: World) -> Checkpoint | None:
-    """The checkpoint to go on from; rank 0 looks, and all open the same step. Raises LookupFailed, CheckpointError."""
-    found = distributed.gather(checkpoints.steps(run_url) if world.first else [], world.control)[0]
-    if not found:
-        return None
-    if mode == "none":
-        raise CheckpointError(
-            f"--resume none, but {run_url} has committed checkpoints (newest: step {found[-1]}); take another run.name or --resume auto"
-        )
-    checkpoint = checkpoints.open_checkpoint(run_url, found[-1])
-    checkpoint.verify(world.rank, world.size)
-    return checkpoint
-
-
 def read_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any], list[str]]:
-    """What run.json says, or will say at the first start; and what has changed in the configuration since."""
-    changed: list[str] = []
-    record: dict[str, Any] = {}
-    if world.first:
-        record_url, config_url = storage.join(run_url, "run.json"), storage.join(run_url, "config.yaml")
-        if storage.exists(record_url):
-            record = json.loads(storage.read(record_url))
-        else:
-            uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
-            record = {"id": uuid.uuid4().hex, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
-        if storage.exists(config_url):
-            before = configuration.parse(storage.read(config_url).decode(), where=config_url)
-            changed = resume.changes(configuration.flat(before), configuration.flat(config))
-    return distributed.gather((record, changed), world.control)[0]  # type: ignore[no-any-return]
+    """What run.json says, or will say at the first start; and what has changed in the configuration since. All ranks must call."""
+    return resume.together(world, lambda: look_at_run(run_url, config) if world.first else None)[0]  # type: ignore[no-any-return]
+
+
+def look_at_run(run_url: str, config: Config) -> tuple[dict[str, Any], list[str]]:
+    """As `read_run`, on one rank."""
+    record_url, config_url = storage.join(run_url, "run.json"), storage.join(run_url, "config.yaml")
+    if storage.exists(record_url):
+        try:
+            record = sealed.read(record_url, must=False)
+            _ = record["id"], record["tracking_uri"]
+        except (ValueError, LookupError) as error:
+            if isinstance(error, OSError):  # of the store
+                raise
+            raise CheckpointError(f"{record_url} is damaged ({error}); without it nobody knows which run this is") from error
+    else:
+        left = checkpoints.newest(run_url)  # of a run whose run.json was lost
+        key = left.commit["run"] if left else uuid.uuid4().hex
+        uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
+        storage.check_url(uri)
+        record = {"id": key, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
+    if not storage.exists(config_url):
+        return record, []
+    before = configuration.parse(storage.read(config_url).decode(), where=config_url)
+    return record, resume.changes(configuration.flat(before), configuration.flat(config))
 
 
 def default_tracking_uri(config: Config) -> str:
@@ -192,7 +207,7 @@ def default_tracking_uri(config: Config) -> str:
 
 
 def make_trainer(
-    config: Config, world: World, data: ShardedImages, found: Checkpoint | None, run_url: str, run_id: str
+    config: Config, world: World, data: ShardedImages, found: Checkpoint | None, run_url: str, run_id: str, attempt: Attempt
 ) -> tuple[Trainer, Order, float | None]:
     """Everything a run needs, at the step where it starts; the order of its samples, and the result of the self-check."""
     t, o = config.train, config.optimizer
@@ -247,7 +262,15 @@ def make_trainer(
         batches=batches,
         buckets=SigmaBuckets(config.noise.sigma_min, config.noise.sigma_max, world.device),
         clock=Clock(),
-        saver=Saver(run_url, run_id, engine.layout, world, t.keep_checkpoints),
+        saver=Saver(
+            run_url,
+            run_id,
+            engine.layout,
+            world,
+            attempt=attempt,
+            keep=Keep(t.keep_checkpoints, t.keep_every),
+            max_missed=t.max_missed_checkpoints,
+        ),
         tracker=None,
         describe={"identity": build.identity(config, data.index_hash), "zero_stage": t.zero_stage, "code_version": cmdist.__version__},
         stop=StopRequest(),

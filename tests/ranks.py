@@ -42,12 +42,14 @@ def run_pipeline(name: str, arguments: Sequence[str]) -> None:
     cli.run(pipeline(name).main)
 
 
-def _child(rank: int, size: int, port: int, log: str, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _child(
+    rank: int, size: int, port: int, log: str, environment: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    for name in [n for n in os.environ if n.startswith("SLURM_")]:
-        del os.environ[name]
+    os.environ.clear()  # the server of the forks has that of the first test
+    os.environ.update({name: value for name, value in environment.items() if not name.startswith("SLURM_")})
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1"
     )
@@ -64,7 +66,9 @@ class Ranks:
     def __init__(self, size: int, log: Path, function: Callable[..., None], *arguments: Any) -> None:
         self.log = log
         port = free_port()
-        self.processes = [CONTEXT.Process(target=_child, args=(r, size, port, str(log), function, arguments)) for r in range(size)]
+        self.processes = [
+            CONTEXT.Process(target=_child, args=(r, size, port, str(log), dict(os.environ), function, arguments)) for r in range(size)
+        ]
         for process in self.processes:
             process.start()
 

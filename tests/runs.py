@@ -11,8 +11,8 @@ import torch
 import xxhash
 
 from cmdist import build, config
-from cmdist.data.datasets import Source
 from cmdist.data.shards import write_dataset
+from cmdist.data.sources.base import Source
 from cmdist.nets.classifier import Classifier
 from cmdist.tracking import Tracker, spool_folder
 from cmdist.train import checkpoint as checkpoints

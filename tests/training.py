@@ -1,6 +1,5 @@
 """Small digits runs for the tests, and how to compare what they leave."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,12 @@ def write_config(folder: Path, data: str, text: str = SMALL) -> str:
     return str(path)
 
 
-def files(run: Path, step: int) -> dict[str, Any]:
+def files(run: Path | str, step: int) -> dict[str, Any]:
     """Size and checksum of every file of a checkpoint that holds numbers of the model."""
-    commit = json.loads((Path(checkpoints.folder(str(run), step)) / "COMMIT").read_text())
-    return {name: entry for name, entry in commit["files"].items() if name != "state.json"}
+    return {name: entry for name, entry in checkpoints.open_checkpoint(str(run), step).commit["files"].items() if name != "state.json"}
 
 
-def vectors(run: Path, step: int) -> dict[str, torch.Tensor]:
+def vectors(run: Path | str, step: int) -> dict[str, torch.Tensor]:
     """The whole of every vector of a checkpoint, whatever the number of ranks that wrote it."""
     found = checkpoints.open_checkpoint(str(run), step)
     kinds = ["master", "exp_avg", "exp_avg_sq", *(["target"] if found.state["identity"]["target network"] else [])]
@@ -43,5 +41,5 @@ def vectors(run: Path, step: int) -> dict[str, torch.Tensor]:
     return {kind: found.read_state(kind, 0, total) for kind in kinds} | {f"ema {d}": found.read_ema(d, 0, total) for d in found.emas}
 
 
-def committed(run: Path, step: int) -> bool:
-    return (Path(checkpoints.folder(str(run), step)) / "COMMIT").exists()
+def committed(run: Path | str, step: int) -> bool:
+    return step in checkpoints.steps(str(run))

@@ -1,11 +1,18 @@
-"""Shards of a remote store on this node's disk: fetched whole, verified, and by one process at a time."""
+"""Shards of a remote store on this node's disk: fetched whole, verified, by one process at a time, and within a limit of space.
 
+Everything is agreed on through files, since the readers are processes of several ranks and runs: a lock for each shard that is being
+fetched, a lock for the bookkeeping of space, and a shared lock on every shard that is open for reading, which keeps it from being removed.
+"""
+
+import contextlib
 import fcntl
 import hashlib
 import mmap
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
@@ -17,38 +24,83 @@ ATTEMPTS = 4
 PAUSE = 1.0  # seconds after the first failure; doubles
 
 
+@dataclass(frozen=True)
+class Remote:
+    """A shard as the index knows it."""
+
+    url: str
+    size: int
+    checksum: str
+
+    @property
+    def name(self) -> str:
+        """Of the copy: from the whole URL and the checksum, since all data sets call their shards alike."""
+        return hashlib.sha256(f"{self.url}\n{self.checksum}".encode()).hexdigest()[:32]
+
+
 def default_folder() -> Path:
     """Where fetched shards go unless told otherwise: a folder of this user below the system's folder for temporary files."""
     return Path(tempfile.gettempdir()) / f"cmdist-shards-{os.getuid()}"
 
 
-def fetch(url: str, size: int, checksum: str, folder: Path) -> Path:
-    """The local copy of a remote shard; if another process of this node is fetching it, wait for that one.
+@dataclass(frozen=True)
+class Cache:
+    """Copies of shards in a folder of this node, at most `limit` bytes of them (None: no limit); the least recently opened go first."""
 
-    The name of the copy comes from the whole URL and the checksum, since all data sets call their shards alike.
-    Raises DataError if it is missing, cannot be fetched, or is not what `size` and `checksum` say even when fetched again.
-    """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    name = hashlib.sha256(f"{url}\n{checksum}".encode()).hexdigest()[:32]
-    target = folder / f"{name}.tar"
-    if _complete(target, size):
-        return target
-    with open(folder / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel if its holder dies
-        if _complete(target, size):
-            return target
-        for stale in folder.glob(f".{name}.*"):  # of a process that was killed
-            stale.unlink(missing_ok=True)
-        part = folder / f".{name}.part"
+    folder: Path
+    limit: int | None = None
+
+    def open(self, shard: Remote) -> int:
+        """A file descriptor of the local copy, fetched if it is not there; while it is open, nobody removes the copy.
+
+        Raises DataError if the shard is missing, cannot be fetched, is not what the index says even when fetched again, or if there is no
+        room for it beside the shards that are being read.
+        """
+        while True:
+            self._get(shard, wait=True)
+            try:
+                number = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # removed since then by another process: fetch it again
+                continue
+            fcntl.flock(number, fcntl.LOCK_SH)
+            if os.fstat(number).st_nlink:
+                with contextlib.suppress(OSError):
+                    os.utime(number)  # the time of its last use
+                return number
+            os.close(number)
+
+    def fetch(self, shard: Remote) -> None:
+        """Fetch a copy ahead of its use, unless another process is at it or there is no room. Failures are left to `open`."""
+        with contextlib.suppress(DataError):
+            self._get(shard, wait=False)
+
+    def _path(self, shard: Remote) -> Path:
+        return self.folder / f"{shard.name}.tar"
+
+    def _get(self, shard: Remote, wait: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        target = self._path(shard)
+        if _complete(target, shard.size):
+            return
+        with self._locked(f"{shard.name}.lock", wait) as mine:
+            if not mine or _complete(target, shard.size):
+                return
+            for stale in self.folder.glob(f".{shard.name}.*"):  # of a process that was killed
+                stale.unlink(missing_ok=True)
+            with self._room(shard):
+                self._download(shard, target)
+
+    def _download(self, shard: Remote, target: Path) -> None:
+        part = self.folder / f".{shard.name}.part"
         for attempt in range(ATTEMPTS):
             try:
-                storage.download(url, part)
-                if part.stat().st_size == size and checksum_of(part) == checksum:
+                storage.download(shard.url, part)
+                if part.stat().st_size == shard.size and checksum_of(part) == shard.checksum:
                     os.replace(part, target)
-                    return target
+                    return
                 problem = "what arrives is not what the index says (size or checksum)"
             except FileNotFoundError as error:
-                raise DataError(f"shard {url} is missing") from error
+                raise DataError(f"shard {shard.url} is missing") from error
             except CmdistError:
                 raise
             except Exception as error:  # every store has its own exceptions for 'try again'
@@ -56,7 +108,79 @@ def fetch(url: str, size: int, checksum: str, folder: Path) -> Path:
             if attempt < ATTEMPTS - 1:
                 time.sleep(PAUSE * 2**attempt)
         part.unlink(missing_ok=True)
-        raise DataError(f"shard {url} could not be fetched in {ATTEMPTS} attempts: {problem}")
+        raise DataError(f"shard {shard.url} could not be fetched in {ATTEMPTS} attempts: {problem}")
+
+    @contextlib.contextmanager
+    def _room(self, shard: Remote) -> Iterator[None]:
+        """Inside, the shard's bytes are reserved; what was not used for longest is removed for them."""
+        if self.limit is None:
+            yield
+            return
+        reserved = self.folder / f".{shard.name}.reserved"
+        with self._locked("space.lock", wait=True):
+            self._remove_for(shard)
+            with open(reserved, "wb") as file:
+                file.truncate(shard.size)  # a file without blocks: only its size counts
+        try:
+            yield
+        finally:
+            reserved.unlink(missing_ok=True)
+
+    def _remove_for(self, shard: Remote) -> None:
+        assert self.limit is not None
+        copies = sorted((found.st_mtime, path, found.st_size) for path in self.folder.glob("*.tar") if (found := _stat(path)))
+        used = sum(size for _, _, size in copies) + sum(found.st_size for p in self.folder.glob(".*.reserved") if (found := self._live(p)))
+        for _, path, size in copies:
+            if used + shard.size <= self.limit:
+                return
+            if _remove_unread(path):
+                used -= size
+        if used + shard.size > self.limit:
+            raise DataError(
+                f"data.cache_gib is too small: {self.folder} may hold {self.limit:,} bytes, {used:,} are in use at this moment, "
+                f"and shard {shard.url} has {shard.size:,}; it must hold the shards of one block (data.block_shards), better of two"
+            )
+
+    def _live(self, reserved: Path) -> os.stat_result | None:
+        """Of a reservation whose fetch is under way; one of a process that was killed is removed."""
+        name = reserved.name.removeprefix(".").removesuffix(".reserved")
+        with self._locked(f"{name}.lock", wait=False) as abandoned:
+            if abandoned:
+                reserved.unlink(missing_ok=True)
+        return _stat(reserved)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, wait: bool) -> Iterator[bool]:
+        """Inside, this process holds a lock (True), or without `wait` perhaps another one does (False). The kernel frees a dead one's."""
+        with open(self.folder / name, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+def _remove_unread(path: Path) -> bool:
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(number)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
 
 
 def checksum_of(path: Path) -> str:
@@ -68,4 +192,5 @@ def checksum_of(path: Path) -> str:
 
 
 def _complete(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size == size
+    found = _stat(path)
+    return found is not None and found.st_size == size

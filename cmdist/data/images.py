@@ -5,8 +5,9 @@ import io
 import json
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmdist import storage
-from cmdist.data import cache as shard_cache
+from cmdist.data.cache import Cache, Remote, default_folder
 from cmdist.data.decode import BadImageError, decode
 from cmdist.errors import DataError
 
@@ -39,19 +40,22 @@ class ShardedImages:
     """
 
     def __init__(
-        self, url: str, index: dict[str, Any], samples: dict[str, NDArray[Any]], cache: str | None = None, memory: int = MEMORY
+        self, url: str, index: dict[str, Any], samples: dict[str, NDArray[Any]], cache: Cache | None = None, memory: int = MEMORY
     ) -> None:
         self.url, self.index = url, index
         self.image_size, self.channels = int(index["image_size"]), int(index["channels"])
         self.classes: tuple[str, ...] = tuple(index["classes"])
         self.labelled = bool(index["labelled"])
+        self._raw = index.get("encoding") == "raw"
         self.counts: tuple[int, ...] = tuple(shard["count"] for shard in index["shards"])
         self._keys, self._labels = samples["keys"], samples["labels"].astype(np.int64)
         self._places = np.stack([samples["offsets"], samples["lengths"], samples["checksums"].view(np.int64)], axis=1)
-        self._ends = np.cumsum(self.counts)
+        self._ends = np.cumsum(self.counts).tolist()
         self._local = storage.local_path(url)
-        self._cache = Path(cache) if cache else shard_cache.default_folder()
+        self._cache = cache or Cache(default_folder())
         self._files: dict[int, _File] = {}
+        self._expected: tuple[int, ...] = ()
+        self._fetcher: ThreadPoolExecutor | None = None
         shape = (len(self), self.image_size, self.image_size, self.channels)
         small = int(np.prod(shape, dtype=np.int64)) <= memory
         self._kept = np.empty(shape, np.uint8) if small else None
@@ -84,7 +88,7 @@ class ShardedImages:
         return kept
 
     def _read(self, i: int) -> NDArray[np.uint8]:
-        shard = int(np.searchsorted(self._ends, i, side="right"))
+        shard = bisect_right(self._ends, i)
         offset, length, checksum = self._places[i].tolist()
         data = os.pread(self._file(shard).number, length, offset)
         if len(data) != length:
@@ -92,7 +96,7 @@ class ShardedImages:
         if xxhash.xxh3_64_intdigest(data) != checksum & 0xFFFFFFFFFFFFFFFF:
             raise DataError(f"shard {self._shard_url(shard)} is corrupt: the bytes of sample {self.key(i)} are not those of the index")
         try:
-            return decode(data, self.image_size, self.channels)
+            return decode(data, self.image_size, self.channels, self._raw)
         except DataError as error:
             raise type(error)(f"sample {self.key(i)} of shard {self._shard_url(shard)} {error}") from error
 
@@ -110,44 +114,70 @@ class ShardedImages:
             raise DataError(f"{self.url} has no labels")
         return torch.from_numpy(self._labels[np.asarray(ids, np.int64)])
 
+    def expect(self, shards: Sequence[int]) -> None:
+        """These shards are read now and next, in this order: of a remote store they are fetched ahead, and all others are closed.
+
+        To be called by the process that reads; local shards need nothing.
+        """
+        if self._local or tuple(shards) == self._expected:
+            return
+        self._expected = tuple(shards)
+        for shard in [shard for shard in self._files if shard not in self._expected]:
+            self._files.pop(shard, None)  # its lock goes with it, so that the cache may remove it
+        if self._fetcher is None:
+            self._fetcher = ThreadPoolExecutor(1, "fetch")
+        self._fetcher.submit(self._fetch, self._expected)
+
+    def _fetch(self, shards: tuple[int, ...]) -> None:
+        for shard in shards:
+            if shards is not self._expected:  # reading has gone on to others
+                return
+            self._cache.fetch(self._remote(shard))
+
     def close(self) -> None:
-        """Close the open shards; reading opens them again."""
+        """Close the open shards and stop fetching; reading opens them again."""
         self._files.clear()
+        self._expected = ()
+        if self._fetcher is not None:
+            self._fetcher.shutdown(wait=False, cancel_futures=True)
+            self._fetcher = None
 
     def _shard_url(self, shard: int) -> str:
         return storage.join(self.url, self.index["shards"][shard]["name"])
 
+    def _remote(self, shard: int) -> Remote:
+        entry = self.index["shards"][shard]
+        return Remote(self._shard_url(shard), entry["size"], entry["checksum"])
+
     def _file(self, shard: int) -> "_File":
         file = self._files.get(shard)
         if file is None:
-            entry = self.index["shards"][shard]
-            if self._local:
-                path = self._local / entry["name"]
-            else:
-                path = shard_cache.fetch(self._shard_url(shard), entry["size"], entry["checksum"], self._cache)
-            try:
-                file = self._files[shard] = _File(path)
-            except FileNotFoundError as error:
-                raise DataError(f"shard {self._shard_url(shard)} is missing") from error
+            file = self._files[shard] = _File(self._open(shard))
             while len(self._files) > OPEN_FILES:
                 self._files.pop(next(iter(self._files)), None)
         return file
+
+    def _open(self, shard: int) -> int:
+        if self._local is None:
+            return self._cache.open(self._remote(shard))
+        try:
+            return os.open(self._local / self.index["shards"][shard]["name"], os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise DataError(f"shard {self._shard_url(shard)} is missing") from error
 
 
 class _File:
     """A file descriptor that closes with its last user: another thread may drop it from the table while we read."""
 
-    def __init__(self, path: Path) -> None:
-        self.number = -1
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, number: int) -> None:
+        self.number = number
 
     def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
+        os.close(self.number)
 
 
-def open_dataset(url: str, cache: str | None = None, memory: int = MEMORY) -> ShardedImages:
-    """Open a prepared data set. `cache` is the local folder for shards of a remote store (None: one below the system's temporary folder).
+def open_dataset(url: str, cache: Cache | None = None, memory: int = MEMORY) -> ShardedImages:
+    """Open a prepared data set. `cache` keeps shards of a remote store (None: below the system's temporary folder, without a limit).
 
     A data set of at most `memory` bytes of pixels is kept decoded.
 

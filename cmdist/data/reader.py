@@ -1,12 +1,13 @@
 """Micro-batches of a run, from any position, read ahead in the background."""
 
 import atexit
+import contextlib
 import itertools
 import mmap
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
@@ -65,7 +66,7 @@ class _Pixels:
 
     number: int
     ids: Tensor
-    images: Tensor  # uint8
+    images: Tensor  # (B, H, W, C) uint8, as decoders give them
     labels: Tensor | None
     replaced: list[tuple[str, str]]
 
@@ -79,16 +80,19 @@ class _Read:
     flip: bool
 
     def __call__(self, number: int) -> _Pixels:
-        first, size = number * self.micro_batch, self.dataset.image_size
+        first, size, read = number * self.micro_batch, self.dataset.image_size, self.dataset.image
         ids = self.order.ids(first, self.micro_batch)
-        pixels = np.empty((self.micro_batch, self.dataset.channels, size, size), np.uint8)
+        self.dataset.expect(self.order.shards(first))
+        pixels = np.empty((self.micro_batch, size, size, self.dataset.channels), np.uint8)
         replaced: list[tuple[str, str]] = []
-        for place in range(self.micro_batch):
-            ids[place], image = self._sample(int(ids[place]), first + place, replaced)
-            pixels[place] = image.transpose(2, 0, 1)
+        for place, i in enumerate(ids.tolist()):
+            try:
+                pixels[place] = read(i)
+            except BadImageError:
+                ids[place], pixels[place] = self._sample(i, first + place, replaced)
         if self.flip:
             mirrored = flips(self.seed, number, self.micro_batch)
-            pixels[mirrored] = pixels[mirrored][..., ::-1]
+            pixels[mirrored] = pixels[mirrored][:, :, ::-1]
         labels = self.dataset.labels(ids) if self.dataset.labelled else None
         return _Pixels(number, torch.from_numpy(ids), torch.from_numpy(pixels), labels, replaced)
 
@@ -121,13 +125,14 @@ def _within_budget(batches: Iterator[_Pixels], bad_samples: int) -> Generator[Mi
             total += len(batch.replaced)
             if total > bad_samples:
                 raise DataError(f"{batch.replaced[-1][1]} ({total} such images by now, {bad_samples} allowed)")
-            images = batch.images.float().div_(127.5).sub_(1.0)
+            # to (B, C, H, W) here, in one pass: a strided copy of each image would cost the reading process more
+            images = batch.images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
             yield MicroBatch(batch.number, batch.ids, images, batch.labels, batch.replaced)
     finally:
         batches.close()  # type: ignore[attr-defined]
 
 
-def _in_thread(read: Callable[[int], _Pixels], numbers: Iterator[int]) -> Iterator[_Pixels]:
+def _in_thread(read: _Read, numbers: Iterator[int]) -> Iterator[_Pixels]:
     with ThreadPoolExecutor(1, "reader") as pool:
         try:
             pending = deque(pool.submit(read, number) for number in itertools.islice(numbers, AHEAD))
@@ -137,6 +142,7 @@ def _in_thread(read: Callable[[int], _Pixels], numbers: Iterator[int]) -> Iterat
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)
+            read.dataset.close()
 
 
 def _in_processes(read: _Read, numbers: Iterator[int], workers: int) -> Iterator[_Pixels]:
@@ -155,7 +161,8 @@ def _in_processes(read: _Read, numbers: Iterator[int], workers: int) -> Iterator
 
     def end() -> None:
         closing[0] = 1
-        batches._shutdown_workers()  # type: ignore[attr-defined]  # what its __del__ does, but now
+        with contextlib.suppress(RuntimeError):  # of torch's handler of SIGCHLD, which names a process that was killed: that is known here
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # what its __del__ does, but now
 
     atexit.register(end)  # for who leaves without closing; before multiprocessing's own handler, which waits for the processes
     try:
@@ -163,6 +170,12 @@ def _in_processes(read: _Read, numbers: Iterator[int], workers: int) -> Iterator
             if isinstance(batch, CmdistError):
                 raise batch
             yield batch
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: it died while it handed over a micro-batch
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a reading process died ({' '.join(str(error).split())[:160]}); if the node ran out of memory, lower data.workers"
+        ) from error
     finally:
         atexit.unregister(end)
         end()

@@ -5,13 +5,10 @@ A folder without index.json is no data set. Tars are never unpacked, and only im
 
 import io
 import json
-import mmap
-import re
-import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import webdataset as wds
@@ -19,27 +16,17 @@ import xxhash
 from numpy.typing import NDArray
 
 from cmdist import storage
-from cmdist.data.cache import checksum_of
-from cmdist.data.datasets import Source
-from cmdist.data.decode import EXTENSIONS, BadImageError, encode_png, size_of
-from cmdist.data.images import FORMAT, INDEX, PREPARING, SAMPLES, ShardedImages, open_dataset
+from cmdist.data import preparation, workers
+from cmdist.data.decode import BadImageError, encode
+from cmdist.data.images import FORMAT, INDEX, SAMPLES, ShardedImages, open_dataset
 from cmdist.data.order import permutation
+from cmdist.data.preparation import Bad, Plan
+from cmdist.data.scan import Scan, scan_shard
+from cmdist.data.sources.base import Source
+from cmdist.data.workers import Progress, Tally
 from cmdist.errors import DataError
 
-__all__ = ["ShardedImages", "index_shards", "open_dataset", "write_dataset"]
-
-PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "npy", "joblib", "dill")
-_MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # WebDataset's rule: the key ends at the first dot of the base name
-
-Progress = Callable[[int], object]  # called with the number of images done since the last call
-
-
-class Scan(NamedTuple):
-    """What is known of a shard that was read once."""
-
-    entry: dict[str, Any]  # name, size, checksum, count: as in the index
-    samples: dict[str, NDArray[Any]]  # keys, offsets, lengths, checksums, labels (-1: none); one entry for each sample
-    image_size: int
+__all__ = ["ShardedImages", "finish", "index_shards", "open_dataset", "write_dataset", "write_shards"]
 
 
 def write_dataset(
@@ -52,47 +39,109 @@ def write_dataset(
     prepared: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a source as shards of equal size (within one image), shuffled once by `seed`, and return the index.
+    """Write a source in one go as shards of equal size (within one image) of PNGs, shuffled once by `seed`, and return the index.
 
     The same arguments give the same bytes. `extractor` (a file that lies there already) and `prepared` (what made this) go into the
     index as they are. Raises DataError for an empty source or an image that is not what the source says.
     """
+    plan = preparation.make_plan(source, seed=seed, per_shard=per_shard, prepared=prepared)
+    write_shards(url, source, plan, progress=progress)
+    return finish(url, plan, extractor)
+
+
+def write_shards(
+    url: str,
+    source: Source,
+    plan: Plan,
+    *,
+    part: tuple[int, int] = (1, 1),
+    processes: int = 1,
+    max_bad: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Write the shards of a plan that are not there yet, or the k-th of n parts of them (`part`), in some processes.
+
+    Shard s holds what `plan` says whoever writes it: every n-th shard belongs to a part, images are shuffled over all shards. An image
+    that cannot be read is left out of its shard. Raises DataError for an empty source, an image that is not what the source says, and
+    once more than `max_bad` images could not be read.
+    """
     if source.count == 0:
         raise DataError(f"{source.name} is empty: there is nothing to write to {url}")
-    order = permutation(source.count, seed, "write")
-    scans: list[Scan] = []
-    with tempfile.TemporaryDirectory(prefix="cmdist-") as temporary:
-        for number, ids in enumerate(np.array_split(order, -(-source.count // per_shard))):
-            path = Path(temporary) / f"shard-{number:06d}.tar"
-            with open(path, "wb") as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
-                for i in ids.tolist():
-                    tar.write(_sample(source, i))
-                    if progress:
-                        progress(1)
-            scans.append(scan_shard(path, source.image_size))
+    order = permutation(plan.count, plan.seed, "write")
+    ids = np.array_split(order, plan.shards)
+
+    def write(number: int, tally: Tally) -> None:
+        if there := preparation.load(url, plan, number, verify=True):
+            tally.add(len(ids[number]), len(there.bad))
+            _check_bad(tally.bad, max_bad, there.bad)
+            return
+        with tempfile.TemporaryDirectory(prefix="cmdist-") as temporary:
+            path = Path(temporary) / preparation.shard_name(number)
+            bad = _write_tar(path, source, plan, ids[number], max_bad, tally)
+            scan = scan_shard(path, source.image_size, source.channels)
+            tally.add(0)  # a worker whose parent is gone ends here
             storage.upload(path, storage.join(url, path.name))
-            path.unlink()
-    described = {
-        "name": source.name,
-        "image_size": source.image_size,
-        "channels": source.channels,
-        "transform": source.transform,
-        "classes": list(source.classes),
-        "labelled": source.labels is not None,
-        "extractor": extractor,
-        "prepared": prepared,
-    }
-    return _write_index(url, described, scans)
+        tally.add(0)
+        preparation.save(url, plan, number, scan, bad)
+
+    storage.forget()  # what follows may fork
+    workers.run(range(part[0] - 1, plan.shards, part[1]), write, processes, progress)
 
 
-def _sample(source: Source, i: int) -> dict[str, Any]:
+def _write_tar(path: Path, source: Source, plan: Plan, ids: NDArray[np.int64], max_bad: int, tally: Tally) -> list[Bad]:
+    bad: list[Bad] = []
+    with open(path, "wb") as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
+        for i in ids.tolist():
+            try:
+                tar.write(_sample(source, plan, i))
+                tally.add(1)
+            except BadImageError as error:
+                bad.append((i, str(error)))
+                tally.add(1, 1)
+                _check_bad(tally.bad, max_bad, bad)
+    return bad
+
+
+def _sample(source: Source, plan: Plan, i: int) -> dict[str, Any]:
     pixels, expected = source.image(i), (source.image_size, source.image_size, source.channels)
     if pixels.shape != expected or pixels.dtype != np.uint8:
         raise DataError(f"image {i} of {source.name} is {pixels.shape} {pixels.dtype}, not {expected} uint8")
-    sample = {"__key__": f"{i:08d}", "png": encode_png(pixels)}
+    sample = {"__key__": f"{i:08d}", plan.encoding: encode(pixels, plan.encoding, plan.quality)}
     if source.labels is not None:
         sample["cls"] = str(int(source.labels[i])).encode()
     return sample
+
+
+def _check_bad(count: int, allowed: int, bad: list[Bad]) -> None:
+    if count > allowed:
+        raise DataError(f"{bad[-1][1] if bad else 'too many images'} ({count} unreadable images by now, {allowed} allowed: see --max-bad)")
+
+
+def finish(url: str, plan: Plan, extractor: dict[str, Any] | None = None, max_bad: int = 0) -> dict[str, Any]:
+    """Write the index of a plan whose shards are all there, and the report of unreadable images, if any; needs neither source nor shards.
+
+    Raises DataError if shards are missing or more than `max_bad` images could not be read.
+    """
+    scans: list[Scan] = []
+    missing: list[str] = []
+    bad: list[Bad] = []
+    for number in range(plan.shards):
+        there = preparation.load(url, plan, number, verify=False)
+        if there is None:
+            missing.append(preparation.shard_name(number))
+        else:
+            scans.append(there.scan)
+            bad += there.bad
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {plan.shards} shards of {url} are not finished, e.g. {missing[0]}: run the parts that write them"
+        )
+    _check_bad(len(bad), max_bad, sorted(bad))
+    if bad:
+        storage.write(storage.join(url, preparation.REPORT), "".join(f"{i}\t{text}\n" for i, text in sorted(bad)).encode())
+    index = _write_index(url, plan.described | {"extractor": extractor}, scans)
+    preparation.end(url)
+    return index
 
 
 def index_shards(
@@ -101,7 +150,8 @@ def index_shards(
     """Make a data set of WebDataset shards that are there already (all .tar files of a folder): read them, write the index beside them.
 
     Labels are the numbers in the .cls members, if there are any. Raises DataError for shards that are empty, truncated or damaged,
-    members that are pickles, samples without image or label, images of several sizes, and a folder that has an index.
+    members that are pickles, samples without image or label, images of several sizes, raw ones beside others, and a folder that has an
+    index.
     """
     names = [n for n in storage.names(url) if n.endswith(".tar")]
     if storage.exists(storage.join(url, INDEX)):
@@ -115,11 +165,13 @@ def index_shards(
             path = local / shard if local else Path(temporary) / shard
             if not local:
                 storage.download(storage.join(url, shard), path)
-            scans.append(scan_shard(path, scans[0].image_size if scans else None))
+            scans.append(scan_shard(path, scans[0].image_size if scans else None, channels))
             if progress:
                 progress(scans[-1].entry["count"])
             if not local:
                 path.unlink()
+    if len({scan.raw for scan in scans}) > 1:
+        raise DataError(f"some shards of {url} hold raw images, others do not: either all images of a data set are raw or none is")
     labels = np.concatenate([scan.samples["labels"] for scan in scans])
     labelled = bool((labels >= 0).all())
     if not labelled and (labels >= 0).any():
@@ -137,82 +189,7 @@ def index_shards(
         "extractor": None,
         "prepared": None,
     }
-    return _write_index(url, described, scans)
-
-
-def scan_shard(path: Path, size: int | None) -> Scan:
-    """Read a shard once; every image's header is looked at. With `size` None, all must be as large as the first. Raises DataError."""
-    found: dict[str, dict[str, Any]] = {}
-    with open(path, "rb") as file:
-        try:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:
-            raise DataError(f"shard {path.name} is empty: a file of 0 bytes") from error
-        with data:
-            for name, offset, length in _members(path, data):
-                match = _MEMBER.fullmatch(name)
-                if match is None:
-                    continue
-                key, extension = match[1], match[2].lower()
-                if extension.rsplit(".", 1)[-1] in PICKLES:
-                    raise DataError(
-                        f"shard {path.name} holds {name}: members that may run code when read ({', '.join(PICKLES)}) are refused"
-                    )
-                sample = found.setdefault(key, {})
-                if extension == "cls":
-                    sample["label"] = _label(path, name, data[offset : offset + length])
-                elif extension in EXTENSIONS:
-                    if "offset" in sample:
-                        raise DataError(f"shard {path.name} has two images for sample {key}")
-                    size = _check_image(path, name, data[offset : offset + length], size)
-                    with memoryview(data)[offset : offset + length] as view:
-                        sample.update(offset=offset, length=length, checksum=xxhash.xxh3_64_intdigest(view))
-    for key, sample in found.items():
-        if "offset" not in sample:
-            raise DataError(f"shard {path.name}: sample {key} has no image member (one that ends in {', '.join(EXTENSIONS)})")
-    if not found:
-        raise DataError(f"shard {path.name} is empty: it has no sample")
-    entry = {"name": path.name, "size": path.stat().st_size, "checksum": checksum_of(path), "count": len(found)}
-    rows = list(found.values())
-    samples = {
-        "keys": np.array([key.encode() for key in found]),
-        "offsets": np.array([row["offset"] for row in rows], np.int64),
-        "lengths": np.array([row["length"] for row in rows], np.int64),
-        "checksums": np.array([row["checksum"] for row in rows], np.uint64),
-        "labels": np.array([row.get("label", -1) for row in rows], np.int64),
-    }
-    assert size is not None
-    return Scan(entry, samples, size)
-
-
-def _members(path: Path, data: mmap.mmap) -> list[tuple[str, int, int]]:
-    """(name, offset, length) of the regular files in a tar. tarfile takes an archive cut between two members for a whole one: we don't."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = tar.getmembers()
-            end = tar.offset
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"shard {path.name} is truncated or no tar file: {error}") from error
-    if data[end : end + 512] != bytes(512):
-        raise DataError(f"shard {path.name} is truncated or damaged: its end mark is missing at byte {end}")
-    return [(m.name, m.offset_data, m.size) for m in members if m.isreg() and not m.issparse()]
-
-
-def _label(path: Path, name: str, data: bytes) -> int:
-    if not data.strip().isdigit():
-        raise DataError(f"shard {path.name}: {name} must hold a class number of 0 or more, not {data[:20]!r}")
-    return int(data)
-
-
-def _check_image(path: Path, name: str, data: bytes, size: int | None) -> int:
-    try:
-        width, height = size_of(data)
-    except BadImageError as error:
-        raise DataError(f"shard {path.name}: {name} {error}") from error
-    size = size or width
-    if (width, height) != (size, size):
-        raise DataError(f"shard {path.name}: {name} is {width}x{height}, not {size}x{size}")
-    return size
+    return _write_index(url, described | ({"encoding": "raw"} if scans[0].raw else {}), scans)
 
 
 def _write_index(url: str, described: dict[str, Any], scans: list[Scan]) -> dict[str, Any]:
@@ -228,6 +205,4 @@ def _write_index(url: str, described: dict[str, Any], scans: list[Scan]) -> dict
         "shards": shards,
     }
     storage.write(storage.join(url, INDEX), json.dumps(index, indent=1).encode())
-    if storage.exists(storage.join(url, PREPARING)):
-        storage.remove(storage.join(url, PREPARING))
     return index

@@ -1,19 +1,21 @@
 """Checkpoints: where they lie, how they are found, checked and read.
 
-    RUN/checkpoints/step-0000010000/
+    RUN/checkpoints/step-0000010000-0003/   step 10,000, saved by attempt 3 (attempt.py); no file of it is ever written by another
         slices-00000-of-00002.safetensors   master, exp_avg, exp_avg_sq and target, each as one flat fp32 slice of the
                                             canonical vector (layout.py); the slice's start is in the file's metadata
         ema-0.9999.safetensors              an average, whole, by parameter name, tensors in the vector's order
         state.json                          the step and all that is not a tensor
-        COMMIT                              sizes and checksums of the others, written last: no COMMIT, no checkpoint
+        COMMIT                              sizes and checksums of the others, whole and by blocks, written last: no COMMIT, no checkpoint
+        VERIFIED                            everything was read back once and was what COMMIT says
+        DAMAGED                             set aside: what was wrong when somebody wanted to go on from it
 
-Nothing is pickled. Any number of ranks reads any slice by byte range.
+Nothing is pickled. Any number of ranks reads any slice by byte range, and no byte is used before the checksum of its block was right.
 """
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,16 +25,20 @@ import xxhash
 from torch import Tensor
 
 from cmdist import storage
-from cmdist.errors import CheckpointError, LookupFailed
+from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
+from cmdist.train import attempt as attempts
+from cmdist.train import sealed
 from cmdist.train.layout import Layout
 
-FORMAT = 1
-_FOLDER = re.compile(r"step-(\d{10})")
+FORMAT = 2  # 1: no blocks, no attempts
+BLOCK = 8 * 2**20  # bytes
+REREADS = 4  # of a block with a wrong checksum: it may have been the way, not the file
+_FOLDER = re.compile(r"step-(\d{10})(?:-(\d{4,}))?")
 
 
-def folder(run_url: str, step: int) -> str:
-    """The URL of a step's checkpoint."""
-    return storage.join(run_url, "checkpoints", f"step-{step:010d}")
+def folder(run_url: str, step: int, attempt: int = 0) -> str:
+    """The URL of a step's checkpoint by an attempt; 0: not made by a training."""
+    return storage.join(run_url, "checkpoints", f"step-{step:010d}" + (f"-{attempt:04d}" if attempt else ""))
 
 
 def ema_file(decay: float) -> str:
@@ -46,6 +52,24 @@ def checksum(parts: Sequence[bytes | memoryview]) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def describe(parts: Sequence[bytes | memoryview]) -> dict[str, Any]:
+    """A file's entry in COMMIT: its size, its checksum, and those of its blocks."""
+    blocks: list[str] = []
+    digest, room = xxhash.xxh3_128(), BLOCK
+    for part in parts:
+        view = memoryview(part)
+        while len(view):
+            digest.update(view[:room])
+            taken = min(room, len(view))
+            view, room = view[taken:], room - taken
+            if room == 0:
+                blocks.append(digest.hexdigest())
+                digest, room = xxhash.xxh3_128(), BLOCK
+    if room < BLOCK:
+        blocks.append(digest.hexdigest())
+    return {"size": sum(len(part) for part in parts), "xxh3": checksum(parts), "blocks": blocks}
 
 
 def pack(
@@ -69,11 +93,12 @@ def pack(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint. `commit` lists its files; reading is by byte range, and nothing of it is executed."""
+    """A committed checkpoint. `commit` lists its files; reading is by blocks, each verified, and nothing of it is executed."""
 
     url: str
     step: int
     commit: dict[str, Any]
+    _held: dict[tuple[str, int], bytes] = field(default_factory=dict, repr=False, compare=False)  # verified blocks, until `release`
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -85,93 +110,202 @@ class Checkpoint:
         """The canonical vector that this checkpoint was cut from."""
         return Layout.make((name, shape) for name, shape in self.state["layout"])
 
-    def read_file(self, name: str) -> bytes:
-        """A whole file, verified. Raises CheckpointError naming it if it is missing or not what was committed."""
-        entry = self.commit["files"].get(name)
-        if entry is None:
-            raise CheckpointError(f"checkpoint {self.url} holds no {name}; it holds {', '.join(sorted(self.commit['files']))}")
-        try:
-            data = storage.read(storage.join(self.url, name))
-        except FileNotFoundError:
-            raise CheckpointError(f"checkpoint {self.url} is damaged: {name} is missing") from None
-        if len(data) != entry["size"] or checksum([data]) != entry["xxh3"]:
-            raise CheckpointError(
-                f"checkpoint {self.url} is damaged: {name} has {len(data)} bytes and is not what was committed ({entry['size']} bytes)"
-            )
-        return data
-
-    def verify(self, rank: int = 0, world: int = 1) -> None:
-        """Check this rank's share of the files against COMMIT; the ranks together check all. Raises CheckpointError."""
-        for name in sorted(self.commit["files"])[rank::world]:
-            self.read_file(name)
-
-    def read_state(self, kind: str, start: int, stop: int) -> Tensor:
-        """The numbers [start, stop) of a vector (master, exp_avg, exp_avg_sq, target), fp32, read from the slices that hold them."""
-        parts = []
-        for entry in self.state["slices"]:
-            low, high = max(start, entry["start"]), min(stop, entry["stop"])
-            if low < high:
-                parts.append(self._range(entry["file"], kind, low - entry["start"], high - entry["start"]))
-        values = torch.cat(parts) if parts else torch.empty(0)
-        if values.numel() != stop - start:
-            raise CheckpointError(f"checkpoint {self.url} holds {values.numel()} of the {stop - start} numbers of '{kind}' from {start} on")
-        return values
-
-    def read_ema(self, decay: float, start: int, stop: int) -> Tensor:
-        """The numbers [start, stop) of an average."""
-        if start == stop:
-            return torch.empty(0)
-        first = next(iter(self.layout.names))
-        return self._range(ema_file(decay), first, start, stop)
-
     @property
     def emas(self) -> list[float]:
         """The decays of the averages that are here."""
         return [float(d) for d in self.state["emas"]]
 
-    def _range(self, name: str, first: str, start: int, stop: int) -> Tensor:
-        url = storage.join(self.url, name)
-        length = int.from_bytes(storage.read(url, 0, 8), "little")
-        header = json.loads(storage.read(url, 8, 8 + length))
-        base = 8 + length + header[first]["data_offsets"][0]
-        data = storage.read(url, base + 4 * start, base + 4 * stop)
-        return torch.from_numpy(np.frombuffer(data, dtype="<f4").copy())
+    @property
+    def whole(self) -> bool:
+        """Whether training can go on from it: all but the averages may have been thinned out."""
+        return any(name.startswith("slices-") for name in self.commit["files"])
+
+    def read_file(self, name: str) -> bytes:
+        """A whole file, verified. Raises CheckpointError if there is none, Damaged naming it if it is not what was committed."""
+        return self._read(name, 0, self._entry(name)["size"])
+
+    def verify(self, names: Sequence[str] | None = None) -> None:
+        """Read files (all by default) and compare them with COMMIT. Raises Damaged."""
+        for name in self.commit["files"] if names is None else names:
+            size = self._entry(name)["size"]
+            for start in range(0, max(size, 1), 8 * BLOCK):  # a little at a time: a file may be larger than the memory
+                self._read(name, start, min(size, start + 8 * BLOCK))
+
+    def fetch(self, rank: int, world: int) -> None:
+        """Read this rank's part, about 1/world of all bytes, verified, and hold it in host memory for the reads that follow.
+
+        The parts of the ranks together are everything that training needs. Raises Damaged.
+        """
+        total = self.layout.total
+        start, stop = total * rank // world, total * (rank + 1) // world
+        kinds = {kind for entry in self.state["slices"] for kind in self._header(entry["file"], hold=True)[1]} - {"__metadata__"}
+        for kind in sorted(kinds):
+            self._read_state(kind, start, stop, hold=True)
+        for decay in self.emas:
+            self._read_ema(decay, start, stop, hold=True)
+
+    def release(self) -> None:
+        """Forget what `fetch` holds."""
+        self._held.clear()
+
+    def read_state(self, kind: str, start: int, stop: int) -> Tensor:
+        """The numbers [start, stop) of a vector (master, exp_avg, exp_avg_sq, target), fp32, read from the slices that hold them."""
+        parts = [np.frombuffer(part, dtype="<f4") for part in self._read_state(kind, start, stop)]
+        return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0)
+
+    def read_ema(self, decay: float, start: int, stop: int) -> Tensor:
+        """The numbers [start, stop) of an average."""
+        return torch.from_numpy(np.frombuffer(self._read_ema(decay, start, stop), dtype="<f4").copy())
+
+    def _read_state(self, kind: str, start: int, stop: int, hold: bool = False) -> list[bytes]:
+        parts = []
+        for entry in self.state["slices"]:
+            low, high = max(start, entry["start"]), min(stop, entry["stop"])
+            if low < high:
+                parts.append(self._numbers(entry["file"], kind, low - entry["start"], high - entry["start"], hold))
+        if (found := sum(len(part) for part in parts) // 4) != stop - start:
+            raise Damaged(
+                f"checkpoint {self.url} is damaged: state.json has {found} of the {stop - start} numbers of '{kind}' from {start} on"
+            )
+        return parts
+
+    def _read_ema(self, decay: float, start: int, stop: int, hold: bool = False) -> bytes:
+        return b"" if start == stop else self._numbers(ema_file(decay), next(iter(self.layout.names)), start, stop, hold)
+
+    def _numbers(self, name: str, tensor: str, start: int, stop: int, hold: bool) -> bytes:
+        """The fp32 numbers [start, stop) from the beginning of a tensor in a safetensors file."""
+        base, header = self._header(name, hold)
+        base += header[tensor]["data_offsets"][0]
+        return self._read(name, base + 4 * start, base + 4 * stop, hold)
+
+    def _header(self, name: str, hold: bool) -> tuple[int, dict[str, Any]]:
+        length = int.from_bytes(self._read(name, 0, 8, hold), "little")
+        return 8 + length, json.loads(self._read(name, 8, 8 + length, hold))
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        entry: dict[str, Any] | None = self.commit["files"].get(name)
+        if entry is None:
+            raise CheckpointError(f"checkpoint {self.url} holds no {name}; it holds {', '.join(sorted(self.commit['files']))}")
+        return entry
+
+    def _read(self, name: str, start: int, stop: int, hold: bool = False) -> bytes:
+        """Bytes [start, stop) of a file, from blocks whose checksums are right."""
+        entry = self._entry(name)
+        size, sums = entry["size"], entry.get("blocks") or [entry["xxh3"]]
+        length = BLOCK if "blocks" in entry else max(size, 1)
+        wanted = range(start // length, max(-(-stop // length), start // length + 1))
+        blocks = {i: self._held[name, i] for i in wanted if (name, i) in self._held}
+        url, found = storage.join(self.url, name), ""
+        for _ in range(1 + REREADS):
+            missing = [i for i in wanted if i not in blocks]
+            if not missing:
+                break
+            try:
+                read = (
+                    storage.read_ranges(url, [(i * length, min(size, (i + 1) * length)) for i in missing]) if size else [storage.read(url)]
+                )
+            except FileNotFoundError:
+                raise Damaged(f"checkpoint {self.url} is damaged: {name} is missing") from None
+            blocks |= {i: data for i, data in zip(missing, read, strict=True) if checksum([data]) == sums[min(i, len(sums) - 1)]}
+        else:
+            if [i for i in wanted if i not in blocks]:
+                found = f"{storage.size(url)} bytes, {size} were committed" if storage.size(url) != size else "a wrong checksum"
+                raise Damaged(f"checkpoint {self.url} is damaged: {name} has {found}")
+        if hold:
+            self._held.update(((name, i), block) for i, block in blocks.items())
+        if len(wanted) == 1:
+            return blocks[wanted[0]][start - wanted[0] * length : stop - wanted[0] * length]
+        return b"".join(blocks[i] for i in wanted)[start - wanted[0] * length : stop - wanted[0] * length]
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A folder below checkpoints/, and the names in it; `void`: a later attempt has started from an earlier step."""
+
+    step: int
+    attempt: int
+    url: str
+    names: frozenset[str] = field(compare=False)
+    void: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is committed, not set aside, and not overtaken."""
+        return "COMMIT" in self.names and "DAMAGED" not in self.names and not self.void
+
+
+def entries(run_url: str) -> list[Entry]:
+    """All checkpoint folders, by step and attempt; [] if there are none. Raises LookupFailed if the store could not be searched."""
+    return list(_entries(run_url))
+
+
+def _entries(run_url: str) -> Iterator[Entry]:
+    try:
+        folders = [(match, name) for name in storage.names(storage.join(run_url, "checkpoints")) if (match := _FOLDER.fullmatch(name))]
+        starts = attempts.starts(run_url)
+        for match, name in sorted(folders, key=lambda pair: (int(pair[0][1]), int(pair[0][2] or 0))):
+            step, attempt, url = int(match[1]), int(match[2] or 0), storage.join(run_url, "checkpoints", name)
+            void = any(number > attempt > 0 and start < step for number, start in starts)
+            yield Entry(step, attempt, url, frozenset(storage.names(url)), void)
+    except Exception as error:
+        cause = str(error) if isinstance(error, CmdistError) else f"{type(error).__name__}: {error}"
+        raise LookupFailed(
+            f"could not look for checkpoints in {run_url}: {cause}; the run is not started over, try again when it can be read"
+        ) from error
 
 
 def steps(run_url: str) -> list[int]:
-    """Steps whose folder holds a COMMIT, ascending; [] if there are none. Raises LookupFailed if the store could not be searched."""
-    found = []
-    try:
-        for name in storage.names(storage.join(run_url, "checkpoints")):
-            match = _FOLDER.fullmatch(name)
-            if match and storage.exists(storage.join(run_url, "checkpoints", name, "COMMIT")):
-                found.append(int(match.group(1)))
-    except Exception as error:
-        raise LookupFailed(
-            f"could not look for checkpoints in {run_url}: {type(error).__name__}: {error}; "
-            "the run is not started over, try again when it can be read"
-        ) from error
-    return found
+    """Steps of the checkpoints that count, ascending; [] if there are none. Raises LookupFailed if the store could not be searched."""
+    return sorted({entry.step for entry in entries(run_url) if entry.counts})
 
 
 def open_checkpoint(run_url: str, step: int) -> Checkpoint:
-    """A committed step. Raises CheckpointError if its COMMIT is missing, empty, of a newer version, or not for this step."""
-    url = folder(run_url, step)
+    """The checkpoint of a step. Raises CheckpointError if there is none that counts, Damaged if its COMMIT is not one."""
+    at_step = [entry for entry in entries(run_url) if entry.step == step]
+    counting = [entry for entry in at_step if entry.counts]
+    if not counting:
+        why = "was set aside as damaged" if any("DAMAGED" in e.names for e in at_step) else "has no COMMIT: it was never finished"
+        raise CheckpointError(f"{at_step[-1].url if at_step else folder(run_url, step)} {why}")
+    return open_entry(counting[-1])
+
+
+def open_folder(url: str) -> Checkpoint:
+    """The checkpoint in RUN/checkpoints/step-..., with or without the attempt at the end of the name. Raises CheckpointError."""
+    run_url, _, name = url.rstrip("/").rpartition("/checkpoints/")
+    match = _FOLDER.fullmatch(name)
+    if not match:
+        raise CheckpointError(f"{url} is not the folder of a checkpoint: that is called step- and ten digits")
+    if match[2] is None:
+        return open_checkpoint(run_url, int(match[1]))
+    return open_entry(Entry(int(match[1]), int(match[2]), url.rstrip("/"), frozenset()))
+
+
+def open_entry(entry: Entry) -> Checkpoint:
+    """A committed folder. Raises Damaged if its COMMIT is empty, unreadable or of another step, CheckpointError if of a newer version."""
     try:
-        commit = json.loads(storage.read(storage.join(url, "COMMIT")))
+        commit = sealed.read(storage.join(entry.url, "COMMIT"), must=False)
         version, committed, files = commit["format"], commit["step"], commit["files"]
+        newer = version > FORMAT
+        _ = [(file["size"] + 0, file["xxh3"] + "") for file in files.values()]
     except FileNotFoundError:
-        raise CheckpointError(f"{url} has no COMMIT: it was never finished") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{url}/COMMIT is damaged: {error}") from error
-    if version > FORMAT:
-        raise CheckpointError(f"{url} has format {version}; this version of cmdist reads up to {FORMAT}, use a newer one")
-    if committed != step or "state.json" not in files:
-        raise CheckpointError(f"{url}/COMMIT belongs to step {committed}, not to {step}")
-    return Checkpoint(url, step, commit)
+        raise CheckpointError(f"{entry.url} has no COMMIT: it was never finished, or removed a moment ago") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, CmdistError):
+            raise
+        raise Damaged(f"{entry.url}/COMMIT is damaged: {type(error).__name__}: {error}") from error
+    if newer:
+        raise CheckpointError(f"{entry.url} has format {version}; this version of cmdist reads up to {FORMAT}, use a newer one")
+    if committed != entry.step or commit.get("attempt", 0) != entry.attempt or "state.json" not in files:
+        raise Damaged(f"{entry.url}/COMMIT belongs to step {committed}, not to {entry.step}")
+    return Checkpoint(entry.url, entry.step, commit)
 
 
 def newest(run_url: str) -> Checkpoint | None:
-    """The newest committed checkpoint, or None if there is none and the listing succeeded."""
-    found = steps(run_url)
-    return open_checkpoint(run_url, found[-1]) if found else None
+    """The newest checkpoint that counts, or None if there is none and the listing succeeded."""
+    found = [entry for entry in entries(run_url) if entry.counts]
+    return open_entry(found[-1]) if found else None
+
+
+def set_aside(entry: Entry, why: str) -> None:
+    """Mark a folder as damaged; nothing of it is moved or deleted."""
+    storage.write(storage.join(entry.url, "DAMAGED"), why.encode())

@@ -1,13 +1,102 @@
-"""Coming back: may this checkpoint be continued under this configuration, what has changed, and the state itself."""
+"""Coming back: which checkpoint can be continued, may it be under this configuration, what has changed, and the state itself."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from cmdist.errors import CheckpointError
+from cmdist import distributed, storage
+from cmdist.distributed import World
+from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
+from cmdist.train import checkpoint as checkpoints
 from cmdist.train.averages import Averages, Target
 from cmdist.train.checkpoint import Checkpoint
 from cmdist.train.engine import KINDS, Engine
 from cmdist.train.loss_scale import LossScale
+
+
+def find(run_url: str, run_id: str, mode: str, world: World) -> Checkpoint | None:
+    """The checkpoint to go on from, all of it verified; each rank holds its part of it. All ranks must call.
+
+    `mode` auto: the newest whose every byte is right; damaged ones are named and set aside. None only if the run has never committed
+    anything. none: refuse if there is one. A URL, of a checkpoint or another run: start from that, but once the run has a checkpoint of
+    its own, go on from its newest, so that the same command may be given again. Raises LookupFailed, CheckpointError.
+    """
+    found = together(world, lambda: checkpoints.entries(run_url) if world.first else None)[0]
+    counting = [entry for entry in found if entry.counts]
+    if mode == "none" and counting:
+        raise CheckpointError(
+            f"--resume none, but {run_url} has committed checkpoints (newest: step {counting[-1].step}); "
+            "take another run.name or --resume auto"
+        )
+    for entry in reversed(counting):
+        try:
+            sound = _fetch(lambda e=entry: checkpoints.open_entry(e), run_id, world)  # type: ignore[misc]
+        except Damaged as error:
+            if world.first:
+                checkpoints.set_aside(entry, str(error))
+                sys.stderr.write(f"warning: {error}; it is set aside, and the one before is looked at\n")
+                sys.stderr.flush()
+            continue
+        if sound is not None:
+            return sound
+    spoilt = [entry.url for entry in found if "DAMAGED" in entry.names or entry.counts]
+    if spoilt:
+        raise CheckpointError(
+            f"{run_url} has committed checkpoints, but none that can be continued (look into {spoilt[-1]}): "
+            "the run is not started over; repair one, or start from another with --resume URL under another run.name"
+        )
+    return None if mode in ("auto", "none") else _elsewhere(mode, world)
+
+
+def _fetch(open_it: Callable[[], Checkpoint], run_id: str | None, world: World) -> Checkpoint | None:
+    """A checkpoint with every rank's part verified; None if it holds averages only. Raises Damaged on all ranks."""
+
+    def look() -> Checkpoint | None:
+        opened = open_it()
+        if run_id is not None and opened.commit.get("run", run_id) != run_id:
+            raise Damaged(f"{opened.url}/COMMIT belongs to another run ({opened.commit['run']})")
+        if opened.whole:
+            opened.fetch(world.rank, world.size)
+            return opened
+        return None
+
+    return together(world, look, share=False)  # type: ignore[no-any-return]
+
+
+def _elsewhere(url: str, world: World) -> Checkpoint:
+    """The checkpoint that a URL names: its folder, or a run folder for its newest."""
+    url = storage.absolute(url)
+
+    def open_it() -> Checkpoint:
+        found = checkpoints.open_folder(url) if "/checkpoints/step-" in url else checkpoints.newest(url)
+        if found is None:
+            raise CheckpointError(f"--resume {url}: no checkpoint is there; give a run folder or RUN/checkpoints/step-...")
+        return found
+
+    found = _fetch(open_it, None, world)
+    if found is None:
+        raise CheckpointError(f"--resume {url}: only averages are left there, with which training cannot go on")
+    return found
+
+
+def together(world: World, look: Any, share: bool = True) -> Any:
+    """`look()`, which asks the store, of each rank (or only this rank's); if it fails on one, its error is raised on all.
+
+    Raises CheckpointError and Damaged as they are, and all else that a store does as LookupFailed.
+    """
+    mine, error = None, None
+    try:
+        mine = look()
+    except CmdistError as caught:
+        error = (type(caught) if isinstance(caught, (Damaged, CheckpointError, LookupFailed)) else LookupFailed, str(caught))
+    except (OSError, KeyError, TypeError, ValueError) as caught:
+        error = (LookupFailed, f"{type(caught).__name__}: {caught}")
+    results = distributed.gather((mine if share else None, error), world.control)
+    for _, failed in results:
+        if failed is not None:
+            kind, sentence = failed
+            raise kind(sentence)
+    return [value for value, _ in results] if share else mine
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
@@ -37,6 +126,7 @@ def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, target: Tar
         averages.load(decay, checkpoint.read_ema(decay, start, stop))
     if target is not None:
         target.load(engine.layout, start, checkpoint.read_state("target", start, stop))
+    checkpoint.release()
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -95,12 +95,12 @@ class Trainer:
                 window, window_start = self.step, time.perf_counter()
                 bar.set_postfix_str(f"loss {self._shown:.4g}, N {point.n_timesteps}, mu {point.mu:.4g}")
             if last or stopping or self.step % self.schedule.checkpoint_every == 0:
-                self.save()
+                self.save(last or stopping)
                 saved = True
             bar.update()
         bar.close()
         if not saved and self.step < self.schedule.steps:
-            self.save()
+            self.save(last=True)
         with self.clock.count("checkpoint_stall"):
             self.saver.wait()
         faulthandler.cancel_dump_traceback_later()
@@ -149,10 +149,11 @@ class Trainer:
         draw = self.objective.draw(images.shape, point, seeding.generator(device, self.seed, "draw", batch.number))
         return draw, self.objective.loss(networks, images, labels, draw)
 
-    def save(self) -> None:
-        """Copy this rank's state to host memory and hand it to the saver."""
+    def save(self, last: bool) -> None:
+        """Copy this rank's state to host memory and hand it to the saver; skipped if that is in trouble with the step before."""
         with self.clock.count("checkpoint_stall"):
-            self.saver.wait()
+            if not self.saver.ready(self.step, last):
+                return
             engine = self.engine
             vectors: dict[str, torch.Tensor] = {kind: engine.slice(kind) for kind in KINDS}
             if self.target is not None:
@@ -160,7 +161,7 @@ class Trainer:
             averages = {decay: values.to("cpu", copy=True) for decay, values in self.averages.slices.items()}
             state = self.describe | {"optimizer_step": engine.optimizer_step, "clock": self.clock.state()}
             state["loss_scale"] = engine.loss_scale.state()
-            self.saver.save(self.step, Snapshot(engine.start, vectors, averages, state))
+            self.saver.save(self.step, Snapshot(engine.start, vectors, averages, state), last)
 
     def _log(self, point: Point, losses: torch.Tensor, images_per_second: float) -> None:
         peak = (

@@ -66,6 +66,7 @@ def test_status_and_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_plan_runs_to_its_end(slurm: Slurm, tmp_path: Path) -> None:
     """Training on 2 nodes, an evaluation job beside it and an array after it, all in one MLflow run."""
     from slurm import until
@@ -84,7 +85,7 @@ def test_a_plan_runs_to_its_end(slurm: Slurm, tmp_path: Path) -> None:
     )  # fmt: skip
     assert said.count(" job ") == 3, said
     begin = time.monotonic()
-    until(lambda: not slurm.call("squeue", "--noheader").strip(), 280)
+    until(lambda: not slurm.call("squeue", "--noheader").strip(), 500)
     logs = "\n".join(path.read_text() for path in [*tmp_path.glob("*.log"), *tmp_path.glob("logs/*/*.log")])
     figures = sorted(path.name.split("-")[1:3] for path in (tmp_path / "runs" / "small" / "evaluations").glob("*.json"))
     # the watching job: its default, the many-step figure of both committed steps; the array: 2 and 4 steps of the last

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from slurm import Job, Slurm, until
 
 from cmdist import tracking
 from cmdist.journal import Journal
+from cmdist.train import checkpoint as checkpoints
 from ranks import train
 from training import OBJECTIVES, committed, files, write_config
 
@@ -155,11 +157,12 @@ def test_scancel_ends_it_with_a_commit(slurm: Slurm, tmp_path: Path, digits: str
 
 @pytest.mark.slow
 def test_restarts_without_progress_come_to_an_end(slurm: Slurm, tmp_path: Path, digits: str) -> None:
-    """What pre-flight cannot see: a run folder in which no checkpoint can be committed."""
-    checkpoints = tmp_path / "runs" / "small" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / f"step-{EVERY:010d}").write_text("a file where the folder of the first checkpoint must be")
-    job = submit(slurm, tmp_path, digits, MAX_RESTARTS="1")
+    """What pre-flight does not see: damage inside the shards."""
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    for shard in sorted(data.glob("*.tar"))[1:]:
+        shard.write_bytes(bytes(shard.stat().st_size))
+    job = submit(slurm, tmp_path, str(data), MAX_RESTARTS="1")
     job.until_requeued(1)
     assert job.until_over(200) == "FAILED"
     assert "1 restarts in a row have committed nothing beyond step 0" in job.log
@@ -202,5 +205,4 @@ def test_ten_random_interruptions(slurm: Slurm, tmp_path: Path, digits: str, str
 
 def newest(job: Job) -> int:
     """The newest committed step of a job's run, 0 if there is none."""
-    folder = job.folder / "runs" / "small" / "checkpoints"
-    return max((int(path.parent.name[5:]) for path in folder.glob("*/COMMIT")), default=0)
+    return max(checkpoints.steps(str(job.folder / "runs" / "small")), default=0)

@@ -1,11 +1,12 @@
 """Small data for the tests of this folder."""
 
 import io
+import tarfile
 
 import numpy as np
 from PIL import Image
 
-from cmdist.data.datasets import Source
+from cmdist.data.sources.base import Source
 
 
 def numbered(count, size=4, channels=1, labelled=True):
@@ -24,3 +25,43 @@ def png(width, height=None):
     buffer = io.BytesIO()
     Image.new("RGB", (width, height or width), (10, 20, 30)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def photo(seed, width, height, mode="RGB"):
+    """A smooth random picture, as a PIL image."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def encoded(image, kind="JPEG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def cropped(data, size):
+    """What ADM makes of an encoded image, written out by hand: numpy slices instead of PIL's crop."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    while min(image.size) >= 2 * size:
+        image = image.resize(tuple(side // 2 for side in image.size), Image.BOX)
+    scale = size / min(image.size)
+    pixels = np.array(image.resize(tuple(round(side * scale) for side in image.size), Image.BICUBIC))
+    y, x = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[y : y + size, x : x + size]
+
+
+def tar_of(path, members):
+    """A tar of (name, bytes or TarInfo)."""
+    with tarfile.open(path, "w:gz" if str(path).endswith("gz") else "w") as archive:
+        for name, data in members:
+            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if isinstance(data, bytes):
+                info.size = len(data)
+            archive.addfile(info, io.BytesIO(data) if isinstance(data, bytes) else None)
+    return path
+
+
+def link(name, target="/etc/passwd"):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    return info

@@ -13,7 +13,8 @@ import pytest
 from conftest_data import numbered
 
 from cmdist import storage
-from cmdist.data import cache
+from cmdist.data import cache, images
+from cmdist.data.cache import Cache, Remote
 from cmdist.data.images import open_dataset
 from cmdist.data.order import Order
 from cmdist.data.reader import micro_batches
@@ -65,8 +66,10 @@ def store(dataset):
 
 READ_ALL = """
 import sys
+from pathlib import Path
+from cmdist.data.cache import Cache
 from cmdist.data.images import open_dataset
-print(open_dataset(sys.argv[1], sys.argv[2]).images(range(50)).sum().item())
+print(open_dataset(sys.argv[1], Cache(Path(sys.argv[2]))).images(range(50)).sum().item())
 """
 
 
@@ -83,7 +86,7 @@ def test_no_shard_is_fetched_twice_by_two_processes_at_once(store, dataset, tmp_
 
 def test_reading_processes_share_a_store_that_their_parent_used(store, dataset, tmp_path):
     url, gets, _ = store
-    remote = open_dataset(url, str(tmp_path / "cache"), memory=0)
+    remote = open_dataset(url, Cache(tmp_path / "cache"), memory=0)
     remote.image(0)  # fsspec's thread runs in the parent now, and not in what is forked from it
     order = Order(dataset.counts, seed=0)
     for workers in (2, 0):
@@ -98,7 +101,7 @@ def test_a_shard_that_arrives_damaged_is_fetched_again_then_refused(store, tmp_p
     url, gets, spoil = store
     monkeypatch.setattr(cache, "PAUSE", 0.01)
     spoil.add(1)
-    remote = open_dataset(url, str(tmp_path / "cache"))
+    remote = open_dataset(url, Cache(tmp_path / "cache"))
     remote.image(0)
     assert gets == ["shard-000000.tar"] * 2
     spoil.update(range(3, 100))
@@ -111,7 +114,7 @@ def test_a_shard_that_arrives_damaged_is_fetched_again_then_refused(store, tmp_p
 
 def test_a_remote_shard_that_is_missing_is_one_sentence(store, dataset, tmp_path):
     url, _, _ = store
-    remote = open_dataset(url, str(tmp_path / "cache"))
+    remote = open_dataset(url, Cache(tmp_path / "cache"))
     (Path(dataset.url) / "shard-000002.tar").unlink()
     with pytest.raises(DataError, match=rf"^shard {re.escape(url)}/shard-000002\.tar is missing$"):
         remote.image(20)
@@ -122,7 +125,7 @@ def test_equal_shard_names_of_two_data_sets_do_not_meet_in_the_cache(tmp_path):
     try:
         for seed, url in enumerate(urls):
             write_dataset(url, numbered(12), per_shard=5, seed=seed)
-        a, b = (open_dataset(url, str(tmp_path / "cache")) for url in urls)
+        a, b = (open_dataset(url, Cache(tmp_path / "cache")) for url in urls)
         assert not a.images(range(12)).equal(b.images(range(12)))
         assert sorted(a.labels(range(12)).tolist()) == sorted(b.labels(range(12)).tolist())
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 6
@@ -136,11 +139,14 @@ def test_what_a_killed_fetch_left_is_cleared_away(dataset, tmp_path):
         source = tmp_path / "a.tar"
         source.write_bytes(b"x" * 100)
         checksum = cache.checksum_of(source)
-        target = cache.fetch("memory://killed/a.tar", 100, checksum, tmp_path / "cache")
+        shard, kept = Remote("memory://killed/a.tar", 100, checksum), Cache(tmp_path / "cache")
+        kept.fetch(shard)
+        (target,) = (tmp_path / "cache").glob("*.tar")
         target.unlink()
         (target.parent / f".{target.stem}.part").write_bytes(b"x")
         (target.parent / f".{target.stem}.part.abc").write_bytes(b"x")
-        assert cache.fetch("memory://killed/a.tar", 100, checksum, tmp_path / "cache").read_bytes() == b"x" * 100
+        os.close(kept.open(shard))
+        assert target.read_bytes() == b"x" * 100
         assert sorted(p.suffix for p in target.parent.iterdir()) == [".lock", ".tar"]
     finally:
         storage.remove("memory://killed")
@@ -150,11 +156,11 @@ def test_remote_shards_can_be_indexed(tmp_path):
     url = "memory://index-test"
     try:
         write_dataset(url, numbered(12, channels=3), per_shard=5)
-        want = open_dataset(url, str(tmp_path / "cache"))
+        want = open_dataset(url, Cache(tmp_path / "cache"))
         for name in ("index.json", "index.npz"):
             storage.remove(f"{url}/{name}")
         index_shards(url)
-        got = open_dataset(url, str(tmp_path / "cache"))
+        got = open_dataset(url, Cache(tmp_path / "cache"))
         assert got.images(range(12)).equal(want.images(range(12))) and got.labels(range(12)).equal(want.labels(range(12)))
     finally:
         storage.remove(url)
@@ -162,3 +168,102 @@ def test_remote_shards_can_be_indexed(tmp_path):
 
 def test_the_default_cache_is_private():
     assert str(os.getuid()) in cache.default_folder().name
+
+
+def test_the_next_shard_is_fetched_while_this_one_is_decoded(store, tmp_path, monkeypatch):
+    """The last image of each shard waits for the request of the next shard: without fetching ahead it would wait in vain."""
+    url, gets, _ = store
+    decoded = []
+    plain = images.decode
+
+    def waiting(*arguments):
+        decoded.append(None)
+        shard, last = len(decoded) // 10, len(decoded) % 10 == 0
+        deadline = time.monotonic() + 20
+        while last and shard < 5 and len(gets) <= shard:
+            assert time.monotonic() < deadline, f"shard {shard} of the order was not asked for while the one before was decoded"
+            time.sleep(0.01)
+        return plain(*arguments)
+
+    monkeypatch.setattr(images, "decode", waiting)
+    remote = open_dataset(url, Cache(tmp_path / "cache"), memory=0)
+    order = Order(remote.counts, seed=0, block_shards=1)
+    with contextlib.closing(micro_batches(remote, order, 5, iter(range(10)), seed=0)) as batches:
+        assert len(list(batches)) == 10
+    assert sorted(gets) == [f"shard-{shard:06d}.tar" for shard in range(5)]
+    assert len(gets) == len(set(gets))
+
+
+def test_a_limit_is_kept_and_the_least_recently_used_go_first(store, dataset, tmp_path):
+    url, gets, _ = store
+    sizes = {entry["name"]: entry["size"] for entry in dataset.index["shards"]}
+    limit = 2 * max(sizes.values())
+    shards = [Remote(f"{url}/{e['name']}", e["size"], e["checksum"]) for e in dataset.index["shards"]]
+    sizes_by_name = {shard.name: shard.size for shard in shards}
+    remote = open_dataset(url, Cache(tmp_path / "cache", limit), memory=0)
+    order = Order(remote.counts, seed=0, block_shards=1)
+    most = 0
+    with contextlib.closing(micro_batches(remote, order, 5, iter(range(20)), seed=0)) as batches:
+        for got, want in zip(batches, micro_batches(dataset, order, 5, iter(range(20)), seed=0), strict=True):
+            assert got.images.equal(want.images)
+            most = max(most, sum(sizes_by_name[path.stem] for path in (tmp_path / "cache").glob("*.tar")))
+    assert 0 < most <= limit
+    assert set(gets) == set(sizes)
+
+    again = Cache(tmp_path / "least", limit)
+    for i in (0, 1, 0, 2):
+        os.close(again.open(shards[i]))
+        time.sleep(0.05)  # a file system's clock is coarse
+    assert {path.stem for path in (tmp_path / "least").glob("*.tar")} == {shards[0].name, shards[2].name}
+
+
+def test_what_is_being_read_is_not_removed(store, dataset, tmp_path):
+    url, _, _ = store
+    shards = [Remote(f"{url}/{e['name']}", e["size"], e["checksum"]) for e in dataset.index["shards"]]
+    kept = Cache(tmp_path / "cache", 2 * max(s.size for s in shards))
+    reading = [kept.open(shard) for shard in shards[:2]]
+    with pytest.raises(DataError, match=r"^data\.cache_gib is too small: .* may hold [\d,]+ bytes, [\d,]+ are in use"):
+        kept.open(shards[2])
+    kept.fetch(shards[2])  # ahead of its use: no room is no error
+    assert {path.stem for path in (tmp_path / "cache").glob("*.tar")} == {s.name for s in shards[:2]}
+    os.close(reading[0])
+    os.close(kept.open(shards[2]))
+    assert {path.stem for path in (tmp_path / "cache").glob("*.tar")} == {s.name for s in shards[1:3]}
+    os.close(reading[1])
+    with pytest.raises(DataError, match="data.cache_gib is too small"):
+        Cache(tmp_path / "tiny", 100).open(shards[0])
+
+
+def test_room_that_a_killed_process_reserved_is_free_again(store, dataset, tmp_path):
+    url, _, _ = store
+    entry = dataset.index["shards"][0]
+    shard = Remote(f"{url}/{entry['name']}", entry["size"], entry["checksum"])
+    kept = Cache(tmp_path / "cache", entry["size"])
+    kept.folder.mkdir()
+    left = kept.folder / ".0123.reserved"
+    with open(left, "wb") as file:
+        file.truncate(10 * entry["size"])
+    os.close(kept.open(shard))
+    assert not left.exists()
+
+
+READ_BY_SHARDS = """
+import sys
+from pathlib import Path
+from cmdist.data.cache import Cache
+from cmdist.data.images import open_dataset
+data, total = open_dataset(sys.argv[1], Cache(Path(sys.argv[2]), int(sys.argv[3])), memory=0), 0
+for i in range(50):
+    data.expect([i // 10])
+    total += int(data.image(i).sum())
+print(total)
+"""
+
+
+def test_two_processes_share_a_cache_with_room_for_three_shards(store, dataset, tmp_path):
+    limit = 3 * max(entry["size"] for entry in dataset.index["shards"])
+    command = [sys.executable, "-c", READ_BY_SHARDS, store[0], str(tmp_path / "cache"), str(limit)]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [reader.communicate(timeout=60)[0] for reader in readers]
+    assert answers == [f"{dataset.images(range(50)).sum().item()}\n"] * 2
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= limit

@@ -178,3 +178,24 @@ def test_reads_ahead_while_the_caller_computes(dataset, monkeypatch):
             time.sleep(0.01)
         time.sleep(0.05)
         assert len(reads) == B * (1 + reader.AHEAD)  # so far and no further
+
+
+def test_a_killed_reading_process_is_one_sentence(dataset):
+    batches = micro_batches(dataset, Order(dataset.counts, seed=0), 5, itertools.count(), seed=0, workers=1)
+    next(batches)
+    (worker,) = psutil.Process().children()
+    worker.kill()
+    with pytest.raises(DataError, match=r"^a reading process died \(.*\); if the node ran out of memory, lower data.workers$"):
+        for _ in batches:
+            pass
+
+
+def test_ids_are_found_as_fast_at_any_position_of_a_large_data_set():
+    """Three million samples: no position may cost what replaying to it would."""
+    times = {}
+    for position in (0, 2_999_000, 10**12 + 17):
+        order = Order([5000] * 600, seed=0)
+        begin = time.perf_counter()
+        order.ids(position, 64)
+        times[position] = time.perf_counter() - begin
+    assert max(times.values()) < 0.2  # a few ms; replaying 10^12 would take days

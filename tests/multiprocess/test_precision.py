@@ -1,12 +1,12 @@
 """Half precision: the loss scale changes no step that it does not have to, and a skipped attempt advances nothing."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from cmdist.train import checkpoint as checkpoints
 from ranks import Ranks, pipeline, train
 from training import OBJECTIVES, SMALL, files, vectors, write_config
 
@@ -41,7 +41,7 @@ def test_a_skipped_step_advances_nothing(tmp_path: Path, digits: str, stage: int
     assert skipped.join() == [0], skipped.text
     assert (tmp_path / "attempts").read_text() == "8"  # two attempts of four micro-batches
     for name, value in (("straight", 2.0**16), ("skipped", 2.0**14)):
-        state = json.loads((tmp_path / "runs" / name / "checkpoints" / "step-0000000004" / "state.json").read_text())
+        state = checkpoints.open_checkpoint(str(tmp_path / "runs" / name), 4).state
         assert state["optimizer_step"] == 4
         assert state["loss_scale"]["value"] == value
     for kind, vector in vectors(tmp_path / "runs" / "skipped", 4).items():  # another scale rounds other subnormals, no more
@@ -56,7 +56,7 @@ def test_fp16_resumes_bit_for_bit_with_its_scale(tmp_path: Path, digits: str) ->
     for steps in (3, 6):
         part = train(2, tmp_path / f"{steps}.log", config, "run.name=parts", *common, f"train.steps={steps}")
         assert part.join() == [0, 0], part.text
-    state = json.loads((tmp_path / "runs" / "parts" / "checkpoints" / "step-0000000006" / "state.json").read_text())
+    state = checkpoints.open_checkpoint(str(tmp_path / "runs" / "parts"), 6).state
     assert state["loss_scale"]["value"] < 2.0**25
     assert files(tmp_path / "runs" / "parts", 6) == files(tmp_path / "runs" / "straight", 6)
 

@@ -3,11 +3,13 @@ import json
 import pytest
 import safetensors.torch
 import torch
+import xxhash
 
 from cmdist.distributed import World
-from cmdist.errors import CheckpointError, LookupFailed
+from cmdist.errors import CheckpointError, Damaged, LookupFailed
 from cmdist.train import checkpoint
 from cmdist.train.layout import Layout
+from cmdist.train.retention import Keep
 from cmdist.train.saver import Saver, Snapshot
 
 LAYOUT = Layout.make([("b.weight", (3, 4)), ("a.bias", (5,))])
@@ -19,8 +21,9 @@ def snapshot(value: float = 0.0) -> Snapshot:
 
 
 def save(run: str, *steps: int, keep: int = 0) -> None:
-    saver = Saver(run, "id", LAYOUT, World(), keep)
+    saver = Saver(run, "id", LAYOUT, World(), keep=Keep(keep))
     for step in steps:
+        assert saver.ready(step, last=False)
         saver.save(step, snapshot(step))
     saver.wait()
 
@@ -82,7 +85,7 @@ def test_damage_to_any_file_is_named(tmp_path, name: str, damage: str) -> None:
         path.write_bytes(data if damage == "flip" else data[:-3])
     found = checkpoint.newest(str(tmp_path))
     assert found is not None
-    with pytest.raises(CheckpointError, match=f"is damaged: {name}"):
+    with pytest.raises(CheckpointError, match=f"is damaged: {name} (is missing|has )"):
         found.verify()
 
 
@@ -91,8 +94,9 @@ def test_damage_to_any_file_is_named(tmp_path, name: str, damage: str) -> None:
     [
         ("", "COMMIT is damaged"),
         ("{}", "COMMIT is damaged"),
-        (json.dumps({"format": checkpoint.FORMAT + 1, "step": 5, "files": {"state.json": {}}}), "use a newer one"),
-        (json.dumps({"format": checkpoint.FORMAT, "step": 6, "files": {"state.json": {}}}), "belongs to step 6, not to 5"),
+        (json.dumps({"format": checkpoint.FORMAT + 1, "step": 5, "files": {}}), "use a newer one"),
+        (json.dumps({"format": checkpoint.FORMAT, "step": 6, "files": {}}), "belongs to step 6, not to 5"),
+        (json.dumps({"format": checkpoint.FORMAT, "step": 5, "files": {"state.json": {}}}), "COMMIT is damaged"),
     ],
 )
 def test_a_wrong_commit_is_refused(tmp_path, content: str, says: str) -> None:
@@ -112,13 +116,59 @@ def test_could_not_look_is_not_none_there(tmp_path, monkeypatch) -> None:
     assert error.value.exit_code == 3
 
 
-def test_an_error_in_the_background_comes_out(tmp_path, monkeypatch) -> None:
-    def fail(url: str, data: object) -> None:
-        raise OSError("disk full")
+def test_a_large_file_is_read_by_verified_blocks(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint, "BLOCK", 64)
+    save(str(tmp_path), 5)
+    found = checkpoint.newest(str(tmp_path))
+    assert found is not None
+    name = "slices-00000-of-00001.safetensors"
+    path = tmp_path / "checkpoints" / "step-0000000005" / name
+    data = path.read_bytes()
+    assert [xxhash.xxh3_128_hexdigest(data[i : i + 64]) for i in range(0, len(data), 64)] == found.commit["files"][name]["blocks"]
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # in the last block only
+    vector = torch.arange(LAYOUT.total, dtype=torch.float32) + 5
+    assert torch.equal(found.read_state("master", 0, 17), vector)
+    with pytest.raises(Damaged, match=name):
+        found.read_state("exp_avg", 0, 17)
 
-    saver = Saver(str(tmp_path), "id", LAYOUT, World())
-    monkeypatch.setattr(checkpoint.storage, "write", fail)
-    saver.save(1, snapshot())
-    with pytest.raises(CheckpointError, match="step 1 .* was not committed: rank 0: OSError: disk full"):
-        saver.wait()
-    assert checkpoint.newest(str(tmp_path)) is None
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ranks_fetch_everything_once_and_load_without_reading_again(tmp_path, monkeypatch, world: int) -> None:
+    monkeypatch.setattr(checkpoint, "BLOCK", 32)
+    layout = Layout.make([("w", (4000,))])
+    vector = torch.arange(4000, dtype=torch.float32)
+    saver = Saver(str(tmp_path), "id", layout, World())
+    saver.save(1, Snapshot(0, {"master": vector, "exp_avg": -vector}, {0.5: vector / 7}, {}))
+    saver.wait()
+    read, plain = [0], checkpoint.storage.read_ranges
+
+    def counting(url, ranges):
+        read[0] += sum(high - low for low, high in ranges)
+        return plain(url, ranges)
+
+    monkeypatch.setattr(checkpoint.storage, "read_ranges", counting)
+    size = 3 * 4 * 4000
+    for rank in range(world):
+        found = checkpoint.newest(str(tmp_path))
+        assert found is not None and found.state
+        read[0] = 0
+        found.fetch(rank, world)
+        assert size / world <= read[0] <= size / world + 24 * 32  # headers, and blocks that two ranks share
+        fetched, (start, stop) = read[0], (4000 * rank // world, 4000 * (rank + 1) // world)
+        assert torch.equal(found.read_state("master", start, stop), vector[start:stop])
+        assert torch.equal(found.read_ema(0.5, start, stop), (vector / 7)[start:stop])
+        assert read[0] == fetched
+
+
+def test_an_older_format_without_blocks_is_read(tmp_path) -> None:
+    save(str(tmp_path), 5)
+    path = tmp_path / "checkpoints" / "step-0000000005" / "COMMIT"
+    commit = json.loads(path.read_text()) | {"format": 1}
+    del commit["attempt"], commit["seal"]
+    for entry in commit["files"].values():
+        del entry["blocks"]
+    path.write_text(json.dumps(commit))
+    found = checkpoint.newest(str(tmp_path))
+    assert found is not None
+    found.fetch(0, 1)
+    assert torch.equal(found.read_state("master", 3, 9), torch.arange(3.0, 9.0) + 5)

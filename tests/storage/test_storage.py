@@ -9,10 +9,12 @@ from cmdist import storage
 from cmdist.errors import CmdistError
 
 
-@pytest.fixture(params=["local", "file", "memory"])
-def folder(request, tmp_path):
+@pytest.fixture(params=["local", "file", "memory", "s3"])
+def folder(request, tmp_path, s3):
     """A folder that is not there yet, on each kind of store."""
-    if request.param == "memory":
+    if request.param == "s3":
+        yield f"{s3}/folder"
+    elif request.param == "memory":
         yield "memory://storage-test/folder"
         storage.remove("memory://storage-test")
     else:

@@ -1,0 +1,109 @@
+"""What is known of a shard that was read once: its entry in index.json, and where each of its samples lies."""
+
+import math
+import mmap
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from cmdist.data.cache import checksum_of
+from cmdist.data.decode import EXTENSIONS, RAW, BadImageError, size_of
+from cmdist.data.tars import members
+from cmdist.errors import DataError
+
+PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "npy", "joblib", "dill")
+_MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # WebDataset's rule: the key ends at the first dot of the base name
+
+
+class Scan(NamedTuple):
+    """One shard."""
+
+    entry: dict[str, Any]  # name, size, checksum, count: as in the index
+    samples: dict[str, NDArray[Any]]  # keys, offsets, lengths, checksums, labels (-1: none); one entry for each sample
+    image_size: int
+    raw: bool  # whether its images are raw pixels
+
+
+def scan_shard(path: Path, size: int | None, channels: int = 3) -> Scan:
+    """Read a shard once; every image's header is looked at. With `size` None, all must be as large as the first.
+
+    Raw images have no header: theirs is the size of a square of `channels`. Raises DataError.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    kinds: set[bool] = set()  # raw or not
+    with open(path, "rb") as file:
+        try:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise DataError(f"shard {path.name} is empty: a file of 0 bytes") from error
+        with data:
+            for name, offset, length, regular in members(file, f"shard {path.name}"):
+                match = _MEMBER.fullmatch(name)
+                if match is None or not regular:
+                    continue
+                key, extension = match[1], match[2].lower()
+                if extension.rsplit(".", 1)[-1] in PICKLES:
+                    raise DataError(
+                        f"shard {path.name} holds {name}: members that may run code when read ({', '.join(PICKLES)}) are refused"
+                    )
+                sample = found.setdefault(key, {})
+                if extension == "cls":
+                    sample["label"] = _label(path, name, data[offset : offset + length])
+                elif extension in (*EXTENSIONS, RAW):
+                    if "offset" in sample:
+                        raise DataError(f"shard {path.name} has two images for sample {key}")
+                    kinds.add(extension == RAW)
+                    if extension == RAW:
+                        size = _check_raw(path, name, length, size, channels)
+                    else:
+                        size = _check_image(path, name, data[offset : offset + length], size)
+                    with memoryview(data)[offset : offset + length] as view:
+                        sample.update(offset=offset, length=length, checksum=xxhash.xxh3_64_intdigest(view))
+    for key, sample in found.items():
+        if "offset" not in sample:
+            raise DataError(f"shard {path.name}: sample {key} has no image member (one that ends in {', '.join((*EXTENSIONS, RAW))})")
+    if not found:
+        raise DataError(f"shard {path.name} is empty: it has no sample")
+    if len(kinds) > 1:
+        raise DataError(f"shard {path.name} holds raw images beside others: either all images of a data set are raw or none is")
+    entry = {"name": path.name, "size": path.stat().st_size, "checksum": checksum_of(path), "count": len(found)}
+    rows = list(found.values())
+    samples = {
+        "keys": np.array([key.encode() for key in found]),
+        "offsets": np.array([row["offset"] for row in rows], np.int64),
+        "lengths": np.array([row["length"] for row in rows], np.int64),
+        "checksums": np.array([row["checksum"] for row in rows], np.uint64),
+        "labels": np.array([row.get("label", -1) for row in rows], np.int64),
+    }
+    assert size is not None
+    return Scan(entry, samples, size, kinds.pop())
+
+
+def _label(path: Path, name: str, data: bytes) -> int:
+    if not data.strip().isdigit():
+        raise DataError(f"shard {path.name}: {name} must hold a class number of 0 or more, not {data[:20]!r}")
+    return int(data)
+
+
+def _check_image(path: Path, name: str, data: bytes, size: int | None) -> int:
+    try:
+        width, height = size_of(data)
+    except BadImageError as error:
+        raise DataError(f"shard {path.name}: {name} {error}") from error
+    size = size or width
+    if (width, height) != (size, size):
+        raise DataError(f"shard {path.name}: {name} is {width}x{height}, not {size}x{size}")
+    return size
+
+
+def _check_raw(path: Path, name: str, length: int, size: int | None, channels: int) -> int:
+    side = math.isqrt(length // channels)
+    if not length or side * side * channels != length:
+        raise DataError(f"shard {path.name}: {name} has {length} bytes, which are no square of {channels} channels")
+    if side != (size or side):
+        raise DataError(f"shard {path.name}: {name} is {side}x{side}, not {size}x{size}")
+    return side

@@ -1,0 +1,120 @@
+"""What a source of images is, and the parts that several sources share: lists of names, images as squares."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from PIL import Image
+
+from cmdist.data.decode import BadImageError, load
+from cmdist.errors import DataError
+
+Pixels = NDArray[np.uint8]  # (H, W, C)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that can be read one by one in any order, so that shuffling needs no memory and shards can be written apart.
+
+    `image` raises BadImageError for an image that cannot be had, and is called in several processes after a fork.
+    """
+
+    name: str
+    image_size: int
+    channels: int
+    transform: str  # how pixels were made; stored in the index, because variants shift FID
+    count: int
+    image: Callable[[int], Pixels]  # i -> (H, W, C)
+    labels: NDArray[np.int64] | None = None  # (count,), None: unlabelled
+    classes: tuple[str, ...] = ()  # names, by label
+    fingerprint: str = ""  # of what the images are read from: names and sizes, not every byte
+
+
+class Names:
+    """Many names in little memory: one run of bytes and where each ends (3 million paths of 40 bytes: 150 MB, as str 300 MB or more)."""
+
+    def __init__(self, names: Iterable[bytes]) -> None:
+        parts = list(names)
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        self._bytes = b"".join(parts)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> bytes:
+        return self._bytes[int(self._ends[i - 1]) if i else 0 : int(self._ends[i])]
+
+    def fingerprint(self, *numbers: NDArray[np.int64]) -> str:
+        """A hash of the names and of numbers beside them."""
+        digest = xxhash.xxh3_128(self._bytes)
+        for array in (self._ends, *numbers):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def by_first_folder(names: list[str], where: object) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+    """Classes and labels of relative paths: the first folder is the class, in sorted order; no folders, no labels.
+
+    Raises DataError if only some lie in folders.
+    """
+    firsts = [name.partition("/")[0] if "/" in name else "" for name in names]
+    classes = tuple(sorted(set(firsts) - {""}))
+    if not classes:
+        return (), None
+    if "" in firsts:
+        bare = names[firsts.index("")]
+        raise DataError(
+            f"{where}/{bare} has no label: either all images of {where} lie in sub-folders, which name their classes, or none does"
+        )
+    number = {name: label for label, name in enumerate(classes)}
+    return classes, np.array([number[first] for first in firsts], np.int64)
+
+
+def refuse_unsafe(name: str, where: object) -> None:
+    """Raise DataError for a member whose name leads out of its archive. Nothing is unpacked, but such an archive is not to be trusted."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if ".." in parts or name.startswith(("/", "\\")) or (parts and parts[0].endswith(":")):
+        raise DataError(f"{where} holds a member '{name}': names that are absolute or hold '..' are refused")
+
+
+def transform_of(size: int | None, enlarge: bool = False) -> str:
+    """What the index says of how the images were made."""
+    if size is None:
+        return "none"
+    return "ADM centre crop: box halvings, then bicubic" + ("; smaller images are enlarged" if enlarge else "")
+
+
+def square(data: bytes, where: str, size: int, crop: bool, enlarge: bool) -> Pixels:
+    """An encoded image as RGB pixels (size, size, 3): cropped as in ADM, or, without `crop`, as it is.
+
+    Raises BadImageError, naming `where`, if it cannot be decoded, or is smaller than `size` without `enlarge`; DataError for another
+    size without `crop`.
+    """
+    try:
+        image = load(data, "RGB")
+    except BadImageError as error:
+        raise BadImageError(f"{where} {error}") from error
+    if not crop:
+        if image.size != (size, size):
+            raise DataError(f"{where} is {image.width}x{image.height}, not {size}x{size}: give --size to crop and resize all images")
+    elif min(image.size) < size and not enlarge:
+        raise BadImageError(
+            f"{where} is {image.width}x{image.height}, smaller than the {size} pixels asked for: give a smaller --size, "
+            "or --enlarge to enlarge such images as ADM does"
+        )
+    else:
+        image = centre_crop(image, size)
+    return np.asarray(image)
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The centre square of an image at `size` pixels: halved by boxes while both sides allow it, then bicubic (ADM's variant)."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,143 @@
+"""One's own images: a folder, or a zip file that is read in place."""
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmdist.data.decode import EXTENSIONS, MAX_BYTES, BadImageError, load
+from cmdist.data.sources.base import Names, Source, by_first_folder, refuse_unsafe, square, transform_of
+from cmdist.errors import DataError
+
+_LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member of a zip file; its last two fields: lengths of name and extra field
+
+
+def folder(path: str | Path, size: int | None = None, enlarge: bool = False) -> Source:
+    """One's own images below `path` as RGB; sub-folders, if there are any, are the classes, in alphabetical order.
+
+    Hidden files are skipped. With `size` every image is cropped to its centre square and resized as in ADM; without, all must be squares
+    of one size.
+    Raises DataError for a folder without images, or with some images outside of the class folders.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; give a folder of images, with labels as sub-folders if there are any")
+    found = sorted(_below(root), key=lambda entry: entry[0].split("/"))
+    names = [name for name, _ in found]
+    return _source(
+        root.resolve().name, root, names, [length for _, length in found], lambda i, name: (root / name).read_bytes(), size, enlarge
+    )
+
+
+def zipped(path: str | Path, size: int | None = None, enlarge: bool = False) -> Source:
+    """The images in a zip file, with the rules of `folder`; members are stored or deflated.
+
+    Raises DataError also for names that lead out of it, links, encrypted or differently compressed members, and those that expand to
+    more than MAX_BYTES.
+    """
+    file = Path(path)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            infos = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename.split("/"))
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise DataError(f"{file} cannot be read as a zip file: {error}") from error
+    for info in infos:
+        _refuse_member(info, file)
+    infos = [info for info in infos if _is_image(info.filename)]
+    places = np.array([(i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type) for i in infos], np.int64).reshape(-1, 5)
+    names = [info.filename for info in infos]
+    del infos  # half a kilobyte each
+    number = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    return _source(
+        file.stem, file, names, places[:, 3], lambda i, name: _member(number, places[i].tolist(), f"{file}/{name}"), size, enlarge
+    )
+
+
+def _source(
+    title: str,
+    root: Path,
+    names: list[str],
+    sizes: list[int] | NDArray[np.int64],
+    read: Callable[[int, str], bytes],
+    size: int | None,
+    enlarge: bool,
+) -> Source:
+    if not names:
+        raise DataError(f"{root} holds no images; files that end in {', '.join(EXTENSIONS)} are read")
+    classes, labels = by_first_folder(names, root)
+    packed = Names(os.fsencode(name) for name in names)
+    side = size or min(load(read(0, names[0]), "RGB").size)
+
+    def image(i: int) -> NDArray[np.uint8]:
+        name = os.fsdecode(packed[i])
+        return square(read(i, name), f"{root}/{name}", side, size is not None, enlarge)
+
+    return Source(
+        name=title,
+        image_size=side,
+        channels=3,
+        transform=transform_of(size, enlarge),
+        count=len(packed),
+        image=image,
+        labels=labels,
+        classes=classes,
+        fingerprint=packed.fingerprint(np.asarray(sizes, np.int64)),
+    )
+
+
+def _below(root: Path) -> list[tuple[str, int]]:
+    """(relative path, bytes) of each image; links to files are followed, links to folders are not."""
+    found, todo = [], [""]
+    while todo:
+        base = todo.pop()
+        with os.scandir(root / base) as entries:
+            for entry in entries:
+                name = f"{base}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(f"{name}/")
+                elif _is_image(name) and entry.is_file():
+                    found.append((name, entry.stat().st_size))
+    return found
+
+
+def _is_image(name: str) -> bool:
+    if name.rpartition("/")[2].startswith("."):  # e.g. ._a.png, which macOS puts into every zip file
+        return False
+    return os.path.splitext(name)[1].lower().lstrip(".") in EXTENSIONS
+
+
+def _refuse_member(info: zipfile.ZipInfo, file: Path) -> None:
+    refuse_unsafe(info.filename, file)
+    if (info.external_attr >> 16) & 0o170000 == 0o120000:
+        raise DataError(f"{file} holds a link '{info.filename}': links are refused")
+    if not _is_image(info.filename):
+        return
+    if info.flag_bits & 1:
+        raise DataError(f"{file}/{info.filename} is encrypted; make a zip file without a password")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{file}/{info.filename} is compressed by method {info.compress_type}; stored and deflated members are read")
+    if info.file_size > MAX_BYTES:
+        raise DataError(f"{file}/{info.filename} expands to {info.file_size} bytes, {MAX_BYTES} are allowed")
+
+
+def _member(number: int, place: list[int], where: str) -> bytes:
+    """The bytes of one member by pread, since a ZipFile has one position for all processes; never more than its size in the directory."""
+    offset, packed, size, checksum, method = place
+    header = os.pread(number, _LOCAL.size, offset)
+    if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
+        raise DataError(f"{where} is not where the zip file's directory says: the file is damaged")
+    name, extra = _LOCAL.unpack(header)[-2:]
+    data = os.pread(number, packed, offset + _LOCAL.size + name + extra)
+    try:
+        if method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompressobj(-15).decompress(data, size + 1)
+    except zlib.error as error:
+        raise BadImageError(f"{where} is damaged in the zip file: {error}") from error
+    if len(data) != size or zlib.crc32(data) != checksum:
+        raise BadImageError(f"{where} is damaged in the zip file: its size or checksum is not that of the directory")
+    return data

@@ -1,0 +1,116 @@
+"""Tasks shared out to forked processes that leave nothing behind, however their parent ends."""
+
+import mmap
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from typing import Any
+
+import numpy as np
+
+from cmdist.errors import CmdistError, DataError
+
+Progress = Callable[[int], object]  # called with the number of images done since the last call
+
+_DONE, _BAD = 0, 1
+
+
+class Tally:
+    """Images done and images bad, counted by all processes together without a lock: each has a row of its own."""
+
+    def __init__(self, rows: int, progress: Progress | None = None) -> None:
+        self._counts = np.frombuffer(mmap.mmap(-1, 16 * rows + 8), np.int64)  # shared after a fork; the last number says stop
+        self._row, self._parent, self._progress = 0, os.getppid(), progress
+
+    def be_worker(self, row: int, parent: int) -> None:
+        """In a forked process: count in this row, and end once `parent` is gone or says stop."""
+        self._row, self._parent, self._progress = row, parent, None
+
+    def add(self, done: int, bad: int = 0) -> None:
+        """Count. In a worker whose parent was killed, or wants it to stop, this ends the process."""
+        self._counts[2 * self._row + _DONE] += done
+        self._counts[2 * self._row + _BAD] += bad
+        if self._progress:
+            self._progress(done)
+        elif self._counts[-1] or os.getppid() != self._parent:
+            raise SystemExit(1)
+
+    def stop(self) -> None:
+        """Ask all workers to end."""
+        self._counts[-1] = 1
+
+    @property
+    def done(self) -> int:
+        """By all processes."""
+        return int(self._counts[:-1][_DONE::2].sum())
+
+    @property
+    def bad(self) -> int:
+        """By all processes."""
+        return int(self._counts[:-1][_BAD::2].sum())
+
+
+def run(tasks: Sequence[int], work: Callable[[int, Tally], None], workers: int, progress: Progress | None = None) -> None:
+    """`work(task, tally)` for each task, in this process (`workers` 0 or 1) or in forked ones, which take the next task as they are free.
+
+    The first error of any of them is raised here and ends the others. `tally.add` reports progress. Raises DataError if a worker is killed.
+    """
+    if min(workers, len(tasks)) <= 1:
+        tally = Tally(1, progress or (lambda n: None))
+        for task in tasks:
+            work(task, tally)
+        return
+    context = multiprocessing.get_context("fork")  # what the source has listed and mapped is shared, not copied
+    workers = min(workers, len(tasks))
+    tally, taken, failures = Tally(workers), context.Value("q", 0), context.SimpleQueue()
+    processes = [
+        context.Process(target=_worker, args=(row, os.getpid(), tasks, work, tally, taken, failures), daemon=True) for row in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        reported = 0
+        while True:
+            running = [process for process in processes if process.exitcode is None]
+            wait([process.sentinel for process in running], timeout=0.2)
+            if progress:
+                progress(tally.done - reported)
+                reported = tally.done
+            if not failures.empty():
+                raise failures.get()
+            if killed := [process.exitcode for process in processes if process.exitcode]:
+                raise DataError(f"a worker process was killed (exit code {killed[0]}); the same command goes on where it stopped")
+            if not running:
+                return
+    finally:
+        tally.stop()
+        deadline = time.monotonic() + 10
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()
+            process.join()
+
+
+def _worker(
+    row: int, parent: int, tasks: Sequence[int], work: Callable[[int, Tally], None], tally: Tally, taken: Any, failures: Any
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    tally.be_worker(row, parent)
+    try:
+        while True:
+            with taken.get_lock():
+                number = taken.value
+                taken.value += 1
+            if number >= len(tasks):
+                return
+            work(tasks[number], tally)
+    except CmdistError as error:
+        failures.put(error)
+    except Exception as error:  # with the traceback, for --debug; as text, since not every exception can be sent
+        told = RuntimeError(f"{type(error).__name__}: {error}")
+        told.add_note(traceback.format_exc())
+        failures.put(told)

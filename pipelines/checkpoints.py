@@ -1,0 +1,151 @@
+"""Look after the checkpoints of a run, on a disk or an object store.
+
+python pipelines/checkpoints.py list RUN                  step, bytes, age, world size, verified
+python pipelines/checkpoints.py verify RUN [--step N]     read everything back and compare it with COMMIT; exit code 1 if anything is wrong
+python pipelines/checkpoints.py thin RUN [--last N] [--every M]      remove what the rule leaves over, once the newest is verified
+python pipelines/checkpoints.py copy RUN[/checkpoints/step-...] URL  the newest, or that one, verified, into the run folder URL
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from cmdist import cli, storage
+from cmdist import config as configuration
+from cmdist.errors import CheckpointError, CmdistError, ConfigError, Damaged
+from cmdist.train import checkpoint as checkpoints
+from cmdist.train import retention, sealed
+from cmdist.train.checkpoint import Checkpoint, Entry
+from cmdist.train.retention import Keep
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|verify|thin|copy")
+    for name in ("list", "verify", "thin", "copy"):
+        commands.add_parser(name).add_argument("run", help="a run folder; for copy also the folder of a checkpoint")
+    commands.choices["verify"].add_argument("--step", type=int, help="only this one")
+    commands.choices["thin"].add_argument("--last", type=int, help="whole checkpoints to keep; default: the run's train.keep_checkpoints")
+    commands.choices["thin"].add_argument("--every", type=int, help="steps to keep too; default: the run's train.keep_every")
+    commands.choices["copy"].add_argument("to", metavar="URL", help="the run folder to copy into")
+    options = parser.parse_args(arguments)
+    url = storage.absolute(options.run)
+    if options.command == "list":
+        show(url)
+    elif options.command == "verify":
+        verify(url, options.step)
+    elif options.command == "thin":
+        thin(url, options.last, options.every)
+    else:
+        copy(url, storage.absolute(options.to))
+
+
+def found_in(run_url: str) -> list[Entry]:
+    """The checkpoint folders of a run. Raises CheckpointError if there are none."""
+    found = checkpoints.entries(run_url)
+    if not found:
+        raise CheckpointError(f"{run_url} has no checkpoints")
+    return found
+
+
+def show(run_url: str) -> None:
+    """Print a table."""
+    print(f"{'step':>10}  {'attempt':>7}  {'bytes':>14}  {'age':>9}  {'ranks':>5}  {'verified':8}  what")
+    for entry in found_in(run_url):
+        size, age, ranks, what = "", "", "", "not finished"
+        if "COMMIT" in entry.names:
+            try:
+                opened = checkpoints.open_entry(entry)
+                size = f"{sum(file['size'] for file in opened.commit['files'].values()):,}"
+                age = elapsed(time.time() - opened.commit["time"]) if "time" in opened.commit else ""
+                ranks = str(opened.commit.get("world_size", ""))
+                what = "whole" if opened.whole else "averages only"
+            except CheckpointError as error:
+                what = str(error)
+        if entry.void:
+            what = "does not count: a later attempt started before it"
+        if "DAMAGED" in entry.names:
+            what = f"set aside: {storage.read(storage.join(entry.url, 'DAMAGED')).decode()}"
+        verified = "yes" if "VERIFIED" in entry.names else "no"
+        print(f"{entry.step:>10,}  {entry.attempt:>7}  {size:>14}  {age:>9}  {ranks:>5}  {verified:8}  {what}")
+
+
+def elapsed(seconds: float) -> str:
+    """'3.5 h'."""
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def verify(run_url: str, step: int | None) -> None:
+    """Read checkpoints back. Raises Damaged if one is not what was committed."""
+    chosen = [entry for entry in found_in(run_url) if "COMMIT" in entry.names and step in (None, entry.step)]
+    if not chosen:
+        raise CheckpointError(f"{run_url} has no committed checkpoint" + (f" of step {step}" if step is not None else ""))
+    bad = []
+    for entry in chosen:
+        begin = time.monotonic()
+        try:
+            opened = checkpoints.open_entry(entry)
+            opened.verify()
+            storage.write(storage.join(entry.url, "VERIFIED"), b"")
+            size = sum(file["size"] for file in opened.commit["files"].values())
+            print(f"step {entry.step:,}: {len(opened.commit['files'])} files, {size:,} bytes are right ({time.monotonic() - begin:.1f} s)")
+        except Damaged as error:
+            print(f"step {entry.step:,}: {error}")
+            bad.append(entry.step)
+    if bad:
+        raise Damaged(f"{len(bad)} of {len(chosen)} checkpoints of {run_url} are damaged: step {', '.join(map(str, bad))}")
+
+
+def thin(run_url: str, last: int | None, every: int | None) -> None:
+    """Remove what the rule leaves over, after the newest checkpoint was verified."""
+    if last is None or every is None:
+        config_url = storage.join(run_url, "config.yaml")
+        config = configuration.parse(storage.read(config_url).decode(), where=config_url)
+        last = config.train.keep_checkpoints if last is None else last
+        every = config.train.keep_every if every is None else every
+    if last < 1 or every < 0:
+        raise ConfigError(f"--last must be 1 or more and --every 0 or more, not {last} and {every}")
+    newest = [entry for entry in found_in(run_url) if entry.counts][-1:]
+    if not newest:
+        raise CheckpointError(f"{run_url} has no committed checkpoint")
+    opened = checkpoints.open_entry(newest[0])
+    if not opened.whole:
+        raise CheckpointError(f"{opened.url}, the newest, holds averages only: nothing is removed")
+    opened.verify()
+    what = retention.thinning(run_url, newest[0].step, newest[0].attempt, Keep(last, every))
+    retention.thin(what)
+    for entry in what.remove:
+        print(f"removed            {entry.url}")
+    for entry in what.strip:
+        print(f"averages only now  {entry.url}")
+    print(f"{len(checkpoints.steps(run_url))} steps are left")
+
+
+def copy(source: str, run_url: str) -> None:
+    """Copy a checkpoint, its run.json and its config.yaml, every byte verified, COMMIT last."""
+    from_run = source.rpartition("/checkpoints/")[0] or source
+    opened: Checkpoint | None = checkpoints.open_folder(source) if from_run != source else checkpoints.newest(source)
+    if opened is None:
+        raise CheckpointError(f"{source} has no committed checkpoint")
+    target = storage.join(run_url, "checkpoints", opened.url.rpartition("/")[2])
+    for name in ("run.json", "config.yaml"):
+        content = storage.read(storage.join(from_run, name))
+        if name == "run.json" and storage.exists(storage.join(run_url, name)):
+            if sealed.read(storage.join(run_url, name), must=False)["id"] != opened.commit.get("run"):
+                raise CmdistError(f"{run_url} is another run; copy into a folder of its own")
+        elif not storage.exists(storage.join(run_url, name)):
+            storage.write(storage.join(run_url, name), content)
+    copied = Checkpoint(target, opened.step, opened.commit)
+    for name in opened.commit["files"]:
+        storage.write(storage.join(target, name), opened.read_file(name))
+        copied.verify([name])
+    sealed.write(storage.join(target, "COMMIT"), sealed.seal(opened.commit))
+    storage.write(storage.join(target, "VERIFIED"), b"")
+    print(f"step {opened.step:,} is in {target}, verified")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,89 @@
+"""The real command with run.root on an S3 server: what it leaves there, whom it lets in, and that no secret gets out."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cmdist import config, storage
+from cmdist.errors import ConfigError
+from ranks import train
+from servers import SECRET, Rclone, environment
+from training import OBJECTIVES, committed, write_config
+
+ROOT = "run.root=s3://bucket/runs"
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rclone:
+    with Rclone(tmp_path / "s3") as running:
+        for name, value in (environment(running.port) | {"HOME": str(tmp_path / "home")}).items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+def test_no_secret_gets_out(tmp_path: Path, digits: str, own: Rclone) -> None:
+    """Credentials come from the environment; they are in no file and no line that a run, a failure or a traceback leaves."""
+    settings = write_config(tmp_path, digits)
+    tracking = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+    first = train(2, tmp_path / "a.log", settings, ROOT, tracking, "train.steps=6", "train.checkpoint_every=3", "train.keep_checkpoints=1")
+    assert first.join() == [0, 0], first.text
+    assert [p.name for p in (own.folder / "bucket/runs/small/checkpoints").iterdir()] == ["step-0000000006-0001"]
+    missing = train(1, tmp_path / "b.log", settings, "run.root=s3://no-such-bucket/runs", tracking, "--debug")
+    assert missing.join() == [3]
+    assert "the bucket does not exist" in missing.text and "Traceback" in missing.text
+    os.environ["AWS_SECRET_ACCESS_KEY"] = f"not-{SECRET}"
+    refused = train(1, tmp_path / "c.log", settings, ROOT, tracking, "--debug")
+    assert refused.join() == [3]
+    assert "refuses access" in refused.text
+    said = train(1, tmp_path / "url.log", settings, f"run.root=s3://KEY:{SECRET}@bucket/runs", "--debug")
+    assert said.join() == [2]
+    os.environ["AWS_SECRET_ACCESS_KEY"] = SECRET
+    searched = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"a.log", "c.log", "url.log", "mlflow.db", "points.jsonl", "config.yaml", "COMMIT"} <= {path.name for path in searched}
+    assert [str(path) for path in searched if SECRET.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "url"),
+    [
+        ("run.root", f"s3://KEY:{SECRET}@bucket/runs"),
+        ("run.root", f"s3://{SECRET}@bucket/runs"),
+        ("data.url", f"https://host/data?X-Amz-Signature={SECRET}"),
+        ("data.url", f"abfs://user:{SECRET}@account.dfs.core.windows.net/data"),
+        ("tracking.uri", f"http://user:{SECRET}@host:5000"),
+        ("teacher", f"gs://bucket/teacher#{SECRET}"),
+        ("init", f"s3://bucket/init?secret={SECRET}"),
+    ],
+)
+def test_urls_that_hold_secrets_are_refused_without_repeating_them(tmp_path: Path, key: str, url: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key} = .*query string is refused, since URLs are logged") as error:
+        config.load(write_config(tmp_path, "data"), [f"{key}={url}"])
+    assert SECRET not in str(error.value)
+
+
+def test_ordinary_urls_are_not_refused(tmp_path: Path) -> None:
+    for url in (
+        "s3://bucket/a b/c@d",
+        "abfs://container@account.dfs.core.windows.net/runs",
+        "/home/me/a?b#c",
+        "sqlite:////tmp/x.db",
+        "http://host:5000",
+    ):
+        storage.check_url(url)
+
+
+def test_a_run_that_is_alive_is_not_entered(tmp_path: Path, digits: str, own: Rclone) -> None:
+    settings = write_config(tmp_path, digits)
+    alive = train(1, tmp_path / "a.log", settings, ROOT, *OBJECTIVES["ct"], "train.steps=100000", "train.self_check=false")
+    while "ranks   " not in alive.text:
+        assert alive.processes[0].exitcode is None, alive.text
+        time.sleep(0.05)
+    second = train(2, tmp_path / "b.log", settings, ROOT, *OBJECTIVES["ct"], "train.steps=100000")
+    assert second.join() == [1, 1]
+    assert second.text.count(f"is in use by attempt 1, process {alive.processes[0].pid} on ") == 2 and "Traceback" not in second.text
+    while not committed("s3://bucket/runs/small", 10):
+        assert alive.processes[0].exitcode is None, alive.text
+        time.sleep(0.05)
+    alive.kill()
