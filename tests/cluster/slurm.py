@@ -1,6 +1,7 @@
 """A real Slurm on this machine: munge, slurmctld, and each node's slurmd in namespaces of its own, so that it can die like a machine."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ NEEDS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare", "setpriv")
 
 CONF = """
 ClusterName=test
+FirstJobId={first}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
@@ -92,7 +94,10 @@ class Slurm:
             (self.root / name).mkdir()
         self.names = [f"node{i + 1}" for i in range(size)]
         nodes = [f"NodeName={n} NodeHostname={_host()} NodeAddr=127.0.0.1 Port={free_port()} CPUs=8 RealMemory=16000" for n in self.names]
-        conf = CONF.format(host=_host(), port=free_port(), root=self.root, nodes="\n".join([cloud] if cloud else nodes))
+        # job ids give the ports of rendezvous, and several clusters may run on this machine
+        conf = CONF.format(
+            first=random.randrange(1, 60000), host=_host(), port=free_port(), root=self.root, nodes="\n".join([cloud] if cloud else nodes)
+        )
         (self.root / "slurm.conf").write_text(conf)
         (self.root / "cgroup.conf").touch()
         (self.root / "hosts").write_text("".join(f"127.0.0.1 {name}\n" for name in ["localhost", _host(), *self.names]))
@@ -215,7 +220,7 @@ class Job:
     def signal_batch(self, name: str) -> None:
         self.slurm.call("scancel", "--batch", f"--signal={name}", self.id)
 
-    def until(self, done: Callable[[], object], seconds: float = 90.0) -> None:
+    def until(self, done: Callable[[], object], seconds: float = 240.0) -> None:
         until(done, seconds, lambda: f"{self.slurm.call('scontrol', 'show', 'job', self.id)}\n{self.log}")
 
     def until_requeued(self, restarts: int) -> None:
@@ -228,7 +233,7 @@ class Job:
         if self.state == "PENDING" and self.show("Reason") == "BeginTime":
             self.slurm.call("scontrol", "update", f"JobId={self.id}", "StartTime=now", check=False)
 
-    def until_over(self, seconds: float = 120.0) -> str:
+    def until_over(self, seconds: float = 300.0) -> str:
         """Its last state. On a busy machine Slurm may end a start once more than the test has asked for: that must not matter."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.until(lambda: self.start_now() or self.state in over, seconds)
