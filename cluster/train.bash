@@ -53,8 +53,9 @@ requeue() {
 
 stop() {
     stopping=$1 trapped=yes
+    if [[ -z $step ]]; then return; fi
     say "$1: the ranks finish their step and commit"
-    [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null
+    kill -USR1 "$step" 2>/dev/null
     if [[ $1 == USR1 ]]; then
         (sleep "$GRACE" && say "not done within $GRACE s" && requeue) &
         timer=$!
@@ -68,6 +69,7 @@ trap '[[ -z $timer ]] || kill "$timer" 2>/dev/null' EXIT
 ranks() {
     srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@" &
     step=$!
+    [[ -z $stopping ]] || kill -USR1 "$step" # it came before there was a step to tell
     local status
     while
         trapped=""

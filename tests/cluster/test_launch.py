@@ -72,7 +72,7 @@ def test_a_plan_runs_to_its_end(slurm: Slurm, tmp_path: Path) -> None:
     from slurm import until
 
     from cmdist import tracking
-    from training import SMALL, write_config
+    from training import OBJECTIVES, SMALL, write_config
 
     for name in ("cluster", "pipelines", "configs", "cmdist"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
@@ -80,7 +80,7 @@ def test_a_plan_runs_to_its_end(slurm: Slurm, tmp_path: Path) -> None:
     config = write_config(tmp_path, str(make_data(tmp_path / "data")), SMALL.replace("uri: none", f"uri: '{uri}', experiment: plan"))
     size = "--gpus-per-node=0 --cpus-per-task=1 --ntasks-per-node=1"
     said = slurm.call(
-        sys.executable, "cluster/launch.py", config, "--nodes", "2", "--n", "100", "--ema", "0.9", "--steps", "2", "4", f"--sbatch={size}",
+        sys.executable, "cluster/launch.py", config, "--nodes", "2", *OBJECTIVES["ct"], "--n", "128", "--ema", "0.99", f"--sbatch={size}",
         cwd=tmp_path, PYTHON=sys.executable, POLL="2",
     )  # fmt: skip
     assert said.count(" job ") == 3, said
@@ -88,8 +88,8 @@ def test_a_plan_runs_to_its_end(slurm: Slurm, tmp_path: Path) -> None:
     until(lambda: not slurm.call("squeue", "--noheader").strip(), 500)
     logs = "\n".join(path.read_text() for path in [*tmp_path.glob("*.log"), *tmp_path.glob("logs/*/*.log")])
     figures = sorted(path.name.split("-")[1:3] for path in (tmp_path / "runs" / "small" / "evaluations").glob("*.json"))
-    # the watching job: its default, the many-step figure of both committed steps; the array: 2 and 4 steps of the last
-    assert len(figures) == 4, f"{logs} {time.monotonic() - begin}"
+    # the watching job: one and two steps with the first average of both committed steps; the array: those of the other one, of the last
+    assert len(figures) == 6, f"{logs} {time.monotonic() - begin}"
     assert len(tracking.runs(uri, "plan")) == 1
     shown = slurm.call(sys.executable, "cluster/launch.py", "status", str(tmp_path / "runs" / "small"), cwd=tmp_path)
-    assert "step         20 of 20 is committed" in shown and "steps/s" in shown and "at step 20, EMA 0.9, 100 images" in shown
+    assert "step         20 of 20 is committed" in shown and "steps/s" in shown and "at step 20, EMA 0.99, 128 images" in shown

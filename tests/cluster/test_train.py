@@ -190,9 +190,9 @@ def test_ten_random_interruptions(slurm: Slurm, tmp_path: Path, digits: str, str
     job = submit(slurm, tmp_path, digits, f"train.steps={steps}", "train.checkpoint_every=10", MAX_RESTARTS="10")
     for number in range(10):
         before, begun = newest(job), f"start {number}: 2 ranks"
-        job.until(lambda: begun in job.log and len(job.ranks()) == 2)
+        job.until(lambda: begun in job.log and len(job.ranks()) == 2)  # noqa: B023
         if draw.random() < 0.7:  # else before the first step
-            job.until(lambda: newest(job) > before)
+            job.until(lambda: newest(job) > before)  # noqa: B023
         how = draw.choice(["USR1", "requeue", "kill"])
         if how == "USR1":
             job.signal_batch("USR1")
