@@ -86,7 +86,7 @@ def test_what_cannot_start_ends_at_once_and_is_not_requeued(slurm: Slurm, tmp_pa
     assert job.until_over() == "FAILED"
     assert job.show("ExitCode") == "2:0" and job.show("Restarts") == "0"
     for node in ("node1", "node2"):
-        assert f"preflight: {node}: data: {tmp_path}/nodata" in job.log
+        assert f"preflight: {node}: data: there is no data set at {tmp_path}/nodata" in job.log
         assert f"preflight: {node}: run.root: " in job.log
     assert "pre-flight ended with exit code 2: not started again" in job.log
 
