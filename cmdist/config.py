@@ -125,6 +125,7 @@ class Train(Section):
     keep_checkpoints: Annotated[int, Field(ge=0)] = 3  # the newest so many; 0: all; of evaluated steps the averages stay anyway
     keep_every: Annotated[int, Field(ge=0)] = 0  # and all steps divisible by this; 0: none
     max_missed_checkpoints: Annotated[int, Field(ge=0)] = 3  # saves in a row that may fail before the run does
+    hang_minutes: PositiveFloat = 30.0  # a rank that finishes no step for so long prints its stacks and ends the run
     self_check: bool = True
     compile: bool = False  # torch.compile, for every network of the step
 

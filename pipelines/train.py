@@ -48,6 +48,9 @@ def main(arguments: Sequence[str]) -> None:
         help="auto: from the newest sound checkpoint if there is one; none: refuse to go on; "
         "a URL: start from that run or checkpoint, and go on from the run's own once it has one",
     )
+    parser.add_argument(
+        "--stopped-exit", type=int, default=0, metavar="CODE", help="exit code when a request to stop ends the run early (0)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what it means, and end")
     parser.add_argument(
         "--plan", action="store_true", help="print what the run would need (memory, FLOPs, GPU-hours), and end; needs no GPU"
@@ -74,8 +77,10 @@ def main(arguments: Sequence[str]) -> None:
         return print_plan(config, ranks, options.gpu_memory, options.peak_tflops, options.mfu)
     world = distributed.start()
     with distributed.failing_together(world):
-        train(config, world, options.resume)
+        finished = train(config, world, options.resume)
         distributed.stop(world)
+    if not finished:
+        sys.exit(options.stopped_exit)
 
 
 def print_dry_run(config: Config, net: nn.Module, ranks: int) -> None:
@@ -112,8 +117,8 @@ def print_plan(config: Config, ranks: int, gpu_memory: float, peak_tflops: float
     print(f"                                      if {mfu:.0%} of {peak_tflops:g} TFLOP/s are reached: an assumption, not a measurement")
 
 
-def train(config: Config, world: World, mode: str) -> None:
-    """Train, or go on training, until the last step or a request to stop."""
+def train(config: Config, world: World, mode: str) -> bool:
+    """Train, or go on training, until the last step or a request to stop; whether the last step is done."""
     run_url = storage.join(storage.absolute(config.run.root), config.run.name)
     data = build.dataset(config)
     record, changed = read_run(run_url, config, world)
@@ -124,8 +129,8 @@ def train(config: Config, world: World, mode: str) -> None:
             if found.step >= config.train.steps:
                 if world.first:
                     print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
-                return
-        go_on(config, world, data, found, run_url, record, changed, attempt)
+                return True
+        return go_on(config, world, data, found, run_url, record, changed, attempt)
 
 
 def go_on(
@@ -137,8 +142,8 @@ def go_on(
     record: dict[str, Any],
     changed: list[str],
     attempt: Attempt,
-) -> None:
-    """Train from a checkpoint, or from the beginning."""
+) -> bool:
+    """Train from a checkpoint, or from the beginning; whether the last step is done."""
     trainer, order, checked = make_trainer(config, world, data, found, run_url, record["id"], attempt)
     attempt.begin(trainer.step)
     if world.first:
@@ -157,12 +162,14 @@ def go_on(
             )
     status = "FAILED"
     try:
-        status = "FINISHED" if trainer.fit() else "KILLED"
+        finished = trainer.fit()
+        status = "FINISHED" if finished else "KILLED"
         if world.first and status == "KILLED":
             cause = trainer.stop.signal or "another rank"
             print(f"stopped by {cause} after step {trainer.step}, which is committed; the same command goes on from there")
     finally:
         trainer.close(status)
+    return finished
 
 
 def read_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any], list[str]]:
@@ -243,7 +250,7 @@ def make_trainer(
     trainer = Trainer(
         world=world,
         seed=config.run.seed,
-        schedule=Schedule(t.steps, t.log_every, t.checkpoint_every, t.global_batch),
+        schedule=Schedule(t.steps, t.log_every, t.checkpoint_every, t.global_batch, t.hang_minutes * 60),
         engine=engine,
         objective=objective,
         networks=networks,

@@ -1,6 +1,7 @@
 """The loop: a list of what happens, in order."""
 
 import dataclasses
+import faulthandler
 import resource
 import sys
 import time
@@ -34,6 +35,7 @@ class Schedule:
     log_every: int
     checkpoint_every: int
     global_batch: int
+    hang_seconds: float  # without a step, after which the process prints all stacks and ends
 
 
 @dataclass
@@ -78,6 +80,8 @@ class Trainer:
         window, window_start = self.step, time.perf_counter()
         saved = stopping = False
         while self.step < self.schedule.steps and not stopping:
+            # a thread of C that needs no GIL, so a rank that is stuck in a collective ends too: exit code 1
+            faulthandler.dump_traceback_later(self.schedule.hang_seconds, exit=True)
             point = self.curriculum(self.step)
             loss = self.train_step(point)
             self.step += 1
@@ -99,6 +103,7 @@ class Trainer:
             self.save(last=True)
         with self.clock.count("checkpoint_stall"):
             self.saver.wait()
+        faulthandler.cancel_dump_traceback_later()
         return self.step >= self.schedule.steps
 
     def close(self, status: str) -> None:

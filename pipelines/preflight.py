@@ -1,0 +1,175 @@
+"""Look, in seconds and on every rank, whether a run could train here; the step before pipelines/train.py in the jobs of cluster/.
+
+srun python pipelines/preflight.py CONFIG [key=value ...]
+
+It looks at the configuration, the data and other weights that it names, the run's folder (which all nodes must share), the devices,
+and whether the ranks reach each other. Each failure is one line that names the node. Exit code 2: starting again would not help;
+1: on other nodes, or later, it might.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cmdist import build, cli, distributed, storage
+from cmdist import config as configuration
+from cmdist.config import Config
+from cmdist.distributed import World
+from cmdist.errors import CmdistError, ConfigError, LookupFailed, StoreError
+from cmdist.nets import released
+from cmdist.train import checkpoint as checkpoints
+
+PATIENCE = 120.0  # seconds for the ranks to find each other
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file, e.g. configs/digits/ct.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, e.g. train.steps=100")
+    parser.add_argument("--starts", metavar="FILE", help="where the number of starts in a row from the same committed step is kept")
+    parser.add_argument(
+        "--max-restarts", type=int, default=5, help="with --starts: restarts in a row without progress (default %(default)s)"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    rank, size, local = distributed.place()
+    # Every rank of a job says the same about these; the first one of a node says it for all of them.
+    failures = Failures(node, quiet=local != 0)
+    config = None
+    with failures.noted("config", 2):
+        config = configuration.load(options.config, options.overrides)
+        if config.micro_batches % size:
+            raise ConfigError(f"{size} ranks cannot share train.global_batch / train.micro_batch = {config.micro_batches} evenly")
+        with torch.device("meta"):
+            build.network(config)
+    if config is None or failures.code:
+        sys.exit(failures.code)
+    run_url = storage.join(storage.absolute(config.run.root), config.run.name)
+    probe = storage.join(run_url, f"preflight-{rank}")
+    if local == 0:
+        with failures.noted("data", 2):
+            check_data(config)
+        with failures.noted("weights", 2):
+            check_weights(config)
+        with failures.noted("run.root", 2):
+            storage.write(probe, node.encode())
+    failures.quiet = False
+    device = torch.device("cpu")
+    with failures.noted(f"device of rank {rank}", 1):
+        device = check_device(local)
+    codes, step = [1], 0
+    with failures.noted("collective", 1):
+        world = distributed.start(PATIENCE)
+        check_collective(world, device)
+        writers = [rank for rank, first in enumerate(distributed.gather(local == 0, world.control)) if first]
+        if local == 0 and not failures.code:
+            with failures.noted("run.root", 2):
+                check_shared(run_url, writers)
+        if world.first and not failures.code:
+            with failures.noted("checkpoints", LookupFailed.exit_code):
+                step = (checkpoints.steps(run_url) or [0])[-1]
+                if options.starts and step < config.train.steps:
+                    with failures.noted("restarts", 2):
+                        count_start(Path(options.starts), step, options.max_restarts)
+        codes = distributed.gather(failures.code, world.control)
+        with contextlib.suppress(Exception):  # of a rank that could not write it
+            if local == 0:
+                storage.remove(probe)
+    codes.append(failures.code)
+    if any(codes):
+        sys.stdout.flush()
+        os._exit(2 if 2 in codes else max(codes))  # past the process group, which would wait for ranks that could not join it
+    distributed.stop(world)
+    if world.first:
+        print(f"preflight: {size} ranks on {device.type}, step {step:,} of {config.train.steps:,} is committed", flush=True)
+
+
+class Failures:
+    """Prints failures, one line each, and keeps the exit code of the first."""
+
+    def __init__(self, node: str, quiet: bool) -> None:
+        self._node, self.quiet, self.code = node, quiet, 0
+
+    @contextlib.contextmanager
+    def noted(self, what: str, code: int) -> Iterator[None]:
+        """A failure inside the block is printed, unless another rank of the node prints the same."""
+        try:
+            yield
+        except Exception as error:
+            self.code = self.code or (1 if isinstance(error, StoreError) else code)  # a store that is down will be up again
+            if not self.quiet:
+                sentence = str(error) if isinstance(error, CmdistError) else f"{type(error).__name__}: {error}"
+                sys.stderr.write(f"preflight: {self._node}: {what}: {' '.join(sentence.split())}\n")
+                sys.stderr.flush()
+
+
+def check_data(config: Config) -> None:
+    """The index is there, it is what the configuration says, and so is every shard that it names. Raises DataError, ConfigError."""
+    data = build.dataset(config)
+    there = set(storage.names(data.url))
+    missing = [shard["name"] for shard in data.index["shards"] if shard["name"] not in there]
+    if missing:
+        raise ConfigError(f"{data.url} lacks {len(missing)} of {len(data.index['shards'])} shards, the first is {missing[0]}")
+    data.image(0)
+
+
+def check_weights(config: Config) -> None:
+    """The teacher, the start and the weights of LPIPS are there. Raises CheckpointError, ConfigError."""
+    for key, url in (("teacher", config.teacher), ("init", config.init)):
+        if url is None or url in ("exact", "teacher"):
+            continue
+        if not released.is_file(url):
+            build.open_run(url)
+        elif not storage.exists(url):
+            raise ConfigError(f"{key} {url} is not there")
+    weights = config.loss.lpips_weights
+    if weights and not storage.exists(weights):
+        raise ConfigError(f"loss.lpips_weights {weights} is not there")
+
+
+def check_device(local: int) -> torch.device:
+    """This rank's device computes. Raises ConfigError if Slurm gave GPUs to the job that torch does not see."""
+    given, seen = int(os.environ.get("SLURM_GPUS_ON_NODE", "0") or 0), torch.cuda.device_count()
+    if local < given and seen < given:
+        raise ConfigError(f"Slurm gave this node {given} GPUs, torch {torch.__version__} sees {seen}")
+    device = torch.device("cuda", local % seen) if seen else torch.device("cpu")
+    if torch.ones(64, 64, device=device).square().sum().item() != 4096:
+        raise ConfigError(f"{device} computes nonsense")
+    return device
+
+
+def check_collective(world: World, device: torch.device) -> None:
+    """A sum over all ranks on their devices."""
+    total = torch.ones(1, device=device)
+    dist.all_reduce(total)
+    if total.item() != world.size:
+        raise ConfigError(f"a sum of ones over {world.size} ranks is {total.item():g}")
+
+
+def check_shared(run_url: str, writers: Sequence[int]) -> None:
+    """What each node has written, this one sees. Raises ConfigError."""
+    there = storage.names(run_url)
+    for rank in writers:
+        if f"preflight-{rank}" not in there:
+            raise ConfigError(f"{run_url} does not show what the node of rank {rank} has written there; all nodes must share it")
+
+
+def count_start(path: Path, step: int, most: int) -> None:
+    """Count this start from committed step `step` in a local file. Raises ConfigError if there were too many in a row."""
+    before = json.loads(path.read_text()) if path.exists() else {"step": -1, "starts": 0}
+    starts = before["starts"] + 1 if before["step"] == step else 1
+    if starts > most + 1:
+        raise ConfigError(f"{most} restarts in a row have committed nothing beyond step {step}; see the logs of the ranks")
+    path.write_text(json.dumps({"step": step, "starts": starts}))
+
+
+if __name__ == "__main__":
+    cli.run(main)
