@@ -163,9 +163,8 @@ def resume(run: str, repeats: int, size: float) -> None:
         ranks = [subprocess.Popen([*command, str(r), str(world)], stdout=subprocess.PIPE, text=True) for r in range(world)]
         said = [process.communicate()[0].split() for process in ranks]
         seconds, read = max(float(s[0]) for s in said), [int(s[1]) for s in said]
-        print(
-            f"resume on {world}: {seconds:.2f} s, read and verified per rank {max(read) / 1e6:,.0f} MB = {max(read) / size * world:.3f} / world"
-        )
+        share = max(read) / size * world
+        print(f"resume on {world}: {seconds:.2f} s, read and verified per rank {max(read) / 1e6:,.0f} MB = {share:.3f} / world")
 
 
 def fetch(run: str, rank: int, world: int) -> None:
