@@ -83,7 +83,7 @@ def test_damaged_data(tmp_path: Path, digits: str, damage: Damage, says: str, ra
         (["data.channels=3"], 1, "the images have channels 1, data.channels says 3"),
         (["data.classes=7"], 1, "the data set has 10 classes, data.classes says 7"),
         (["objective=consistency_distillation", "teacher=nowhere"], 1, "nowhere is not a run folder: it has no config.yaml"),
-        (["data.url=pipe:cat"], 1, "'pipe:' URLs run shell commands and are refused"),
+        (["data.url=pipe:cat"], 2, "data.url = pipe:cat: 'pipe:' URLs run shell commands and are refused"),
         (["init=nowhere"], 1, "nowhere is not a run folder"),
         (["network.head_channels=7"], 2, "head_channels 7 must divide"),
     ],

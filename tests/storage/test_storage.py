@@ -144,3 +144,14 @@ def test_join_and_local_path(tmp_path, monkeypatch):
     assert storage.local_path("memory://a") is None and storage.absolute("memory://a") == "memory://a"
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("x/y") == str(tmp_path / "x" / "y") == str(storage.local_path(f"file://{tmp_path}/x/y"))
+
+
+def test_what_another_process_writes_is_seen(s3, server):
+    place = server.folder / "bucket" / s3.rpartition("/")[2]
+    assert storage.names(s3) == [] and not storage.exists(f"{s3}/late")
+    storage.write(f"{s3}/first", b"1")
+    assert storage.names(s3) == ["first"]
+    code = f"from cmdist import storage; storage.write({s3 + '/late'!r}, b'22'); storage.write({s3 + '/first'!r}, b'333')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (place / "late").read_bytes() == b"22"
+    assert storage.exists(f"{s3}/late") and storage.size(f"{s3}/first") == 3 and storage.names(s3) == ["first", "late"]
