@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo clean-demo lint format test test-slow
+.PHONY: install demo clean-demo lint format test test-slow chaos bench
 
 install: $(STAMP)
 
@@ -35,5 +35,13 @@ format: install
 test: install
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: install
-	$(BIN)/python -m pytest -m slow
+test-slow: install  ## minutes each; not the chaos tests
+	$(BIN)/python -m pytest -m slow --ignore tests/chaos
+
+chaos: install  ## 200 random kills and a store that is down: about half an hour
+	$(BIN)/python -m pytest -m slow tests/chaos
+
+bench: install
+	$(BIN)/python pipelines/benchmark.py data
+	$(BIN)/python pipelines/benchmark.py prepare
+	$(BIN)/python pipelines/benchmark.py checkpoint
