@@ -101,7 +101,7 @@ unset RANK WORLD_SIZE LOCAL_RANK
 export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((10000 + (SLURM_JOB_ID * 16 + attempt) % 20000))
 
 say "$SLURM_NTASKS ranks on ${nodes[*]}; their log is $logs/NODE.log"
-ranks "$PYTHON" pipelines/preflight.py --starts "$logs/starts.json" --max-restarts "$MAX_RESTARTS" "$@"
+ranks --wait=60 "$PYTHON" pipelines/preflight.py --starts "$logs/starts.json" --max-restarts "$MAX_RESTARTS" "$@"
 if ((code != 0)); then end pre-flight; fi
 
 # One rank that ends badly ends all; ranks that stay behind when others are done get two minutes.

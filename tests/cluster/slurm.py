@@ -230,7 +230,9 @@ class Job:
         self.start_now()
 
     def start_now(self) -> None:
+        """End the wait of a requeued job."""
         if self.state == "PENDING" and self.show("Reason") == "BeginTime":
+            time.sleep(2.0)  # within the second in which it was requeued, nodes still refuse the job's id: "credential revoked"
             self.slurm.call("scontrol", "update", f"JobId={self.id}", "StartTime=now", check=False)
 
     def until_over(self, seconds: float = 300.0) -> str:

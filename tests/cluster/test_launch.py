@@ -90,6 +90,8 @@ def test_a_plan_runs_to_its_end(slurm: Slurm, tmp_path: Path) -> None:
     figures = sorted(path.name.split("-")[1:3] for path in (tmp_path / "runs" / "small" / "evaluations").glob("*.json"))
     # the watching job: one and two steps with the first average of both committed steps; the array: those of the other one, of the last
     assert len(figures) == 6, f"{logs} {time.monotonic() - begin}"
-    assert len(tracking.runs(uri, "plan")) == 1
+    noted = tracking.runs(uri, "plan")
+    parents = [run for run in noted if run["parent"] is None]
+    assert len(parents) == 1 and {run["parent"] for run in noted if run["parent"]} == {parents[0]["id"]} and len(noted) == 7
     shown = slurm.call(sys.executable, "cluster/launch.py", "status", str(tmp_path / "runs" / "small"), cwd=tmp_path)
     assert "step         20 of 20 is committed" in shown and "steps/s" in shown and "at step 20, EMA 0.99, 128 images" in shown
