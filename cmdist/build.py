@@ -133,6 +133,13 @@ def dataset(config: Config) -> ShardedImages:
     d = config.data
     folder = Path(d.cache) if d.cache else default_folder()
     data = open_dataset(d.url, Cache(folder, int(d.cache_gib * 2**30) if d.cache_gib else None))
+    sizes = sorted(shard["size"] for shard in data.index["shards"])
+    needed = sum(sizes[-(2 * d.block_shards + 1) :])
+    if d.cache_gib and storage.local_path(d.url) is None and d.cache_gib * 2**30 < needed:
+        raise DataError(
+            f"data.cache_gib ({d.cache_gib}) is too small for {d.url}: two blocks of {d.block_shards} shards and one more need "
+            f"{needed / 2**30:.3g}; raise it or lower data.block_shards"
+        )
     for key, found, asked in (("image_size", data.image_size, d.image_size), ("channels", data.channels, d.channels)):
         if found != asked:
             raise DataError(f"{d.url}: the images have {key} {found}, data.{key} says {asked}")

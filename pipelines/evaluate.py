@@ -73,9 +73,6 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
     else:
         url = storage.absolute(options.run)
         step = distributed.gather(build.open_run(url, options.checkpoint).step if world.first else 0, world.control)[0]
-        if world.first:  # retention keeps the averages of this step from now on
-            run_folder = url.rpartition("/checkpoints/")[0] or url
-            storage.create(storage.join(run_folder, "evaluations", f"step-{step:010d}.begun"), b"")
         run = build.open_run(url, step)
         config, ema = run.config, run.config.train.ema[0] if options.ema is None else options.ema
         title, run_url = f"{config.run.name} step {step}, EMA {ema}", run.checkpoint.url.rpartition("/checkpoints/")[0]
@@ -97,6 +94,8 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
         rho=noise.rho,
     )
     folder = storage.join(run_url, "evaluations")
+    if world.first and not options.weights:  # retention keeps the averages of this step from now on
+        storage.create(storage.join(folder, f"step-{step:010d}.begun"), b"")
     real = reference_statistics(data, extract, extractor, world.device) if world.first else None
     records: list[dict[str, Any]] = []
     for sampler in samplers:

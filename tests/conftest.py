@@ -11,8 +11,10 @@ import torch
 torch.set_num_threads(1)
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -27,3 +29,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
     url = str(tmp_path_factory.mktemp("digits"))
     write_dataset(url, source(), per_shard=300)
     return url
+
+
+@pytest.fixture
+def children() -> Callable[[], list[psutil.Process]]:
+    """The processes that the test started and that are still there; servers that serve several tests are older."""
+    before = set(psutil.Process().children(recursive=True))
+    return lambda: [process for process in psutil.Process().children(recursive=True) if process not in before]

@@ -11,7 +11,7 @@ import mmap
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,11 @@ from cmdist.errors import CmdistError, DataError
 
 ATTEMPTS = 4
 PAUSE = 1.0  # seconds after the first failure; doubles
+PATIENCE = 60.0  # seconds for room that other readers hold at this moment, e.g. while they pass from one block to the next
+
+
+class NoRoomError(DataError):
+    """Nothing may be removed from the cache at this moment."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,15 @@ class Cache:
         Raises DataError if the shard is missing, cannot be fetched, is not what the index says even when fetched again, or if there is no
         room for it beside the shards that are being read.
         """
+        deadline = time.monotonic() + PATIENCE
         while True:
-            self._get(shard, wait=True)
+            try:
+                self._get(shard, wait=True)
+            except NoRoomError:
+                if self.limit is None or shard.size > self.limit or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+                continue
             try:
                 number = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:  # removed since then by another process: fetch it again
@@ -69,15 +81,25 @@ class Cache:
                 return number
             os.close(number)
 
-    def fetch(self, shard: Remote) -> None:
-        """Fetch a copy ahead of its use, unless another process is at it or there is no room. Failures are left to `open`."""
-        with contextlib.suppress(DataError):
-            self._get(shard, wait=False)
+    def fetch(self, shard: Remote, keep: Collection[str] = ()) -> bool:
+        """Fetch a copy ahead of its use, unless another process is at it; other failures are left to `open`.
+
+        False if there is no room for it without removing one of the copies `keep` (names), which are needed sooner.
+        """
+        try:
+            self._get(shard, wait=False, keep=keep)
+        except NoRoomError:
+            return False
+        except DataError:
+            return True
+        with contextlib.suppress(OSError):
+            os.utime(self._path(shard))  # about to be used: other processes' fetching ahead is not to remove it
+        return True
 
     def _path(self, shard: Remote) -> Path:
         return self.folder / f"{shard.name}.tar"
 
-    def _get(self, shard: Remote, wait: bool) -> None:
+    def _get(self, shard: Remote, wait: bool, keep: Collection[str] = ()) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         target = self._path(shard)
         if _complete(target, shard.size):
@@ -85,9 +107,8 @@ class Cache:
         with self._locked(f"{shard.name}.lock", wait) as mine:
             if not mine or _complete(target, shard.size):
                 return
-            for stale in self.folder.glob(f".{shard.name}.*"):  # of a process that was killed
-                stale.unlink(missing_ok=True)
-            with self._room(shard):
+            self._clear(shard.name)
+            with self._room(shard, keep):
                 self._download(shard, target)
 
     def _download(self, shard: Remote, target: Path) -> None:
@@ -111,14 +132,14 @@ class Cache:
         raise DataError(f"shard {shard.url} could not be fetched in {ATTEMPTS} attempts: {problem}")
 
     @contextlib.contextmanager
-    def _room(self, shard: Remote) -> Iterator[None]:
+    def _room(self, shard: Remote, keep: Collection[str]) -> Iterator[None]:
         """Inside, the shard's bytes are reserved; what was not used for longest is removed for them."""
         if self.limit is None:
             yield
             return
         reserved = self.folder / f".{shard.name}.reserved"
         with self._locked("space.lock", wait=True):
-            self._remove_for(shard)
+            self._remove_for(shard, keep)
             with open(reserved, "wb") as file:
                 file.truncate(shard.size)  # a file without blocks: only its size counts
         try:
@@ -126,27 +147,32 @@ class Cache:
         finally:
             reserved.unlink(missing_ok=True)
 
-    def _remove_for(self, shard: Remote) -> None:
+    def _remove_for(self, shard: Remote, keep: Collection[str]) -> None:
         assert self.limit is not None
         copies = sorted((found.st_mtime, path, found.st_size) for path in self.folder.glob("*.tar") if (found := _stat(path)))
         used = sum(size for _, _, size in copies) + sum(found.st_size for p in self.folder.glob(".*.reserved") if (found := self._live(p)))
         for _, path, size in copies:
             if used + shard.size <= self.limit:
                 return
-            if _remove_unread(path):
+            if path.stem not in keep and _remove_unread(path):
                 used -= size
         if used + shard.size > self.limit:
-            raise DataError(
+            raise NoRoomError(
                 f"data.cache_gib is too small: {self.folder} may hold {self.limit:,} bytes, {used:,} are in use at this moment, "
-                f"and shard {shard.url} has {shard.size:,}; it must hold the shards of one block (data.block_shards), better of two"
+                f"and shard {shard.url} has {shard.size:,}; it must hold those of two blocks (data.block_shards) and one more"
             )
+
+    def _clear(self, name: str) -> None:
+        """Remove what a process that was killed while it fetched left: its reservation and its download, named by storage after the part."""
+        for stale in self.folder.glob(f".*{name}.*"):
+            stale.unlink(missing_ok=True)
 
     def _live(self, reserved: Path) -> os.stat_result | None:
         """Of a reservation whose fetch is under way; one of a process that was killed is removed."""
         name = reserved.name.removeprefix(".").removesuffix(".reserved")
         with self._locked(f"{name}.lock", wait=False) as abandoned:
             if abandoned:
-                reserved.unlink(missing_ok=True)
+                self._clear(name)
         return _stat(reserved)
 
     @contextlib.contextmanager

@@ -5,9 +5,10 @@ import io
 import json
 import os
 import re
+import threading
+import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class ShardedImages:
         self._cache = cache or Cache(default_folder())
         self._files: dict[int, _File] = {}
         self._expected: tuple[int, ...] = ()
-        self._fetcher: ThreadPoolExecutor | None = None
+        self._fetcher: threading.Thread | None = None
         shape = (len(self), self.image_size, self.image_size, self.channels)
         small = int(np.prod(shape, dtype=np.int64)) <= memory
         self._kept = np.empty(shape, np.uint8) if small else None
@@ -103,6 +104,7 @@ class ShardedImages:
     def images(self, ids: Ids) -> Tensor:
         """Images uint8 (n, C, H, W). Raises as `image`."""
         numbers = np.asarray(ids, np.int64).tolist()
+        self.expect(list(dict.fromkeys(bisect_right(self._ends, i) for i in numbers)))
         pixels = np.empty((len(numbers), self.channels, self.image_size, self.image_size), np.uint8)
         for place, i in enumerate(numbers):
             pixels[place] = self.image(i).transpose(2, 0, 1)
@@ -124,23 +126,22 @@ class ShardedImages:
         self._expected = tuple(shards)
         for shard in [shard for shard in self._files if shard not in self._expected]:
             self._files.pop(shard, None)  # its lock goes with it, so that the cache may remove it
-        if self._fetcher is None:
-            self._fetcher = ThreadPoolExecutor(1, "fetch")
-        self._fetcher.submit(self._fetch, self._expected)
+        # a daemon, since no process that ends is to wait for a download; the one before ends after the shard that it is at
+        self._fetcher = threading.Thread(target=self._fetch, args=(self._expected, self._fetcher), name="fetch", daemon=True)
+        self._fetcher.start()
 
-    def _fetch(self, shards: tuple[int, ...]) -> None:
+    def _fetch(self, shards: tuple[int, ...], before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()  # one download ahead at a time
+        keep = {self._remote(shard).name for shard in shards}
         for shard in shards:
-            if shards is not self._expected:  # reading has gone on to others
-                return
-            self._cache.fetch(self._remote(shard))
+            while shards is self._expected and not self._cache.fetch(self._remote(shard), keep):
+                time.sleep(0.2)  # until a shard of the block before is no longer read
 
     def close(self) -> None:
         """Close the open shards and stop fetching; reading opens them again."""
         self._files.clear()
         self._expected = ()
-        if self._fetcher is not None:
-            self._fetcher.shutdown(wait=False, cancel_futures=True)
-            self._fetcher = None
 
     def _shard_url(self, shard: int) -> str:
         return storage.join(self.url, self.index["shards"][shard]["name"])

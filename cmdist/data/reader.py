@@ -146,6 +146,7 @@ def _in_thread(read: _Read, numbers: Iterator[int]) -> Iterator[_Pixels]:
 
 
 def _in_processes(read: _Read, numbers: Iterator[int], workers: int) -> Iterator[_Pixels]:
+    read.dataset.close()  # a shard that is open here would be locked here for as long as the run lasts
     closing = mmap.mmap(-1, 1)  # shared with the processes
     loader: DataLoader[Any] = DataLoader(
         read,  # type: ignore[arg-type]
@@ -171,10 +172,11 @@ def _in_processes(read: _Read, numbers: Iterator[int], workers: int) -> Iterator
                 raise batch
             yield batch
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: it died while it handed over a micro-batch
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
+        text = str(error)
+        if text.startswith("Caught ") or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
+            raise  # an error of the code, in the process (torch's wording) or here
         raise DataError(
-            f"a reading process died ({' '.join(str(error).split())[:160]}); if the node ran out of memory, lower data.workers"
+            f"a reading process died ({' '.join(text.split())[:160]}); if the node ran out of memory, lower data.workers"
         ) from error
     finally:
         atexit.unregister(end)

@@ -4,9 +4,9 @@ import pytest
 from slurm import Slurm, missing
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def slurm() -> Iterator[Slurm]:
-    """A cluster of three nodes."""
+    """A cluster of three nodes for all tests of this folder."""
     why = missing()
     if why:
         pytest.skip(why)

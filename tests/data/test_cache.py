@@ -144,7 +144,7 @@ def test_what_a_killed_fetch_left_is_cleared_away(dataset, tmp_path):
         (target,) = (tmp_path / "cache").glob("*.tar")
         target.unlink()
         (target.parent / f".{target.stem}.part").write_bytes(b"x")
-        (target.parent / f".{target.stem}.part.abc").write_bytes(b"x")
+        (target.parent / f"..{target.stem}.part.abc").write_bytes(b"x")  # as storage.download names it
         os.close(kept.open(shard))
         assert target.read_bytes() == b"x" * 100
         assert sorted(p.suffix for p in target.parent.iterdir()) == [".lock", ".tar"]
@@ -217,7 +217,8 @@ def test_a_limit_is_kept_and_the_least_recently_used_go_first(store, dataset, tm
     assert {path.stem for path in (tmp_path / "least").glob("*.tar")} == {shards[0].name, shards[2].name}
 
 
-def test_what_is_being_read_is_not_removed(store, dataset, tmp_path):
+def test_what_is_being_read_is_not_removed(store, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "PATIENCE", 0.0)
     url, _, _ = store
     shards = [Remote(f"{url}/{e['name']}", e["size"], e["checksum"]) for e in dataset.index["shards"]]
     kept = Cache(tmp_path / "cache", 2 * max(s.size for s in shards))
@@ -267,3 +268,51 @@ def test_two_processes_share_a_cache_with_room_for_three_shards(store, dataset, 
     answers = [reader.communicate(timeout=60)[0] for reader in readers]
     assert answers == [f"{dataset.images(range(50)).sum().item()}\n"] * 2
     assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= limit
+
+
+@pytest.mark.parametrize("workers", [0, 4])
+def test_a_cache_of_two_blocks_and_a_shard_is_enough_and_fetches_nothing_twice(dataset, tmp_path, workers):
+    url = "memory://two-blocks"  # of the file system's own process: each reading process inherits all of it
+    write_dataset(url, numbered(480), per_shard=20)  # 24 shards, 6 blocks
+    fetched = tmp_path / "fetched"
+    fetched.mkdir()
+
+    def download(source, target, plain=storage.download):
+        (fetched / f"{source.rpartition('/')[2]}.{os.getpid()}.{time.monotonic_ns()}").touch()
+        plain(source, target)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(storage, "download", download)
+            sizes = [entry["size"] for entry in open_dataset(url).index["shards"]]
+            remote = open_dataset(url, Cache(tmp_path / "cache", 9 * max(sizes)), memory=0)
+            order = Order(remote.counts, seed=0, block_shards=4)
+            # five blocks in micro-batches that straddle them; what is fetched ahead does not reach the next epoch
+            with contextlib.closing(micro_batches(remote, order, 6, iter(range(66)), seed=0, workers=workers)) as batches:
+                assert len(list(batches)) == 66
+        names = [path.name.partition(".tar")[0] for path in fetched.iterdir()]
+        assert len(names) == len(set(names)) >= 20
+    finally:
+        storage.remove(url)
+
+
+def test_what_a_killed_fetch_left_is_removed_when_room_is_needed_for_another(store, dataset, tmp_path):
+    url, gets, _ = store
+    limit = max(entry["size"] for entry in dataset.index["shards"])
+    command = [sys.executable, "-c", READ_BY_SHARDS, url, str(tmp_path / "cache"), str(limit)]
+    with subprocess.Popen(command) as reading:
+        while not gets:
+            time.sleep(0.005)
+        reading.kill()  # while the store thinks
+    other = next(e for e in dataset.index["shards"] if e["name"] not in gets)
+    kept = Cache(tmp_path / "cache", limit)
+    os.close(kept.open(Remote(f"{url}/{other['name']}", other["size"], other["checksum"])))
+    assert {path.suffix for path in kept.folder.iterdir()} == {".lock", ".tar"}
+    assert len(list(kept.folder.glob("*.tar"))) == 1
+
+
+def test_all_images_of_a_set_can_be_read_piece_by_piece_through_a_small_cache(store, dataset, tmp_path):
+    remote = open_dataset(store[0], Cache(tmp_path / "cache", 2 * max(entry["size"] for entry in dataset.index["shards"])), memory=0)
+    for first in range(0, 50, 5):
+        assert remote.images(range(first, first + 5)).equal(dataset.images(range(first, first + 5)))
+    remote.close()

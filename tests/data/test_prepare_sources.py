@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest_data import cropped, encoded, photo, tar_of
 
+from cmdist.data.cache import Cache
 from cmdist.data.images import open_dataset
 from cmdist.errors import DataError
 
@@ -76,5 +77,5 @@ def test_a_remote_folder_in_memory(prepare_data, tmp_path):
     arguments, images, _ = lsun(tmp_path)
     url = f"memory://{tmp_path.name}/out"
     prepare_data.main(["lsun", *map(str, arguments), "--workers", "1", "--per-shard", "4", "--out", url])
-    dataset = open_dataset(url, cache=str(tmp_path / "cache"))
+    dataset = open_dataset(url, Cache(tmp_path / "cache"))
     assert all(np.array_equal(dataset.image(i), images[int(dataset.key(i))]) for i in range(6))

@@ -32,14 +32,13 @@ def digest(batch):
 
 
 @pytest.fixture
-def left_behind():
+def left_behind(children):
     """Threads and processes that the test started and that are still there; queues of processes end their threads a moment later."""
     before = set(threading.enumerate())
-    assert not psutil.Process().children()
 
     def look(patience=3.0):
         deadline = time.monotonic() + patience
-        while left := (set(threading.enumerate()) - before) or psutil.Process().children(recursive=True):
+        while left := (set(threading.enumerate()) - before) or children():
             if time.monotonic() > deadline:
                 break
             time.sleep(0.01)
@@ -180,10 +179,10 @@ def test_reads_ahead_while_the_caller_computes(dataset, monkeypatch):
         assert len(reads) == B * (1 + reader.AHEAD)  # so far and no further
 
 
-def test_a_killed_reading_process_is_one_sentence(dataset):
+def test_a_killed_reading_process_is_one_sentence(dataset, children):
     batches = micro_batches(dataset, Order(dataset.counts, seed=0), 5, itertools.count(), seed=0, workers=1)
     next(batches)
-    (worker,) = psutil.Process().children()
+    (worker,) = children()
     worker.kill()
     with pytest.raises(DataError, match=r"^a reading process died \(.*\); if the node ran out of memory, lower data.workers$"):
         for _ in batches:
@@ -199,3 +198,13 @@ def test_ids_are_found_as_fast_at_any_position_of_a_large_data_set():
         order.ids(position, 64)
         times[position] = time.perf_counter() - begin
     assert max(times.values()) < 0.2  # a few ms; replaying 10^12 would take days
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ConnectionError])
+def test_an_error_of_the_code_in_a_reading_process_is_not_taken_for_its_death(dataset, monkeypatch, kind):
+    def image(i):
+        raise kind("a fault of the code")
+
+    monkeypatch.setattr(dataset, "image", image)
+    with pytest.raises(kind, match="a fault of the code"):
+        take(dataset, [0], 1, workers=1)

@@ -9,15 +9,19 @@ from cmdist.data.workers import run
 from cmdist.errors import DataError
 
 
-def nothing_left():
-    deadline = time.monotonic() + 5
-    while psutil.Process().children(recursive=True) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return not psutil.Process().children(recursive=True)
+@pytest.fixture
+def nothing_left(children):
+    def look():
+        deadline = time.monotonic() + 5
+        while (left := children()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return not left
+
+    return look
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_each_task_is_done_once_and_counted(tmp_path, workers):
+def test_each_task_is_done_once_and_counted(tmp_path, workers, nothing_left):
     def work(task, tally):
         with open(tmp_path / f"{task}", "x") as file:
             file.write(str(os.getpid()))
@@ -45,7 +49,7 @@ def test_bad_ones_are_counted_over_all_processes(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_an_error_of_one_ends_all(workers):
+def test_an_error_of_one_ends_all(workers, nothing_left):
     def work(task, tally):
         if task == 1:
             raise DataError("picture 7 is not readable")
@@ -68,7 +72,7 @@ def test_an_unforeseen_error_comes_with_its_traceback():
     assert "in work" in caught.value.__notes__[0]
 
 
-def test_a_killed_worker_is_one_sentence():
+def test_a_killed_worker_is_one_sentence(nothing_left):
     def work(task, tally):
         if task == 1:
             os.kill(os.getpid(), signal.SIGKILL)

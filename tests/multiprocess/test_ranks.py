@@ -65,7 +65,7 @@ def resaved(arguments: list[str]) -> None:
 
     def only_save(self: Trainer) -> bool:
         self.step += 1
-        self.save()
+        self.save(last=True)
         self.saver.wait()
         return True
 
