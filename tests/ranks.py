@@ -1,7 +1,9 @@
 """Several ranks for a test: real processes with their own process group, forked from a server that has the heavy imports already."""
 
+import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,10 +20,17 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "deepspeed", "cmdist.build", "cmdist.train.engine", "cmdist.tracking", "cmdist.evaluation"])
 
 
+_PORTS = itertools.count(os.getpid() * 37)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Each time another one, and other ones for each of three test processes, all below those that connections take for themselves."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 3
+    while True:
+        port = 30_000 + 900 * worker + next(_PORTS) % 900
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def pipeline(name: str) -> Any:
@@ -82,6 +91,15 @@ class Ranks:
         for process in self.processes:
             if process.pid:
                 os.kill(process.pid, number)
+
+    def until(self, condition: Callable[[], object], timeout: float = 120) -> None:
+        """Wait for something that they do; kill them if it does not come."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline or any(p.exitcode is not None for p in self.processes):
+                self.kill()
+                raise AssertionError(self.text)
+            time.sleep(0.05)
 
     def join(self, timeout: float = 120) -> list[int | None]:
         """Wait; like a launcher, end the others when one fails (after a moment to speak). Exit codes in order of rank."""

@@ -4,7 +4,7 @@ import pytest
 from slurm import Slurm, missing
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
     """A cluster of three nodes for all tests of this folder."""
     why = missing()

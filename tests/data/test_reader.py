@@ -7,7 +7,6 @@ import threading
 import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -108,14 +107,14 @@ def test_closing_leaves_no_thread_or_process(dataset, workers, left_behind):
     assert not left_behind()  # nor does a failure
 
 
-def test_signals_for_the_rank_do_not_end_its_reading_processes(dataset, left_behind):
+def test_signals_for_the_rank_do_not_end_its_reading_processes(dataset, left_behind, children):
     order = Order(dataset.counts, seed=1)
     with contextlib.closing(micro_batches(dataset, order, B, schedule(0, M, 0, 1), seed=1, workers=2)) as batches:
         for _ in range(8):  # by now all of them are at work
             next(batches)
-        children = psutil.Process().children()
-        assert len(children) == 2
-        for child, number in itertools.product(children, (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)):
+        workers = children()
+        assert len(workers) == 2
+        for child, number in itertools.product(workers, (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)):
             os.kill(child.pid, number)
         assert [next(batches).number for _ in range(12)] == list(range(8, 20))
     assert not left_behind()

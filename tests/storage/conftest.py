@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from servers import Rclone, environment
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rclone]:
-    """One for all tests of this folder; a test that kills its server starts its own."""
+    """One for the whole session; a test that kills its server starts its own."""
     with Rclone(tmp_path_factory.mktemp("s3") / "data") as running:
         yield running
 

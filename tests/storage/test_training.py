@@ -1,10 +1,10 @@
 """The real command with run.root on an S3 server: what it leaves there, whom it lets in, and that no secret gets out."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from cmdist import config, storage
 from cmdist.errors import ConfigError
@@ -20,6 +20,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rclone:
     with Rclone(tmp_path / "s3") as running:
         for name, value in (environment(running.port) | {"HOME": str(tmp_path / "home")}).items():
             monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # those of another test know another server
         yield running
 
 
@@ -77,13 +78,9 @@ def test_ordinary_urls_are_not_refused(tmp_path: Path) -> None:
 def test_a_run_that_is_alive_is_not_entered(tmp_path: Path, digits: str, own: Rclone) -> None:
     settings = write_config(tmp_path, digits)
     alive = train(1, tmp_path / "a.log", settings, ROOT, *OBJECTIVES["ct"], "train.steps=100000", "train.self_check=false")
-    while "ranks   " not in alive.text:
-        assert alive.processes[0].exitcode is None, alive.text
-        time.sleep(0.05)
+    alive.until(lambda: "ranks   " in alive.text)
     second = train(2, tmp_path / "b.log", settings, ROOT, *OBJECTIVES["ct"], "train.steps=100000")
     assert second.join() == [1, 1]
     assert second.text.count(f"is in use by attempt 1, process {alive.processes[0].pid} on ") == 2 and "Traceback" not in second.text
-    while not committed("s3://bucket/runs/small", 10):
-        assert alive.processes[0].exitcode is None, alive.text
-        time.sleep(0.05)
+    alive.until(lambda: committed("s3://bucket/runs/small", 10))
     alive.kill()
