@@ -17,7 +17,17 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "deepspeed", "cmdist.build", "cmdist.train.engine", "cmdist.tracking", "cmdist.evaluation"])
+CONTEXT.set_forkserver_preload(
+    [
+        "torch",
+        "deepspeed",
+        "deepspeed.runtime.zero.muon.original_muon",  # imported by deepspeed.initialize, and with it all of torch's compiler
+        "cmdist.build",
+        "cmdist.train.engine",
+        "cmdist.tracking",
+        "cmdist.evaluation",
+    ]
+)
 
 
 _PORTS = itertools.count(os.getpid() * 37)
