@@ -15,22 +15,25 @@ STEPS = 3
 def losses(config_path: str, overrides: list[str], out: str) -> None:
     """The losses of the first steps of a run, each micro-batch by itself."""
     from cmdist import build, config, distributed
+    from cmdist.train.attempt import attempt_at
 
     c = config.load(config_path, overrides)
     world = distributed.start()
-    trainer, _, _ = pipeline("train").make_trainer(c, world, build.dataset(c), None, str(Path(out).parent / c.run.name), "id")
-    compiled = [trainer.engine.module, trainer.target.module]
-    assert all((m._compiled_call_impl is not None) == c.train.compile for m in compiled)
-    assert trainer.engine.layout.names == tuple(name for name, _ in build.network(c).named_parameters())
-    engine = trainer.engine  # a new network is silent: its last convolutions are 0, and no dropout mask would be seen in the losses
-    noise = torch.randn(engine.layout.total, generator=torch.Generator().manual_seed(0))
-    engine.load("master", engine.slice("master") + 0.1 * noise[engine.start : engine.stop])
-    trainer.target.update(engine.module, 0.0)
-    found = []
-    for _ in range(STEPS):
-        found += trainer.train_step(trainer.curriculum(trainer.step)).tolist()
-        trainer.step += 1
-    trainer.close("FINISHED")
+    run_url = str(Path(out).parent / c.run.name)
+    found: list[float] = []
+    with attempt_at(run_url, world) as attempt:
+        trainer, _, _ = pipeline("train").make_trainer(c, world, build.dataset(c), None, run_url, "id", attempt)
+        compiled = [trainer.engine.module, trainer.target.module]
+        assert all((m._compiled_call_impl is not None) == c.train.compile for m in compiled)
+        assert trainer.engine.layout.names == tuple(name for name, _ in build.network(c).named_parameters())
+        engine = trainer.engine  # a new network is silent: its last convolutions are 0, and no dropout mask would be seen in the losses
+        noise = torch.randn(engine.layout.total, generator=torch.Generator().manual_seed(0))
+        engine.load("master", engine.slice("master") + 0.1 * noise[engine.start : engine.stop])
+        trainer.target.update(engine.module, 0.0)
+        for _ in range(STEPS):
+            found += trainer.train_step(trainer.curriculum(trainer.step)).tolist()
+            trainer.step += 1
+        trainer.close("FINISHED")
     Path(out).write_text(json.dumps(found))
     distributed.stop(world)
 
