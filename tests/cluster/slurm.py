@@ -19,7 +19,7 @@ NEEDS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare", "setpriv")
 CONF = """
 ClusterName=test
 FirstJobId={first}
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
@@ -84,23 +84,37 @@ def until(done: Callable[[], object], seconds: float = 60.0, what: Callable[[], 
 
 
 class Slurm:
-    """A cluster; `size` nodes with daemons, or none (`cloud`): nodes that are only declared, for `sbatch --test-only`."""
+    """A cluster; `size` nodes with daemons, or none (`cloud`): nodes that are only declared, for `sbatch --test-only`.
 
-    def __init__(self, size: int = 3, cloud: str | None = None) -> None:
+    With `network` each node has a network of its own, on a bridge, from which `cut` takes it.
+    """
+
+    def __init__(self, size: int = 3, cloud: str | None = None, network: bool = False) -> None:
         # short, and open to all up to the root: munge's socket wants both
         self.root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.root.chmod(0o755)
         for name in ("munge", "state", "log", "run"):
             (self.root / name).mkdir()
         self.names = [f"node{i + 1}" for i in range(size)]
-        nodes = [f"NodeName={n} NodeHostname={_host()} NodeAddr=127.0.0.1 Port={free_port()} CPUs=8 RealMemory=16000" for n in self.names]
+        port = free_port()
+        self._network = f"10.77.{port % 250}" if network else None
+        self._bridge = f"cb{port}"
+        address = {name: f"{self._network}.{i}" if network else "127.0.0.1" for i, name in enumerate(self.names, 1)}
+        controller = f"{self._network}.254" if network else "127.0.0.1"
+        nodes = [f"NodeName={n} NodeHostname={_host()} NodeAddr={a} Port={free_port()} CPUs=8 RealMemory=16000" for n, a in address.items()]
         # job ids give the ports of rendezvous, and several clusters may run on this machine
         conf = CONF.format(
-            first=random.randrange(1, 60000), host=_host(), port=free_port(), root=self.root, nodes="\n".join([cloud] if cloud else nodes)
+            first=random.randrange(1, 60000),
+            host=_host(),
+            address=controller,
+            port=port,
+            root=self.root,
+            nodes="\n".join([cloud] if cloud else nodes),
         )
         (self.root / "slurm.conf").write_text(conf)
         (self.root / "cgroup.conf").touch()
-        (self.root / "hosts").write_text("".join(f"127.0.0.1 {name}\n" for name in ["localhost", _host(), *self.names]))
+        hosts = {"localhost": "127.0.0.1", _host(): controller} | address
+        (self.root / "hosts").write_text("".join(f"{a} {name}\n" for name, a in hosts.items()))
         # what a shell that types sbatch has: no variables of a job or a launcher
         gone = ("SLURM_", "SBATCH_", "SRUN_")
         ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -122,6 +136,8 @@ class Slurm:
         files = [f"--{name}-file={self.root}/munge/{name}" for name in ("pid", "log", "seed")]
         self._daemon("munged", "-F", f"--key-file={key}", f"--socket={socket_}", *files)
         until(socket_.exists, 10)
+        if self._network:
+            self._connect()
         self._daemon("slurmctld", "-D")
         for name in self.names:
             self.boot(name)
@@ -142,9 +158,34 @@ class Slurm:
         """Start a node: processes, host name and /etc/hosts of its own. SIGKILL of its init is the end of all that ran there."""
         (self.root / "spool" / name).mkdir(parents=True, exist_ok=True)
         inside = f"mount --bind {self.root}/hosts /etc/hosts && hostname {name} && slurmd -D -N {name} & wait $!"
+        where = ("nsenter", f"--net=/run/netns/{self._link(name)}") if self._network else ()  # `ip netns exec` would hide /sys/fs/cgroup
         self._nodes[name] = self._daemon(
-            "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "bash", "-c", inside
+            *where, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "bash", "-c", inside
         )  # fmt: skip
+
+    def _link(self, name: str) -> str:
+        """The name of a node's network, and of its cable at the bridge."""
+        return f"{self._bridge}{name[-1]}"
+
+    def _connect(self) -> None:
+        bridge = self._bridge
+        commands = [f"link add {bridge} type bridge", f"addr add {self._network}.254/24 dev {bridge}", f"link set {bridge} up"]
+        for i, name in enumerate(self.names, 1):
+            cable = self._link(name)
+            commands += [
+                f"netns add {cable}",
+                f"link add {cable} type veth peer name eth0 netns {cable}",
+                f"link set {cable} master {bridge} up",
+                f"-n {cable} addr add {self._network}.{i}/24 dev eth0",
+                f"-n {cable} link set eth0 up",
+                f"-n {cable} link set lo up",
+            ]
+        for command in commands:
+            subprocess.run(["ip", *command.split()], check=True)
+
+    def cut(self, name: str) -> None:
+        """Pull a node's cable: what runs there goes on, and nobody can talk to it."""
+        subprocess.run(["ip", "link", "set", self._link(name), "down"], check=True)
 
     def crash(self, name: str) -> None:
         """The machine loses its power, and Slurm is told so."""
@@ -168,6 +209,10 @@ class Slurm:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if self._network:
+            for name in self.names:
+                subprocess.run(["ip", "netns", "delete", self._link(name)])
+            subprocess.run(["ip", "link", "delete", self._bridge])
         shutil.rmtree(self.root, ignore_errors=True)
 
     def call(self, *command: str, check: bool = True, cwd: Path = REPOSITORY, **environment: str) -> str:

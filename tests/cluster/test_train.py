@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from slurm import Job, Slurm, until
+from slurm import Job, Slurm, missing, until
 
 from cmdist import tracking
 from cmdist.journal import Journal
@@ -121,6 +122,42 @@ def test_a_rank_that_hangs_is_noticed(slurm: Slurm, tmp_path: Path, digits: str,
     job.until_requeued(1)
     assert "Timeout (0:00:18)!" in job.log and "train_step" in job.log, job.log  # the stacks say where
     finishes_as(job, straight(2))
+
+
+@pytest.mark.slow
+def test_a_cut_off_attempt_is_fenced(tmp_path: Path, digits: str, straight: Any) -> None:
+    """Its node is cut from the network but not from the run's folder, it wakes when the requeued job has gone on, and spoils nothing."""
+    why = missing() or (None if shutil.which("ip") else "no `ip` here, so no networks of nodes (apt-get install iproute2)")
+    if why:
+        pytest.skip(why)
+    cluster, old = Slurm(2, network=True), []
+    try:
+        job = submit(cluster, tmp_path, digits, nodes=1, tasks=2)
+        under_way(job)
+        old, node = job.ranks(), job.show("NodeList")
+        for rank in old:
+            os.kill(rank, signal.SIGSTOP)
+        before = checkpoints.steps(str(tmp_path / "runs" / "small"))
+        cluster.cut(node)
+        job.until_requeued(1)
+        under_way(job, before[-1] + EVERY)
+        assert job.show("NodeList") != node and sorted(job.ranks())[:2] == sorted(old)
+        for rank in old:
+            os.kill(rank, signal.SIGCONT)
+        until(lambda: not any(map(running, old)), 120, lambda: job.log)
+        assert "attempt 1 ends here and commits nothing more" in job.log
+        finishes_as(job, straight(2))
+        folders = sorted(path.name for path in (tmp_path / "runs" / "small" / "checkpoints").iterdir() if (path / "COMMIT").exists())
+        assert folders == [f"step-{step:010d}-{1 if step in before else 2:04d}" for step in range(EVERY, STEPS + 1, EVERY)]
+    finally:
+        cluster.stop()
+
+
+def running(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.slow
