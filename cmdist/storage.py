@@ -29,6 +29,8 @@ ATTEMPTS = 5
 PATIENCE = 60.0  # seconds after which no further attempt is begun
 PAUSE = 0.25  # seconds after the first failure; doubles, and a random half is taken off
 READ_TIMEOUT = 30.0  # seconds without a byte
+LARGE = 64 * 2**20  # bytes from which a file goes to S3 in parts
+PART = 16 * 2**20  # bytes, at least; S3 takes up to 10,000 parts
 CALLS = 3  # tries of each part of a large upload, within an attempt; S3 only
 
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
@@ -240,8 +242,30 @@ def write(url: str, data: bytes | Sequence[bytes | memoryview]) -> None:
     if _is_local(fs):
         _try(url, lambda: _write_local(Path(path), parts))
         return
-    whole = parts[0] if len(parts) == 1 else b"".join(parts)
-    _try(url, lambda: fs.pipe_file(path, whole))  # large ones in parts at the same time, which appear together
+    if sum(map(len, parts)) >= LARGE and "s3" in fs.protocol:
+        large = _EndToEnd(parts)
+        _try(url, lambda: fs.pipe_file(path, large, chunksize=max(PART, len(large) // 5000)))  # parts at the same time, seen together
+    else:
+        whole = parts[0] if len(parts) == 1 else b"".join(parts)
+        _try(url, lambda: fs.pipe_file(path, whole))
+
+
+class _EndToEnd:
+    """Parts as one sequence of bytes, of which nothing is copied but the slices that are asked for."""
+
+    def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
+        self._parts = [memoryview(part) for part in parts]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, place: slice) -> bytes:
+        start, stop, _ = place.indices(len(self))
+        found = []
+        for part in self._parts:
+            found.append(part[max(start, 0) : max(stop, 0)])
+            start, stop = start - len(part), stop - len(part)
+        return b"".join(found)
 
 
 def _write_local(target: Path, parts: Sequence[bytes | memoryview]) -> None:

@@ -194,15 +194,15 @@ class Saver:
         if self._world.size == 1:
             return snapshot.averages
         whole = {}
-        lengths = distributed.gather(next(iter(snapshot.averages.values())).numel(), self._group)
+        share = max(distributed.gather(next(iter(snapshot.averages.values())).numel(), self._group)) if snapshot.averages else 0
         for i, (decay, values) in enumerate(snapshot.averages.items()):
             owner = i % self._world.size
-            padded = torch.zeros(max(lengths))
-            padded[: values.numel()] = values
-            parts = [torch.empty(max(lengths)) for _ in lengths] if owner == self._world.rank else None
-            dist.gather(padded, parts, dst=owner, group=self._group)
-            if parts is not None:
-                whole[decay] = torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+            short = share - values.numel()  # only the last ranks have less, so all the padding lies behind the vector
+            padded = torch.cat([values, values.new_zeros(short)]) if short else values
+            room = torch.empty(self._world.size, share) if owner == self._world.rank else None
+            dist.gather(padded, None if room is None else list(room), dst=owner, group=self._group)
+            if room is not None:
+                whole[decay] = room.view(-1)[: self._layout.total]
         return whole
 
     def _files(self, snapshot: Snapshot, averages: dict[float, Tensor]) -> dict[str, list[bytes | memoryview]]:

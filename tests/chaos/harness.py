@@ -31,8 +31,7 @@ def die(after: float = 0.0) -> None:
 def mortal(moment: str, victim: int, nth: int, delay: float, arguments: list[str]) -> None:
     """pipelines/train.py, in which rank `victim` dies when it comes to the `nth` such moment."""
     from cmdist import storage
-    from cmdist.train import checkpoint, retention
-    from cmdist.train.engine import Engine
+    from cmdist.train import checkpoint, retention, snapshots
     from cmdist.train.trainer import Trainer
 
     count = [0]
@@ -63,7 +62,7 @@ def mortal(moment: str, victim: int, nth: int, delay: float, arguments: list[str
     elif moment == "step":
         patch(Trainer, "_losses", before=lambda: die(delay / 50))
     elif moment == "copy":
-        patch(Engine, "slice", after=die)
+        patch(snapshots, "copy_slice", after=die)
     elif moment == "upload":
         patch(storage, "write", before=lambda: die(delay / 50), when=data_file)
     elif moment == "between":
