@@ -163,7 +163,7 @@ class Cache:
             )
 
     def _clear(self, name: str) -> None:
-        """Remove what a process that was killed while it fetched left: its reservation and its download (storage names that after the part)."""
+        """Remove what a process that was killed while it fetched left: its reservation and its download (named after the part)."""
         for stale in self.folder.glob(f".*{name}.*"):
             stale.unlink(missing_ok=True)
 

@@ -30,8 +30,10 @@ from cmdist.train import attempt as attempts
 from cmdist.train import sealed
 from cmdist.train.layout import Layout
 
-FORMAT = 2  # 1: no blocks, no attempts
-BLOCK = 8 * 2**20  # bytes
+FORMAT = 3  # 1: no blocks, no attempts; 2: blocks of 8 MiB
+BLOCK = 2**20  # bytes; COMMIT says what it was
+REQUEST = 16 * 2**20  # bytes read at once, at most
+WINDOW = 2**26  # bytes of a file that is only verified, at a time: it may be larger than the memory
 REREADS = 4  # of a block with a wrong checksum: it may have been the way, not the file
 _FOLDER = re.compile(r"step-(\d{10})(?:-(\d{4,}))?")
 
@@ -128,8 +130,8 @@ class Checkpoint:
         """Read files (all by default) and compare them with COMMIT. Raises Damaged."""
         for name in self.commit["files"] if names is None else names:
             size = self._entry(name)["size"]
-            for start in range(0, max(size, 1), 8 * BLOCK):  # a little at a time: a file may be larger than the memory
-                self._read(name, start, min(size, start + 8 * BLOCK))
+            for start in range(0, max(size, 1), WINDOW):
+                self._read(name, start, min(size, start + WINDOW))
 
     def fetch(self, rank: int, world: int) -> None:
         """Read this rank's part, about 1/world of all bytes, verified, and hold it in host memory for the reads that follow.
@@ -192,7 +194,7 @@ class Checkpoint:
         """Bytes [start, stop) of a file, from blocks whose checksums are right."""
         entry = self._entry(name)
         size, sums = entry["size"], entry.get("blocks") or [entry["xxh3"]]
-        length = BLOCK if "blocks" in entry else max(size, 1)
+        length = self.commit.get("block_size", 8 * 2**20) if "blocks" in entry else max(size, 1)
         wanted = range(start // length, max(-(-stop // length), start // length + 1))
         blocks = {i: self._held[name, i] for i in wanted if (name, i) in self._held}
         url, found = storage.join(self.url, name), ""
@@ -200,13 +202,15 @@ class Checkpoint:
             missing = [i for i in wanted if i not in blocks]
             if not missing:
                 break
+            runs = list(_runs(missing, max(1, REQUEST // length)))
             try:
-                read = (
-                    storage.read_ranges(url, [(i * length, min(size, (i + 1) * length)) for i in missing]) if size else [storage.read(url)]
-                )
+                ranges = [(run.start * length, min(size, run.stop * length)) for run in runs]
+                read = storage.read_ranges(url, ranges) if size else [storage.read(url)]
             except FileNotFoundError:
                 raise Damaged(f"checkpoint {self.url} is damaged: {name} is missing") from None
-            blocks |= {i: data for i, data in zip(missing, read, strict=True) if checksum([data]) == sums[min(i, len(sums) - 1)]}
+            for run, data in zip(runs, read, strict=True):
+                parts = {i: data[(i - run.start) * length : (i - run.start + 1) * length] for i in run}
+                blocks |= {i: part for i, part in parts.items() if checksum([part]) == sums[min(i, len(sums) - 1)]}
         else:
             if [i for i in wanted if i not in blocks]:
                 found = f"{storage.size(url)} bytes, {size} were committed" if storage.size(url) != size else "a wrong checksum"
@@ -216,6 +220,15 @@ class Checkpoint:
         if len(wanted) == 1:
             return blocks[wanted[0]][start - wanted[0] * length : stop - wanted[0] * length]
         return b"".join(blocks[i] for i in wanted)[start - wanted[0] * length : stop - wanted[0] * length]
+
+
+def _runs(numbers: Sequence[int], most: int) -> Iterator[range]:
+    """Ascending numbers as ranges without gaps, of `most` numbers at most."""
+    first = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1 or i - first == most:
+            yield range(numbers[first], numbers[i - 1] + 1)
+            first = i
 
 
 @dataclass(frozen=True, order=True)

@@ -236,7 +236,7 @@ class Saver:
         job.state = json.dumps(state, indent=1).encode()
         self._write(job.url, files, "state.json", [job.state])
         commit = {"format": checkpoint.FORMAT, "run": self._run_id, "attempt": self._number, "step": job.step, "time": time.time()}
-        job.commit = job.commit or sealed.seal(commit | {"world_size": self._world.size, "files": files})
+        job.commit = job.commit or sealed.seal(commit | {"world_size": self._world.size, "block_size": checkpoint.BLOCK, "files": files})
         if self._attempt is not None:
             self._attempt.check()
         sealed.write(storage.join(job.url, "COMMIT"), job.commit)
@@ -262,7 +262,8 @@ class Saver:
         files = self._files(job.snapshot, averages)
         if self._world.first:
             files["state.json"] = [job.state]
-        saved = Checkpoint(job.url, job.step, {"files": {name: checkpoint.describe(parts) for name, parts in files.items()}})
+        entries = {name: checkpoint.describe(parts) for name, parts in files.items()}
+        saved = Checkpoint(job.url, job.step, {"block_size": checkpoint.BLOCK, "files": entries})
         for name, parts in files.items():
             for left in reversed(range(REWRITES + 1)):
                 try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from harness import EVERY, Chaos, newest
+
 from ranks import Ranks, run_pipeline
 
 STEPS = 240
