@@ -15,7 +15,9 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "deepspeed", "cmdist.build", "cmdist.train.engine", "cmdist.tracking", "cmdist.evaluation"])
+PRELOAD = ["torch", "deepspeed", "cmdist.build", "cmdist.train.engine", "cmdist.tracking", "cmdist.evaluation", "s3fs"]
+# DeepSpeed imports this, and with it all of inductor, when the first engine is made
+CONTEXT.set_forkserver_preload([*PRELOAD, "deepspeed.runtime.zero.muon.muon_optimizer"])
 
 
 def free_port() -> int:

@@ -25,7 +25,7 @@ def test_some_kills(tmp_path: Path, digits: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "")  # the variables that the harness sets are taken back at the end
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "")
-    assert go(tmp_path, digits, ranks=1, steps=30, kills=6, in_one=6, seed=3, store_too=0.25).total() == 6
+    assert go(tmp_path, digits, ranks=1, steps=15, kills=6, in_one=6, seed=3, store_too=0.25).total() == 6
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def snapshot(step: int) -> Snapshot:
 @pytest.mark.parametrize("kind", FAULTS)
 def test_saving_and_coming_back(s3: str, proxy: FaultProxy, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One attempt after another saves two steps and the next comes back to the newest, under faults all the time, until 20 were done."""
-    run, step = f"{s3}/run", 0
+    run, step, resumes = f"{s3}/run", 0, 0
     proxy.kind, proxy.rate = kind, 0.05 if kind == "flipped" else 0.15
     while proxy.count[kind] < 20:
         with attempt_at(run, World()) as attempt:
@@ -59,6 +59,7 @@ def test_saving_and_coming_back(s3: str, proxy: FaultProxy, kind: str, capsys: p
                     assert torch.equal(found.read_state("exp_avg", start, stop), -vector)
                     assert torch.equal(found.read_ema(0.9, start, stop), vector / 3)
             attempt.begin(step)
+            resumes += found is not None
             background = Saver(run, "id", LAYOUT, World(), attempt=attempt, keep=Keep(2))
             for _ in range(2):
                 step += 1
@@ -66,6 +67,7 @@ def test_saving_and_coming_back(s3: str, proxy: FaultProxy, kind: str, capsys: p
                 background.save(step, snapshot(step), last=True)
                 background.wait()
     proxy.rate = 0.0
+    print(f"{kind}: {proxy.count[kind]} faults, {step} checkpoints, {resumes} resumes, all right")
     assert checkpoint.steps(run) == [step - 1, step]
     for left in checkpoint.steps(run):
         checkpoint.open_checkpoint(run, left).verify()
@@ -130,7 +132,10 @@ def test_a_missing_bucket_is_not_an_empty_folder(s3: str) -> None:
         checkpoint.steps("s3://nobody-has-made-this/run")
 
 
-def test_permission_lost_half_way(s3: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("kind", "sentence"), [("denied", "the store refuses access"), ("gone", "the bucket does not exist")])
+def test_permission_lost_or_bucket_deleted_half_way(
+    s3: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str], kind: str, sentence: str
+) -> None:
     """Told at the next step, not tried again for that step, and the next one that is allowed is saved."""
     background = Saver(f"{s3}/run", "id", LAYOUT, World(), max_missed=2)
 
@@ -141,11 +146,14 @@ def test_permission_lost_half_way(s3: str, proxy: FaultProxy, capsys: pytest.Cap
         assert background._job.done.wait(30)
 
     save(1)
-    proxy.kind, proxy.rate = "denied", 1.0
+    proxy.kind, proxy.rate = kind, 1.0
     save(2)
     save(3)
     background.check()
-    assert "step 3 in" in (said := capsys.readouterr().err) and "the store refuses access" in said
+    assert "step 3 in" in (said := capsys.readouterr().err) and said.count(sentence) == 2
+    assert proxy.count[kind] <= 4
+    with pytest.raises(LookupFailed, match=f"{sentence}.*; the run is not started over"):
+        resume.find(f"{s3}/run", "id", "auto", World())
     proxy.rate = 0.0
     save(4)
     assert checkpoint.steps(f"{s3}/run") == [1, 4]
@@ -154,7 +162,7 @@ def test_permission_lost_half_way(s3: str, proxy: FaultProxy, capsys: pytest.Cap
         save(step)
     background.check()
     save(7)
-    with pytest.raises(CheckpointError, match="the store refuses access .* that is 3 in a row without a commit"):
+    with pytest.raises(CheckpointError, match=f"{sentence}.* that is 3 in a row without a commit"):
         background.check()
 
 
