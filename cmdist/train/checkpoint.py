@@ -100,7 +100,7 @@ class Checkpoint:
     url: str
     step: int
     commit: dict[str, Any]
-    _held: dict[tuple[str, int], bytes] = field(default_factory=dict, repr=False, compare=False)  # verified blocks, until `release`
+    _held: dict[tuple[str, int], memoryview] = field(default_factory=dict, repr=False, compare=False)  # verified blocks, until `release`
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -140,11 +140,12 @@ class Checkpoint:
         """
         total = self.layout.total
         start, stop = total * rank // world, total * (rank + 1) // world
-        kinds = {kind for entry in self.state["slices"] for kind in self._header(entry["file"], hold=True)[1]} - {"__metadata__"}
+        kinds = {kind for entry in self.state["slices"] for kind in self._header(entry["file"])[1]} - {"__metadata__"}
         for kind in sorted(kinds):
-            self._read_state(kind, start, stop, hold=True)
-        for decay in self.emas:
-            self._read_ema(decay, start, stop, hold=True)
+            for name, low, high in self._places(kind, start, stop):
+                self._blocks(name, low, high, hold=True)
+        for decay in self.emas if start < stop else ():
+            self._blocks(ema_file(decay), *self._place_of_ema(decay, start, stop), hold=True)
 
     def release(self) -> None:
         """Forget what `fetch` holds."""
@@ -152,37 +153,43 @@ class Checkpoint:
 
     def read_state(self, kind: str, start: int, stop: int) -> Tensor:
         """The numbers [start, stop) of a vector (master, exp_avg, exp_avg_sq, target), fp32, read from the slices that hold them."""
-        parts = [np.frombuffer(part, dtype="<f4") for part in self._read_state(kind, start, stop)]
+        parts = [np.frombuffer(self._read(*place), dtype="<f4") for place in self._places(kind, start, stop)]
         return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0)
 
     def read_ema(self, decay: float, start: int, stop: int) -> Tensor:
         """The numbers [start, stop) of an average."""
-        return torch.from_numpy(np.frombuffer(self._read_ema(decay, start, stop), dtype="<f4").copy())
+        if start == stop:
+            return torch.empty(0)
+        content = self._read(ema_file(decay), *self._place_of_ema(decay, start, stop))
+        return torch.from_numpy(np.frombuffer(content, dtype="<f4").copy())
 
-    def _read_state(self, kind: str, start: int, stop: int, hold: bool = False) -> list[bytes]:
-        parts = []
+    def _places(self, kind: str, start: int, stop: int) -> list[tuple[str, int, int]]:
+        """(file, first byte, one past the last) of the numbers [start, stop) of a vector, in order. Raises Damaged."""
+        places, found = [], 0
         for entry in self.state["slices"]:
             low, high = max(start, entry["start"]), min(stop, entry["stop"])
             if low < high:
-                parts.append(self._numbers(entry["file"], kind, low - entry["start"], high - entry["start"], hold))
-        if (found := sum(len(part) for part in parts) // 4) != stop - start:
+                base = self._base(entry["file"], kind) - 4 * entry["start"]
+                places.append((entry["file"], base + 4 * low, base + 4 * high))
+                found += high - low
+        if found != stop - start:
             raise Damaged(
                 f"checkpoint {self.url} is damaged: state.json has {found} of the {stop - start} numbers of '{kind}' from {start} on"
             )
-        return parts
+        return places
 
-    def _read_ema(self, decay: float, start: int, stop: int, hold: bool = False) -> bytes:
-        return b"" if start == stop else self._numbers(ema_file(decay), next(iter(self.layout.names)), start, stop, hold)
+    def _place_of_ema(self, decay: float, start: int, stop: int) -> tuple[int, int]:
+        base = self._base(ema_file(decay), next(iter(self.layout.names)))
+        return base + 4 * start, base + 4 * stop
 
-    def _numbers(self, name: str, tensor: str, start: int, stop: int, hold: bool) -> bytes:
-        """The fp32 numbers [start, stop) from the beginning of a tensor in a safetensors file."""
-        base, header = self._header(name, hold)
-        base += header[tensor]["data_offsets"][0]
-        return self._read(name, base + 4 * start, base + 4 * stop, hold)
+    def _base(self, name: str, tensor: str) -> int:
+        """The place of a tensor in a safetensors file."""
+        base, header = self._header(name)
+        return base + int(header[tensor]["data_offsets"][0])
 
-    def _header(self, name: str, hold: bool) -> tuple[int, dict[str, Any]]:
-        length = int.from_bytes(self._read(name, 0, 8, hold), "little")
-        return 8 + length, json.loads(self._read(name, 8, 8 + length, hold))
+    def _header(self, name: str) -> tuple[int, dict[str, Any]]:
+        length = int.from_bytes(self._read(name, 0, 8, hold=True), "little")
+        return 8 + length, json.loads(self._read(name, 8, 8 + length, hold=True))
 
     def _entry(self, name: str) -> dict[str, Any]:
         entry: dict[str, Any] | None = self.commit["files"].get(name)
@@ -192,12 +199,20 @@ class Checkpoint:
 
     def _read(self, name: str, start: int, stop: int, hold: bool = False) -> bytes:
         """Bytes [start, stop) of a file, from blocks whose checksums are right."""
+        blocks, length = self._blocks(name, start, stop, hold)
+        first = start // length * length
+        blocks[-1] = blocks[-1][: stop - first - (len(blocks) - 1) * length]
+        blocks[0] = blocks[0][start - first :]
+        return b"".join(blocks)
+
+    def _blocks(self, name: str, start: int, stop: int, hold: bool) -> tuple[list[memoryview], int]:
+        """The blocks that bytes [start, stop) of a file touch, their checksums right, at least one; and their length."""
         entry = self._entry(name)
         size, sums = entry["size"], entry.get("blocks") or [entry["xxh3"]]
         length = self.commit.get("block_size", 8 * 2**20) if "blocks" in entry else max(size, 1)
         wanted = range(start // length, max(-(-stop // length), start // length + 1))
         blocks = {i: self._held[name, i] for i in wanted if (name, i) in self._held}
-        url, found = storage.join(self.url, name), ""
+        url = storage.join(self.url, name)
         for _ in range(1 + REREADS):
             missing = [i for i in wanted if i not in blocks]
             if not missing:
@@ -209,7 +224,7 @@ class Checkpoint:
             except FileNotFoundError:
                 raise Damaged(f"checkpoint {self.url} is damaged: {name} is missing") from None
             for run, data in zip(runs, read, strict=True):
-                parts = {i: data[(i - run.start) * length : (i - run.start + 1) * length] for i in run}
+                parts = {i: memoryview(data)[(i - run.start) * length : (i - run.start + 1) * length] for i in run}
                 blocks |= {i: part for i, part in parts.items() if checksum([part]) == sums[min(i, len(sums) - 1)]}
         else:
             if [i for i in wanted if i not in blocks]:
@@ -217,9 +232,7 @@ class Checkpoint:
                 raise Damaged(f"checkpoint {self.url} is damaged: {name} has {found}")
         if hold:
             self._held.update(((name, i), block) for i, block in blocks.items())
-        if len(wanted) == 1:
-            return blocks[wanted[0]][start - wanted[0] * length : stop - wanted[0] * length]
-        return b"".join(blocks[i] for i in wanted)[start - wanted[0] * length : stop - wanted[0] * length]
+        return [blocks[i] for i in wanted], length
 
 
 def _runs(numbers: Sequence[int], most: int) -> Iterator[range]:
