@@ -180,6 +180,9 @@ def test_neighbouring_blocks_are_read_together(tmp_path, monkeypatch) -> None:
     assert torch.equal(found.read_state("master", 800, 1600), torch.arange(800.0, 1600.0))
     assert asked[-2] == [96] * 33 + [64], "3,200 bytes in 101 blocks"
     assert asked[-1] == [32], "only the block with the wrong byte is read again"
+    assert [*checkpoint._runs([1, 2, 3, 7, 9, 10], 2)] == [range(1, 3), range(3, 4), range(7, 8), range(9, 11)] and not [
+        *checkpoint._runs([], 2)
+    ]
 
 
 @pytest.mark.parametrize("version", [1, 2])
