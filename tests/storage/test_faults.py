@@ -1,4 +1,4 @@
-"""Faults on the way to the store, at least 20 of each kind: every checkpoint arrives, and what is read is right or is not used."""
+"""Faults on the way to the store, at least 20 of each kind (slow): every checkpoint arrives, and what is read is right or is not used."""
 
 import time
 from collections.abc import Iterator
@@ -45,10 +45,20 @@ def snapshot(step: int) -> Snapshot:
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_saving_and_coming_back(s3: str, proxy: FaultProxy, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One attempt after another saves two steps and the next comes back to the newest, under faults all the time, until 20 were done."""
+    save_and_come_back(s3, proxy, kind, 1, 8, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAULTS)
+def test_coming_back_twenty_times(s3: str, proxy: FaultProxy, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save_and_come_back(s3, proxy, kind, 20, 20, capsys)
+
+
+def save_and_come_back(s3: str, proxy: FaultProxy, kind: str, comings: int, faults: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """One attempt after another saves two steps and the next comes back to the newest, under faults all the time."""
     run, step, resumes = f"{s3}/run", 0, 0
     proxy.kind, proxy.rate = kind, 0.05 if kind == "flipped" else 0.15
-    while proxy.count[kind] < 20:
+    while proxy.count[kind] < faults or resumes < comings:
         with attempt_at(run, World()) as attempt:
             found = resume.find(run, "id", "auto", World())
             assert (found.step if found else 0) == step
@@ -75,9 +85,9 @@ def test_saving_and_coming_back(s3: str, proxy: FaultProxy, kind: str, capsys: p
 
 
 def test_a_large_upload_survives_in_parts(s3: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = torch.arange(30 * 2**20, dtype=torch.int32).numpy().tobytes()  # 120 MB: three parts
+    data = torch.arange(5 * 2**20, dtype=torch.int32).numpy().tobytes()  # four parts
     proxy.kind, proxy.rate, proxy.only = "throttled", 0.3, "partNumber"
-    for name, value in (("CALLS", 4), ("READ_TIMEOUT", 30.0)):
+    for name, value in (("CALLS", 4), ("READ_TIMEOUT", 30.0), ("LARGE", 2**20), ("PART", 5 * 2**20)):
         monkeypatch.setattr(storage, name, value)
     while not proxy.count["throttled"]:
         storage.write(f"{s3}/large", data)
