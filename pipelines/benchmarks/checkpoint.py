@@ -55,6 +55,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     if min(options.gb) <= 0 or options.repeats < 1:
         raise ConfigError("--gb must be above 0 and --repeats 1 or more")
+    if options.url and not options.url.startswith("s3://"):
+        raise ConfigError(f"--url {options.url}: it is compared with s3fs, so give s3://bucket/folder")
     with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
         server = None if options.url else serve(Path(folder))
         url = storage.join(options.url or "s3://bucket", f"benchmark-{os.getpid()}")
