@@ -102,7 +102,10 @@ class Saver:
         return True
 
     def save(self, step: int, snapshot: Snapshot, last: bool = False) -> None:
-        """Start writing step `step`; all ranks must call, after `ready`. The last one is not given up soon."""
+        """Start writing step `step`; all ranks must call, after `ready`. The last one is not given up soon.
+
+        The snapshot's memory is read until `ready` or `wait` says that the save is done.
+        """
         self._job = _Job(step, snapshot, checkpoint.folder(self._run_url, step, self._number))
         threading.Thread(target=self._run, args=(self._job, last), name=f"save-{step}", daemon=True).start()
 
