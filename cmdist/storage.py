@@ -6,7 +6,6 @@ looked up anew at every call: fsspec caches them per process and thread, and one
 """
 
 import contextlib
-import errno
 import gc
 import os
 import random
@@ -21,7 +20,8 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from cmdist.errors import CmdistError, StoreDenied, StoreError, StoreMissing
+from cmdist.errors import CmdistError
+from cmdist.store_errors import answer, sentence, transient
 
 T = TypeVar("T")
 
@@ -29,16 +29,10 @@ ATTEMPTS = 5
 PATIENCE = 60.0  # seconds after which no further attempt is begun
 PAUSE = 0.25  # seconds after the first failure; doubles, and a random half is taken off
 READ_TIMEOUT = 30.0  # seconds without a byte
+LARGE = 64 * 2**20  # bytes from which a file goes to S3 in parts
+PART = 16 * 2**20  # bytes, at least; S3 takes up to 10,000 parts
 CALLS = 3  # tries of each part of a large upload, within an attempt; S3 only
 
-_AGAIN = {408, 425, 429, 500, 502, 503, 504}
-_AGAIN_CODES = {
-    "BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "RequestTimeTooSkewed", "ServiceUnavailable", "SlowDown",
-    "Throttling", "ThrottlingException", "TooManyRequests", "XAmzContentSHA256Mismatch",
-}  # fmt: skip
-_FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_AGAIN_LOCALLY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}  # of a mounted disk; a full one is not better a moment later
-_FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
 _JITTER = random.SystemRandom()  # not of the run: a pause must not move any seeded generator
 
 
@@ -85,39 +79,6 @@ def _resolve(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _answer(error: BaseException) -> tuple[str, int]:
-    """(code, HTTP status) of the store's own answer behind an error; ('', 0) if there was none."""
-    for one in _chain(error):
-        response = getattr(one, "response", None)
-        if isinstance(response, dict):
-            code = str(response.get("Error", {}).get("Code", ""))
-            return code, int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if type(one).__name__ in ("ClientResponseError", "HttpError", "HttpResponseError"):  # http(s), Google, Azure
-            status = getattr(one, "status", None) or getattr(one, "code", None) or getattr(one, "status_code", 0)
-            return "", int(status or 0)
-    return "", 0
-
-
-def transient(error: BaseException, remote: bool = True) -> bool:
-    """Whether the same request to the store (or to a local disk) may well succeed a moment later."""
-    if not remote:
-        return isinstance(error, OSError) and error.errno in _AGAIN_LOCALLY
-    code, status = _answer(error)
-    if code in _AGAIN_CODES or status in _AGAIN or code == "403":  # an answer to HEAD does not say why: perhaps the clock
-        return True
-    if isinstance(error, (CmdistError, *_FINAL)) or 400 <= status < 500:
-        return False
-    if any(type(one).__name__ in _FINAL_NAMES for one in _chain(error)):
-        return False
-    return not isinstance(error, (TypeError, ValueError, LookupError, AssertionError, ImportError, NotImplementedError, AttributeError))
-
-
 def _try(url: str, action: Callable[[], T]) -> T:
     """`action()`, again while that may help. Raises FileNotFoundError, StoreDenied, StoreMissing, StoreError; a disk's error as it is."""
     remote = "://" in url and not url.startswith(("file:", "local:"))
@@ -130,24 +91,9 @@ def _try(url: str, action: Callable[[], T]) -> T:
                 raise
             waited = time.monotonic() - begin
             if not transient(error, remote) or attempt == ATTEMPTS or waited > PATIENCE:
-                raise _sentence(url, error, attempt, waited) from error
+                raise sentence(url, error, attempt, waited) from error
             time.sleep(PAUSE * 2 ** (attempt - 1) * _JITTER.uniform(0.5, 1.0))
     raise AssertionError
-
-
-def _sentence(url: str, error: Exception, attempts: int, waited: float) -> Exception:
-    """What to raise for an error of a store that is final."""
-    code, _ = _answer(error)
-    if code == "NoSuchBucket":
-        return StoreMissing(f"{url}: the bucket does not exist")
-    if any(type(one).__name__ in _FINAL_NAMES for one in _chain(error)):
-        return StoreDenied(f"{url}: no credentials were found ({error}); set them in the environment, e.g. AWS_PROFILE")
-    if transient(error) and code != "403":
-        clock = "; is this machine's clock right?" if code == "RequestTimeTooSkewed" else ""
-        return StoreError(f"{url}: the store failed {attempts} times in {waited:.0f} s, last with {type(error).__name__}: {error}{clock}")
-    if isinstance(error, PermissionError):
-        return StoreDenied(f"{url}: the store refuses access ({code or error}); check the credentials in the environment and their rights")
-    return error
 
 
 def join(url: str, *parts: str) -> str:
@@ -199,7 +145,7 @@ def names(url: str) -> list[str]:
         try:
             return fs.ls(path, detail=False)  # type: ignore[no-any-return]
         except FileNotFoundError as error:
-            if _answer(error)[0] == "NoSuchBucket":
+            if answer(error)[0] == "NoSuchBucket":
                 raise
             return []
 
@@ -225,7 +171,7 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         found = fs.cat_ranges([path] * len(ranges), starts, stops, on_error="return")
         for i, part in enumerate(found):
             if isinstance(part, BaseException):
-                if _answer(part)[1] != 416:
+                if answer(part)[1] != 416:
                     raise part
                 found[i] = b""
         return [bytes(part) for part in found]
@@ -240,8 +186,30 @@ def write(url: str, data: bytes | Sequence[bytes | memoryview]) -> None:
     if _is_local(fs):
         _try(url, lambda: _write_local(Path(path), parts))
         return
-    whole = parts[0] if len(parts) == 1 else b"".join(parts)
-    _try(url, lambda: fs.pipe_file(path, whole))  # large ones in parts at the same time, which appear together
+    if sum(map(len, parts)) >= LARGE and "s3" in fs.protocol:
+        large = _EndToEnd(parts)
+        _try(url, lambda: fs.pipe_file(path, large, chunksize=max(PART, len(large) // 5000)))  # parts at the same time, seen together
+    else:
+        whole = parts[0] if len(parts) == 1 else b"".join(parts)
+        _try(url, lambda: fs.pipe_file(path, whole))
+
+
+class _EndToEnd:
+    """Parts as one sequence of bytes, of which nothing is copied but the slices that are asked for."""
+
+    def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
+        self._parts = [memoryview(part) for part in parts]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, place: slice) -> bytes:
+        start, stop, _ = place.indices(len(self))
+        found = []
+        for part in self._parts:
+            found.append(part[max(start, 0) : max(stop, 0)])
+            start, stop = start - len(part), stop - len(part)
+        return b"".join(found)
 
 
 def _write_local(target: Path, parts: Sequence[bytes | memoryview]) -> None:
@@ -262,7 +230,7 @@ def create(url: str, data: bytes) -> None:
         try:
             fs.pipe_file(path, data, mode="create")
         except Exception as error:
-            if not isinstance(error, FileExistsError) and _answer(error)[1] != 412:
+            if not isinstance(error, FileExistsError) and answer(error)[1] != 412:
                 raise
 
     if not exists(url):

@@ -34,6 +34,7 @@ from cmdist.train.meters import Clock, SigmaBuckets
 from cmdist.train.optim import make_optimizer
 from cmdist.train.retention import Keep
 from cmdist.train.saver import Saver
+from cmdist.train.snapshots import Snapshots
 from cmdist.train.trainer import Schedule, Trainer
 
 
@@ -247,6 +248,7 @@ def make_trainer(
         workers=config.data.workers,
         bad_samples=config.data.bad_samples,
     )
+    averages = Averages(engine, t.ema)
     trainer = Trainer(
         world=world,
         seed=config.run.seed,
@@ -257,11 +259,12 @@ def make_trainer(
         curriculum=curriculum,
         conditional=bool(config.data.classes),
         learning_rate=build.lr_schedule(config),
-        averages=Averages(engine, t.ema),
+        averages=averages,
         target=target,
         batches=batches,
         buckets=SigmaBuckets(config.noise.sigma_min, config.noise.sigma_max, world.device),
         clock=Clock(),
+        snapshots=Snapshots(engine, averages, target),
         saver=Saver(
             run_url,
             run_id,

@@ -26,6 +26,7 @@ CONTEXT.set_forkserver_preload(
         "cmdist.train.engine",
         "cmdist.tracking",
         "cmdist.evaluation",
+        "s3fs",
     ]
 )
 

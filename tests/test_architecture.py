@@ -23,6 +23,7 @@ DOORS = {
 # Each part may import from the parts of the layers below it, and from itself; pipelines and cluster may import all of them.
 LAYERS = [
     {"errors", "seeding"},
+    {"store_errors"},
     {"core", "storage", "distributed", "journal", "pictures", "charts", "cli", "torchvision_ops"},
     {"tracking"},
     {"data", "nets", "generation"},

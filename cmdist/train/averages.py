@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cmdist.train.engine import Engine, all_slices
-from cmdist.train.layout import Layout, Piece, load_slice, overlap, read_slice, whole
+from cmdist.train.layout import Layout, Piece, load_slice, overlap, whole
 
 
 class Averages:
@@ -40,9 +40,9 @@ class Target:
         """theta^- <- mu theta^- + (1 - mu) theta; mu in [0, 1)."""
         torch._foreach_lerp_([p.data for p in self.module.parameters()], [p.data for p in student.parameters()], 1.0 - mu)
 
-    def slice(self, layout: Layout, start: int, stop: int) -> Tensor:
-        """A copy of [start, stop) of the target as a flat fp32 vector in host memory; every rank holds all of it and saves a part."""
-        return read_slice(overlap(self._pieces(layout), start, stop), "cpu")
+    def pieces(self, layout: Layout, start: int, stop: int) -> list[Piece]:
+        """[start, stop) of the target as flat views of live memory; every rank holds all of it and saves a part."""
+        return overlap(self._pieces(layout), start, stop)
 
     def load(self, layout: Layout, start: int, values: Tensor) -> None:
         """Set the whole target from each rank's slice; all ranks must call."""

@@ -30,8 +30,10 @@ from cmdist.train import attempt as attempts
 from cmdist.train import sealed
 from cmdist.train.layout import Layout
 
-FORMAT = 2  # 1: no blocks, no attempts
-BLOCK = 8 * 2**20  # bytes
+FORMAT = 3  # 1: no blocks, no attempts; 2: blocks of 8 MiB
+BLOCK = 2**20  # bytes; COMMIT says what it was
+REQUEST = 16 * 2**20  # bytes read at once, at most
+WINDOW = 2**26  # bytes of a file that is only verified, at a time: it may be larger than the memory
 REREADS = 4  # of a block with a wrong checksum: it may have been the way, not the file
 _FOLDER = re.compile(r"step-(\d{10})(?:-(\d{4,}))?")
 
@@ -98,7 +100,7 @@ class Checkpoint:
     url: str
     step: int
     commit: dict[str, Any]
-    _held: dict[tuple[str, int], bytes] = field(default_factory=dict, repr=False, compare=False)  # verified blocks, until `release`
+    _held: dict[tuple[str, int], memoryview] = field(default_factory=dict, repr=False, compare=False)  # verified blocks, until `release`
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -128,8 +130,8 @@ class Checkpoint:
         """Read files (all by default) and compare them with COMMIT. Raises Damaged."""
         for name in self.commit["files"] if names is None else names:
             size = self._entry(name)["size"]
-            for start in range(0, max(size, 1), 8 * BLOCK):  # a little at a time: a file may be larger than the memory
-                self._read(name, start, min(size, start + 8 * BLOCK))
+            for start in range(0, max(size, 1), WINDOW):
+                self._read(name, start, min(size, start + WINDOW))
 
     def fetch(self, rank: int, world: int) -> None:
         """Read this rank's part, about 1/world of all bytes, verified, and hold it in host memory for the reads that follow.
@@ -138,11 +140,12 @@ class Checkpoint:
         """
         total = self.layout.total
         start, stop = total * rank // world, total * (rank + 1) // world
-        kinds = {kind for entry in self.state["slices"] for kind in self._header(entry["file"], hold=True)[1]} - {"__metadata__"}
+        kinds = {kind for entry in self.state["slices"] for kind in self._header(entry["file"])[1]} - {"__metadata__"}
         for kind in sorted(kinds):
-            self._read_state(kind, start, stop, hold=True)
-        for decay in self.emas:
-            self._read_ema(decay, start, stop, hold=True)
+            for name, low, high in self._places(kind, start, stop):
+                self._blocks(name, low, high, hold=True)
+        for decay in self.emas if start < stop else ():
+            self._blocks(ema_file(decay), *self._place_of_ema(decay, start, stop), hold=True)
 
     def release(self) -> None:
         """Forget what `fetch` holds."""
@@ -150,37 +153,43 @@ class Checkpoint:
 
     def read_state(self, kind: str, start: int, stop: int) -> Tensor:
         """The numbers [start, stop) of a vector (master, exp_avg, exp_avg_sq, target), fp32, read from the slices that hold them."""
-        parts = [np.frombuffer(part, dtype="<f4") for part in self._read_state(kind, start, stop)]
+        parts = [np.frombuffer(self._read(*place), dtype="<f4") for place in self._places(kind, start, stop)]
         return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0)
 
     def read_ema(self, decay: float, start: int, stop: int) -> Tensor:
         """The numbers [start, stop) of an average."""
-        return torch.from_numpy(np.frombuffer(self._read_ema(decay, start, stop), dtype="<f4").copy())
+        if start == stop:
+            return torch.empty(0)
+        content = self._read(ema_file(decay), *self._place_of_ema(decay, start, stop))
+        return torch.from_numpy(np.frombuffer(content, dtype="<f4").copy())
 
-    def _read_state(self, kind: str, start: int, stop: int, hold: bool = False) -> list[bytes]:
-        parts = []
+    def _places(self, kind: str, start: int, stop: int) -> list[tuple[str, int, int]]:
+        """(file, first byte, one past the last) of the numbers [start, stop) of a vector, in order. Raises Damaged."""
+        places, found = [], 0
         for entry in self.state["slices"]:
             low, high = max(start, entry["start"]), min(stop, entry["stop"])
             if low < high:
-                parts.append(self._numbers(entry["file"], kind, low - entry["start"], high - entry["start"], hold))
-        if (found := sum(len(part) for part in parts) // 4) != stop - start:
+                base = self._base(entry["file"], kind) - 4 * entry["start"]
+                places.append((entry["file"], base + 4 * low, base + 4 * high))
+                found += high - low
+        if found != stop - start:
             raise Damaged(
                 f"checkpoint {self.url} is damaged: state.json has {found} of the {stop - start} numbers of '{kind}' from {start} on"
             )
-        return parts
+        return places
 
-    def _read_ema(self, decay: float, start: int, stop: int, hold: bool = False) -> bytes:
-        return b"" if start == stop else self._numbers(ema_file(decay), next(iter(self.layout.names)), start, stop, hold)
+    def _place_of_ema(self, decay: float, start: int, stop: int) -> tuple[int, int]:
+        base = self._base(ema_file(decay), next(iter(self.layout.names)))
+        return base + 4 * start, base + 4 * stop
 
-    def _numbers(self, name: str, tensor: str, start: int, stop: int, hold: bool) -> bytes:
-        """The fp32 numbers [start, stop) from the beginning of a tensor in a safetensors file."""
-        base, header = self._header(name, hold)
-        base += header[tensor]["data_offsets"][0]
-        return self._read(name, base + 4 * start, base + 4 * stop, hold)
+    def _base(self, name: str, tensor: str) -> int:
+        """The place of a tensor in a safetensors file."""
+        base, header = self._header(name)
+        return base + int(header[tensor]["data_offsets"][0])
 
-    def _header(self, name: str, hold: bool) -> tuple[int, dict[str, Any]]:
-        length = int.from_bytes(self._read(name, 0, 8, hold), "little")
-        return 8 + length, json.loads(self._read(name, 8, 8 + length, hold))
+    def _header(self, name: str) -> tuple[int, dict[str, Any]]:
+        length = int.from_bytes(self._read(name, 0, 8, hold=True), "little")
+        return 8 + length, json.loads(self._read(name, 8, 8 + length, hold=True))
 
     def _entry(self, name: str) -> dict[str, Any]:
         entry: dict[str, Any] | None = self.commit["files"].get(name)
@@ -190,32 +199,49 @@ class Checkpoint:
 
     def _read(self, name: str, start: int, stop: int, hold: bool = False) -> bytes:
         """Bytes [start, stop) of a file, from blocks whose checksums are right."""
+        blocks, length = self._blocks(name, start, stop, hold)
+        first = start // length * length
+        blocks[-1] = blocks[-1][: stop - first - (len(blocks) - 1) * length]
+        blocks[0] = blocks[0][start - first :]
+        return b"".join(blocks)
+
+    def _blocks(self, name: str, start: int, stop: int, hold: bool) -> tuple[list[memoryview], int]:
+        """The blocks that bytes [start, stop) of a file touch, their checksums right, at least one; and their length."""
         entry = self._entry(name)
         size, sums = entry["size"], entry.get("blocks") or [entry["xxh3"]]
-        length = BLOCK if "blocks" in entry else max(size, 1)
+        length = self.commit.get("block_size", 8 * 2**20) if "blocks" in entry else max(size, 1)
         wanted = range(start // length, max(-(-stop // length), start // length + 1))
         blocks = {i: self._held[name, i] for i in wanted if (name, i) in self._held}
-        url, found = storage.join(self.url, name), ""
+        url = storage.join(self.url, name)
         for _ in range(1 + REREADS):
             missing = [i for i in wanted if i not in blocks]
             if not missing:
                 break
+            runs = list(_runs(missing, max(1, REQUEST // length)))
             try:
-                read = (
-                    storage.read_ranges(url, [(i * length, min(size, (i + 1) * length)) for i in missing]) if size else [storage.read(url)]
-                )
+                ranges = [(run.start * length, min(size, run.stop * length)) for run in runs]
+                read = storage.read_ranges(url, ranges) if size else [storage.read(url)]
             except FileNotFoundError:
                 raise Damaged(f"checkpoint {self.url} is damaged: {name} is missing") from None
-            blocks |= {i: data for i, data in zip(missing, read, strict=True) if checksum([data]) == sums[min(i, len(sums) - 1)]}
+            for run, data in zip(runs, read, strict=True):
+                parts = {i: memoryview(data)[(i - run.start) * length : (i - run.start + 1) * length] for i in run}
+                blocks |= {i: part for i, part in parts.items() if checksum([part]) == sums[min(i, len(sums) - 1)]}
         else:
             if [i for i in wanted if i not in blocks]:
                 found = f"{storage.size(url)} bytes, {size} were committed" if storage.size(url) != size else "a wrong checksum"
                 raise Damaged(f"checkpoint {self.url} is damaged: {name} has {found}")
         if hold:
             self._held.update(((name, i), block) for i, block in blocks.items())
-        if len(wanted) == 1:
-            return blocks[wanted[0]][start - wanted[0] * length : stop - wanted[0] * length]
-        return b"".join(blocks[i] for i in wanted)[start - wanted[0] * length : stop - wanted[0] * length]
+        return [blocks[i] for i in wanted], length
+
+
+def _runs(numbers: Sequence[int], most: int) -> Iterator[range]:
+    """Ascending numbers as ranges without gaps, of `most` numbers at most."""
+    first = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1 or i - first == most:
+            yield range(numbers[first], numbers[i - 1] + 1)
+            first = i
 
 
 @dataclass(frozen=True, order=True)

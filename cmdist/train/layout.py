@@ -81,8 +81,14 @@ def read_slice(pieces: Sequence[Piece], device: torch.device | str) -> Tensor:
     if not pieces:
         return torch.empty(0, device=device)
     values = torch.empty(sum(piece.tensor.numel() for piece in pieces), device=device)
+    copy_slice(pieces, values)
+    return values
+
+
+def copy_slice(pieces: Sequence[Piece], into: Tensor, non_blocking: bool = False) -> None:
+    """Copy adjoining pieces into one vector, (sum of their lengths,); `non_blocking` as in torch's copy_."""
     place = 0
     for piece in pieces:
-        values[place : place + piece.tensor.numel()].copy_(piece.tensor)
+        into[place : place + piece.tensor.numel()].copy_(piece.tensor, non_blocking=non_blocking)
         place += piece.tensor.numel()
-    return values
+    assert place == into.numel()

@@ -102,7 +102,10 @@ class Saver:
         return True
 
     def save(self, step: int, snapshot: Snapshot, last: bool = False) -> None:
-        """Start writing step `step`; all ranks must call, after `ready`. The last one is not given up soon."""
+        """Start writing step `step`; all ranks must call, after `ready`. The last one is not given up soon.
+
+        The snapshot's memory is read until `ready` or `wait` says that the save is done.
+        """
         self._job = _Job(step, snapshot, checkpoint.folder(self._run_url, step, self._number))
         threading.Thread(target=self._run, args=(self._job, last), name=f"save-{step}", daemon=True).start()
 
@@ -194,15 +197,15 @@ class Saver:
         if self._world.size == 1:
             return snapshot.averages
         whole = {}
-        lengths = distributed.gather(next(iter(snapshot.averages.values())).numel(), self._group)
+        share = max(distributed.gather(next(iter(snapshot.averages.values())).numel(), self._group)) if snapshot.averages else 0
         for i, (decay, values) in enumerate(snapshot.averages.items()):
             owner = i % self._world.size
-            padded = torch.zeros(max(lengths))
-            padded[: values.numel()] = values
-            parts = [torch.empty(max(lengths)) for _ in lengths] if owner == self._world.rank else None
-            dist.gather(padded, parts, dst=owner, group=self._group)
-            if parts is not None:
-                whole[decay] = torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+            short = share - values.numel()  # only the last ranks have less, so all the padding lies behind the vector
+            padded = torch.cat([values, values.new_zeros(short)]) if short else values
+            room = torch.empty(self._world.size, share) if owner == self._world.rank else None
+            dist.gather(padded, None if room is None else list(room), dst=owner, group=self._group)
+            if room is not None:
+                whole[decay] = room.view(-1)[: self._layout.total]
         return whole
 
     def _files(self, snapshot: Snapshot, averages: dict[float, Tensor]) -> dict[str, list[bytes | memoryview]]:
@@ -236,7 +239,7 @@ class Saver:
         job.state = json.dumps(state, indent=1).encode()
         self._write(job.url, files, "state.json", [job.state])
         commit = {"format": checkpoint.FORMAT, "run": self._run_id, "attempt": self._number, "step": job.step, "time": time.time()}
-        job.commit = job.commit or sealed.seal(commit | {"world_size": self._world.size, "files": files})
+        job.commit = job.commit or sealed.seal(commit | {"world_size": self._world.size, "block_size": checkpoint.BLOCK, "files": files})
         if self._attempt is not None:
             self._attempt.check()
         sealed.write(storage.join(job.url, "COMMIT"), job.commit)
@@ -262,7 +265,8 @@ class Saver:
         files = self._files(job.snapshot, averages)
         if self._world.first:
             files["state.json"] = [job.state]
-        saved = Checkpoint(job.url, job.step, {"files": {name: checkpoint.describe(parts) for name, parts in files.items()}})
+        entries = {name: checkpoint.describe(parts) for name, parts in files.items()}
+        saved = Checkpoint(job.url, job.step, {"block_size": checkpoint.BLOCK, "files": entries})
         for name, parts in files.items():
             for left in reversed(range(REWRITES + 1)):
                 try:

@@ -19,10 +19,11 @@ from cmdist.distributed import StopRequest, World
 from cmdist.errors import CmdistError
 from cmdist.journal import Tracker
 from cmdist.train.averages import Averages, Target
-from cmdist.train.engine import KINDS, Engine
+from cmdist.train.engine import Engine
 from cmdist.train.meters import Clock, SigmaBuckets
-from cmdist.train.saver import Saver, Snapshot
+from cmdist.train.saver import Saver
 from cmdist.train.selfcheck import self_check
+from cmdist.train.snapshots import Snapshots
 
 MAX_SKIPPED = 50  # overflowing attempts at one step before the run is given up
 
@@ -56,6 +57,7 @@ class Trainer:
     batches: Generator[MicroBatch, None, None]  # of this rank, from `step` on
     buckets: SigmaBuckets
     clock: Clock
+    snapshots: Snapshots
     saver: Saver
     tracker: Tracker | None  # on rank 0
     describe: dict[str, object]  # what goes into state.json beside the step
@@ -154,14 +156,9 @@ class Trainer:
         with self.clock.count("checkpoint_stall"):
             if not self.saver.ready(self.step, last):
                 return
-            engine = self.engine
-            vectors: dict[str, torch.Tensor] = {kind: engine.slice(kind) for kind in KINDS}
-            if self.target is not None:
-                vectors["target"] = self.target.slice(engine.layout, engine.start, engine.stop)
-            averages = {decay: values.to("cpu", copy=True) for decay, values in self.averages.slices.items()}
-            state = self.describe | {"optimizer_step": engine.optimizer_step, "clock": self.clock.state()}
-            state["loss_scale"] = engine.loss_scale.state()
-            self.saver.save(self.step, Snapshot(engine.start, vectors, averages, state), last)
+            state = self.describe | {"optimizer_step": self.engine.optimizer_step, "clock": self.clock.state()}
+            state["loss_scale"] = self.engine.loss_scale.state()
+            self.saver.save(self.step, self.snapshots.take(state), last)
 
     def _log(self, point: Point, losses: torch.Tensor, images_per_second: float) -> None:
         peak = (

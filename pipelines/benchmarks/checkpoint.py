@@ -13,8 +13,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import s3fs
 import torch
 from torch import nn
 
@@ -25,7 +25,8 @@ from cmdist.train import checkpoint
 from cmdist.train.averages import Averages
 from cmdist.train.engine import KINDS, Engine
 from cmdist.train.optim import make_optimizer
-from cmdist.train.saver import Saver, Snapshot
+from cmdist.train.saver import Saver
+from cmdist.train.snapshots import Snapshots
 
 
 class Flat(nn.Module):
@@ -44,9 +45,9 @@ class Flat(nn.Module):
 def main(arguments: Sequence[str]) -> None:
     """Print a table for each part."""
     parser = argparse.ArgumentParser(prog="benchmark.py checkpoint", description=__doc__)
-    parser.add_argument("--gb", type=float, nargs="+", default=[0.1, 1.0, 3.0], help="sizes of the state (default: 0.1 1 3)")
+    parser.add_argument("--gb", type=float, nargs="+", default=[0.5, 1.0, 3.0], help="sizes of the state (default: 0.5 1 3)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--url", help="a folder on the store to be measured; removed afterwards")
+    parser.add_argument("--url", help="a folder on the S3 store to be measured; what is written there is removed afterwards")
     parser.add_argument("--fetch", nargs=3, metavar=("URL", "RANK", "WORLD"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.fetch:
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     if min(options.gb) <= 0 or options.repeats < 1:
         raise ConfigError("--gb must be above 0 and --repeats 1 or more")
+    if options.url and not options.url.startswith("s3://"):
+        raise ConfigError(f"--url {options.url}: it is compared with s3fs, so give s3://bucket/folder")
     with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
         server = None if options.url else serve(Path(folder))
         url = storage.join(options.url or "s3://bucket", f"benchmark-{os.getpid()}")
@@ -89,11 +92,11 @@ def measure(size: float, repeats: int, url: str, folder: Path, world: World) -> 
     net = Flat(size).to(world.device)
     optimizer = make_optimizer("adam", net.parameters(), betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     engine = Engine(net, optimizer, zero_stage=1, micro_batch=1, accumulation=1)
-    averages = Averages(engine, (0.9999,))
+    snapshots = Snapshots(engine, Averages(engine, (0.9999,)), None)
     times: dict[str, list[float]] = {}
     run = storage.join(url, "run")
     for repeat in range(repeats):
-        saved = one(engine, averages, repeat + 1, run, url, folder, world)
+        saved = one(engine, snapshots, repeat + 1, run, url, folder, world)
         for name, seconds in saved.items():
             times.setdefault(name, []).append(seconds)
         if repeat < repeats - 1:
@@ -103,7 +106,7 @@ def measure(size: float, repeats: int, url: str, folder: Path, world: World) -> 
     print(f"\nstate of {size / 1e9:g} GB, {engine.layout.total:,} weights, one rank on {world.device.type}; median of {repeats} (range)")
     print(f"{'':34}{'loop stalls':>24}{'all is there':>26}")
     for title, stall, there in (
-        ("copy to host memory alone", "copy", ""),
+        ("a copy to new host memory alone", "copy", ""),
         ("cmdist", "stall", "commit"),
         ("s3fs, plain multipart upload", "", "plain"),
         ("DeepSpeed save_checkpoint + upload", "deepspeed", "deepspeed and upload"),
@@ -115,31 +118,26 @@ def measure(size: float, repeats: int, url: str, folder: Path, world: World) -> 
     storage.remove(run)
 
 
-def snapshot(engine: Engine, averages: Averages) -> Snapshot:
-    """What the training loop copies."""
-    vectors: dict[str, torch.Tensor] = {kind: engine.slice(kind) for kind in KINDS}
-    return Snapshot(engine.start, vectors, {d: v.to("cpu", copy=True) for d, v in averages.slices.items()}, {})
-
-
-def one(engine: Engine, averages: Averages, step: int, run: str, url: str, folder: Path, world: World) -> dict[str, float]:
+def one(engine: Engine, snapshots: Snapshots, step: int, run: str, url: str, folder: Path, world: World) -> dict[str, float]:
     """Seconds of each way to save once."""
     begin = time.perf_counter()
-    held = snapshot(engine, averages)
+    copies = [engine.slice(kind) for kind in KINDS]
+    copies.append(copies[0].clone())
     copied = time.perf_counter() - begin
-    data: list[Any] = [b"".join(v.numpy().data.cast("B") for v in held.vectors.values())]
-    data += [bytes(v.numpy().data.cast("B")) for v in held.averages.values()]
-    del held
-    begin = time.perf_counter()
-    for number, content in enumerate(data):
-        storage.write(storage.join(url, "plain", str(number)), content)
-    plain = time.perf_counter() - begin
-    del data
+
+    store, plain = s3fs.S3FileSystem(), 0.0  # as it comes
+    for number, vectors in enumerate((copies[:3], copies[3:])):  # what the two large files of a checkpoint hold
+        content = b"".join(v.numpy().data.cast("B") for v in vectors)
+        begin = time.perf_counter()
+        store.pipe_file(storage.join(url, "plain", str(number)), content)
+        plain += time.perf_counter() - begin
+    del copies, vectors, content
     storage.remove(storage.join(url, "plain"))
 
     saver = Saver(run, "benchmark", engine.layout, world)
     begin = time.perf_counter()
     assert saver.ready(step, last=False)
-    saver.save(step, snapshot(engine, averages))
+    saver.save(step, snapshots.take({}))
     stall = time.perf_counter() - begin
     saver.wait()
     commit = time.perf_counter() - begin
@@ -148,8 +146,8 @@ def one(engine: Engine, averages: Averages, step: int, run: str, url: str, folde
     begin = time.perf_counter()
     engine._engine.save_checkpoint(str(local), tag="step")  # what it is compared with, so not through our own interface
     deepspeed = time.perf_counter() - begin
-    for path in sorted(p for p in local.rglob("*") if p.is_file()):
-        storage.upload(path, storage.join(url, "deepspeed", path.name))
+    for number, path in enumerate(sorted(p for p in local.rglob("*") if p.is_file())):
+        store.put_file(str(path), storage.join(url, "deepspeed", f"{number}-{path.name}"))
     uploaded = time.perf_counter() - begin
     storage.remove(str(local))
     storage.remove(storage.join(url, "deepspeed"))

@@ -21,6 +21,7 @@ from training import OBJECTIVES, SMALL, write_config
 EVERY = 3  # steps between checkpoints
 MOMENTS = ("start", "fetch", "step", "copy", "upload", "between", "before COMMIT", "after COMMIT", "thinning", "any")
 COMMON = [*OBJECTIVES["ct"], f"train.checkpoint_every={EVERY}", "train.self_check=false", "train.log_every=1000", "network.dropout=0.1"]
+COMMON += ["train.micro_batch=8"]
 
 
 def die(after: float = 0.0) -> None:
@@ -31,8 +32,7 @@ def die(after: float = 0.0) -> None:
 def mortal(moment: str, victim: int, nth: int, delay: float, arguments: list[str]) -> None:
     """pipelines/train.py, in which rank `victim` dies when it comes to the `nth` such moment."""
     from cmdist import storage
-    from cmdist.train import checkpoint, retention
-    from cmdist.train.engine import Engine
+    from cmdist.train import checkpoint, retention, snapshots
     from cmdist.train.trainer import Trainer
 
     count = [0]
@@ -63,7 +63,7 @@ def mortal(moment: str, victim: int, nth: int, delay: float, arguments: list[str
     elif moment == "step":
         patch(Trainer, "_losses", before=lambda: die(delay / 50))
     elif moment == "copy":
-        patch(Engine, "slice", after=die)
+        patch(snapshots, "copy_slice", after=die)
     elif moment == "upload":
         patch(storage, "write", before=lambda: die(delay / 50), when=data_file)
     elif moment == "between":
@@ -97,9 +97,15 @@ class Chaos:
         self.common = [*COMMON, "run.root=s3://bucket/runs", f"train.steps={steps}"]
         self.kills: Counter[str] = Counter()
         self.names = 0
+        assert Ranks(ranks, folder / "0.log", print).join() == [0] * ranks  # the server of the forks is there from now on
+        begin = time.monotonic()
         straight = self.attempt("straight", "train.keep_checkpoints=0", kill=None)
-        codes = straight.join(300)
-        assert codes == [0] * ranks, straight.text
+        while "ranks   " not in straight.text:
+            assert straight.processes[0].exitcode is None, straight.text
+            time.sleep(0.01)
+        self.startup = time.monotonic() - begin
+        assert straight.join(300) == [0] * ranks, straight.text
+        self.length = time.monotonic() - begin - self.startup
         commits = (self.server.folder / "bucket/runs/straight").glob("checkpoints/step-*/COMMIT")
         read = [json.loads(path.read_text()) for path in commits]
         self.truth = {c["step"]: {n: f["xxh3"] for n, f in c["files"].items() if n != "state.json"} for c in read}
@@ -143,11 +149,11 @@ class Chaos:
         """Until it has ended by itself or was killed, all ranks; whether it was killed."""
         from_outside = moment in ("start", "any")
         deadline = time.monotonic() + 240
-        strike = time.monotonic() + draw.uniform(0.0, 4.0) if moment == "start" else None
+        strike = time.monotonic() + draw.uniform(0.0, 1.2 * self.startup) if moment == "start" else None
         while any(p.exitcode is None for p in attempt.processes):
             assert time.monotonic() < deadline, attempt.text
             if from_outside and strike is None and "ranks   " in attempt.text:
-                strike = time.monotonic() + draw.uniform(0.0, 3.0)
+                strike = time.monotonic() + draw.uniform(0.0, min(3.0, self.length / 2))
             if strike is not None and time.monotonic() > strike:
                 if store:
                     self.server.process.kill()

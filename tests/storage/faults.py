@@ -15,6 +15,7 @@ ANSWERS = {
     "failed": (500, "InternalError", "We encountered an internal error. Please try again."),
     "skewed": (403, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large."),
     "denied": (403, "AccessDenied", "Access Denied"),
+    "gone": (404, "NoSuchBucket", "The specified bucket does not exist"),
 }
 FAULTS = ("throttled", "failed", "skewed", "reset", "stalled", "flipped")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)

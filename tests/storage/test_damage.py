@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,36 +147,46 @@ def saver_at(run: str, keep: int = 0, missed: int = 2) -> Saver:
     return Saver(run, "id", LAYOUT, World(), keep=Keep(keep), max_missed=missed)
 
 
-def save(saver: Saver, step: int, last: bool = False) -> bool:
+def save(saver: Saver, step: int, last: bool = False, numbers: int = 300) -> bool:
     if not saver.ready(step, last):
         return False
-    saver.save(step, Snapshot(0, {"master": torch.zeros(300)}, {0.9: torch.zeros(300)}, {}), last)
+    saver.save(step, Snapshot(0, {"master": torch.zeros(numbers)}, {0.9: torch.zeros(300)}, {}), last)
     if saver._job:
         saver._job.done.wait()
     return True
 
 
+@pytest.mark.parametrize("when", ["at fsync", "in the middle of a file"])
 def test_a_full_disk_misses_checkpoints_and_then_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], when: str
 ) -> None:
-    """The system says so when the bytes are to go to the disk."""
-    run, plain, room = str(tmp_path), os.fsync, [True]
+    """A system may say so only when the bytes are to go to the disk; a limit is the system's own word (a real disk: test_training.py)."""
+    run, plain, room, (_, hard) = str(tmp_path), os.fsync, [True], resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fsync(handle: int) -> None:
-        if not room[0]:
+        if not room[0] and when == "at fsync":
             raise OSError(errno.ENOSPC, "No space left on device")
         plain(handle)
 
+    def full(yes: bool) -> None:
+        room[0] = not yes
+        if when != "at fsync":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (250_000 if yes else hard, hard))
+
     monkeypatch.setattr(os, "fsync", fsync)
     saver = saver_at(run)
-    assert save(saver, 1)
-    room[0] = False
-    assert save(saver, 2) and save(saver, 3)
-    room[0] = True
-    assert save(saver, 4)  # there is room again: the row is broken
-    room[0] = False
-    assert save(saver, 5) and save(saver, 6) and save(saver, 7)
-    with pytest.raises(CheckpointError, match=r"step 7 .*No space left on device; that is 3 in a row .*max_missed_checkpoints \(2\)"):
+    try:
+        assert save(saver, 1, numbers=100_000)
+        full(True)
+        assert save(saver, 2, numbers=100_000) and save(saver, 3, numbers=100_000)
+        full(False)
+        assert save(saver, 4)  # there is room again: the row is broken
+        full(True)
+        assert save(saver, 5, numbers=100_000) and save(saver, 6, numbers=100_000) and save(saver, 7, numbers=100_000)
+    finally:
+        full(False)
+    said = "No space left on device" if when == "at fsync" else "File too large"
+    with pytest.raises(CheckpointError, match=rf"step 7 .*{said}; that is 3 in a row .*max_missed_checkpoints \(2\)"):
         saver.check()
     assert "step 2" in capsys.readouterr().err
     assert checkpoint.steps(run) == [1, 4]

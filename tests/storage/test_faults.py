@@ -1,4 +1,4 @@
-"""Faults on the way to the store, at least 20 of each kind: every checkpoint arrives, and what is read is right or is not used."""
+"""Faults on the way to the store, at least 20 of each kind (slow): every checkpoint arrives, and what is read is right or is not used."""
 
 import time
 from collections.abc import Iterator
@@ -45,10 +45,20 @@ def snapshot(step: int) -> Snapshot:
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_saving_and_coming_back(s3: str, proxy: FaultProxy, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One attempt after another saves two steps and the next comes back to the newest, under faults all the time, until 20 were done."""
-    run, step = f"{s3}/run", 0
+    save_and_come_back(s3, proxy, kind, 1, 8, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAULTS)
+def test_coming_back_twenty_times(s3: str, proxy: FaultProxy, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save_and_come_back(s3, proxy, kind, 20, 20, capsys)
+
+
+def save_and_come_back(s3: str, proxy: FaultProxy, kind: str, comings: int, faults: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """One attempt after another saves two steps and the next comes back to the newest, under faults all the time."""
+    run, step, resumes = f"{s3}/run", 0, 0
     proxy.kind, proxy.rate = kind, 0.05 if kind == "flipped" else 0.15
-    while proxy.count[kind] < 20:
+    while proxy.count[kind] < faults or resumes < comings:
         with attempt_at(run, World()) as attempt:
             found = resume.find(run, "id", "auto", World())
             assert (found.step if found else 0) == step
@@ -59,6 +69,7 @@ def test_saving_and_coming_back(s3: str, proxy: FaultProxy, kind: str, capsys: p
                     assert torch.equal(found.read_state("exp_avg", start, stop), -vector)
                     assert torch.equal(found.read_ema(0.9, start, stop), vector / 3)
             attempt.begin(step)
+            resumes += found is not None
             background = Saver(run, "id", LAYOUT, World(), attempt=attempt, keep=Keep(2))
             for _ in range(2):
                 step += 1
@@ -66,6 +77,7 @@ def test_saving_and_coming_back(s3: str, proxy: FaultProxy, kind: str, capsys: p
                 background.save(step, snapshot(step), last=True)
                 background.wait()
     proxy.rate = 0.0
+    print(f"{kind}: {proxy.count[kind]} faults, {step} checkpoints, {resumes} resumes, all right")
     assert checkpoint.steps(run) == [step - 1, step]
     for left in checkpoint.steps(run):
         checkpoint.open_checkpoint(run, left).verify()
@@ -73,9 +85,9 @@ def test_saving_and_coming_back(s3: str, proxy: FaultProxy, kind: str, capsys: p
 
 
 def test_a_large_upload_survives_in_parts(s3: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = torch.arange(30 * 2**20, dtype=torch.int32).numpy().tobytes()  # 120 MB: three parts
+    data = torch.arange(5 * 2**20, dtype=torch.int32).numpy().tobytes()  # four parts
     proxy.kind, proxy.rate, proxy.only = "throttled", 0.3, "partNumber"
-    for name, value in (("CALLS", 4), ("READ_TIMEOUT", 30.0)):
+    for name, value in (("CALLS", 4), ("READ_TIMEOUT", 30.0), ("LARGE", 2**20), ("PART", 5 * 2**20)):
         monkeypatch.setattr(storage, name, value)
     while not proxy.count["throttled"]:
         storage.write(f"{s3}/large", data)
@@ -130,7 +142,10 @@ def test_a_missing_bucket_is_not_an_empty_folder(s3: str) -> None:
         checkpoint.steps("s3://nobody-has-made-this/run")
 
 
-def test_permission_lost_half_way(s3: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("kind", "sentence"), [("denied", "the store refuses access"), ("gone", "the bucket does not exist")])
+def test_permission_lost_or_bucket_deleted_half_way(
+    s3: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str], kind: str, sentence: str
+) -> None:
     """Told at the next step, not tried again for that step, and the next one that is allowed is saved."""
     background = Saver(f"{s3}/run", "id", LAYOUT, World(), max_missed=2)
 
@@ -141,11 +156,14 @@ def test_permission_lost_half_way(s3: str, proxy: FaultProxy, capsys: pytest.Cap
         assert background._job.done.wait(30)
 
     save(1)
-    proxy.kind, proxy.rate = "denied", 1.0
+    proxy.kind, proxy.rate = kind, 1.0
     save(2)
     save(3)
     background.check()
-    assert "step 3 in" in (said := capsys.readouterr().err) and "the store refuses access" in said
+    assert "step 3 in" in (said := capsys.readouterr().err) and said.count(sentence) == 2
+    assert proxy.count[kind] <= 4
+    with pytest.raises(LookupFailed, match=f"{sentence}.*; the run is not started over"):
+        resume.find(f"{s3}/run", "id", "auto", World())
     proxy.rate = 0.0
     save(4)
     assert checkpoint.steps(f"{s3}/run") == [1, 4]
@@ -154,7 +172,7 @@ def test_permission_lost_half_way(s3: str, proxy: FaultProxy, capsys: pytest.Cap
         save(step)
     background.check()
     save(7)
-    with pytest.raises(CheckpointError, match="the store refuses access .* that is 3 in a row without a commit"):
+    with pytest.raises(CheckpointError, match=f"{sentence}.* that is 3 in a row without a commit"):
         background.check()
 
 

@@ -155,3 +155,21 @@ def test_what_another_process_writes_is_seen(s3, server):
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (place / "late").read_bytes() == b"22"
     assert storage.exists(f"{s3}/late") and storage.size(f"{s3}/first") == 3 and storage.names(s3) == ["first", "late"]
+
+
+def test_large_files_go_in_parts_of_which_only_those_under_way_are_copied(s3, monkeypatch):
+    parts = [b"0123", memoryview(b""), memoryview(b"456789abcde"), b"f"]
+    whole = b"".join(parts)
+    sequence = storage._EndToEnd(parts)
+    assert len(sequence) == len(whole)
+    for start in range(len(whole) + 2):
+        for stop in range(start, len(whole) + 3):
+            assert sequence[start:stop] == whole[start:stop] and type(sequence[start:stop]) is bytes
+    asked, slices = [], storage._EndToEnd.__getitem__
+    monkeypatch.setattr(storage._EndToEnd, "__getitem__", lambda self, place: (asked.append(place), slices(self, place))[1])
+    monkeypatch.setattr(storage, "LARGE", 10)
+    monkeypatch.setattr(storage, "PART", 5 * 2**20)
+    large = [b"head", memoryview(os.urandom(7 * 2**20)), memoryview(os.urandom(6 * 2**20))]
+    storage.write(f"{s3}/large", large)
+    assert [place.stop - place.start for place in asked] == [5 * 2**20] * 3
+    assert storage.read(f"{s3}/large") == b"".join(large)

@@ -1,6 +1,9 @@
 """The real command with run.root on an S3 server: what it leaves there, whom it lets in, and that no secret gets out."""
 
+import ctypes
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import s3fs
 
 from cmdist import config, storage
 from cmdist.errors import ConfigError
-from ranks import train
+from ranks import Ranks, pipeline, run_pipeline, train
 from servers import SECRET, Rclone, environment
 from training import OBJECTIVES, committed, write_config
 
@@ -85,3 +88,32 @@ def test_a_run_that_is_alive_is_not_entered(tmp_path: Path, digits: str, own: Rc
     assert second.text.count(f"is in use by attempt 1, process {alive.processes[0].pid} on ") == 2 and "Traceback" not in second.text
     alive.until(lambda: committed("s3://bucket/runs/small", 10))
     alive.kill()
+
+
+def on_a_small_disk(folder: str, arguments: list[str]) -> None:
+    """pipelines/train.py with 1 MiB of disk at `folder`, which only this process sees; then what is left there."""
+    assert ctypes.CDLL(None).unshare(0x00020000) == 0  # CLONE_NEWNS: its own table of mounts, which ends with it
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=True)
+    try:
+        run_pipeline("train", arguments)
+    finally:
+        found = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.name.startswith("."))
+        print(f"halves of files: {found}")
+        pipeline("checkpoints").main(["verify", f"{folder}/small"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount a small disk")
+def test_a_disk_that_is_really_full(tmp_path: Path, digits: str) -> None:
+    """Training goes on without the checkpoints that found no room, until these are too many; those before are whole."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    more = ["train.steps=100", "train.checkpoint_every=5", "train.max_missed_checkpoints=2", "train.micro_batch=16"]
+    run = Ranks(1, tmp_path / "a.log", on_a_small_disk, str(disk), [write_config(tmp_path, digits), f"run.root={disk}", *more])
+    assert run.join() == [1]
+    said = re.search(r"error: .*step-0000000(\d+)-0001 was not committed: .*No space left on device; that is 3 in a row", run.text)
+    assert said and "Traceback" not in run.text, run.text
+    steps = [int(step) for step in re.findall(r"^step (\d+): \d+ files, .* bytes are right", run.text, re.MULTILINE)]
+    assert steps == list(range(5, int(said[1]) - 10, 5)) and len(steps) >= 2, run.text
+    assert "halves of files: []" in run.text
+    assert list(disk.iterdir()) == [], "nobody else has seen that disk"

@@ -160,13 +160,42 @@ def test_ranks_fetch_everything_once_and_load_without_reading_again(tmp_path, mo
         assert read[0] == fetched
 
 
-def test_an_older_format_without_blocks_is_read(tmp_path) -> None:
+def test_neighbouring_blocks_are_read_together(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint, "BLOCK", 32)
+    monkeypatch.setattr(checkpoint, "REQUEST", 100)  # so three blocks at most
+    layout = Layout.make([("w", (4000,))])
+    saver = Saver(str(tmp_path), "id", layout, World())
+    saver.save(1, Snapshot(0, {"master": torch.arange(4000.0)}, {}, {}))
+    saver.wait()
+    found = checkpoint.newest(str(tmp_path))
+    assert found is not None and found.state
+    asked, plain = [], checkpoint.storage.read_ranges
+
+    def spoiling(url, ranges):
+        asked.append([high - low for low, high in ranges])
+        read = plain(url, ranges)
+        return [b"?" + read[0][1:], *read[1:]] if len(asked) == 3 else read
+
+    monkeypatch.setattr(checkpoint.storage, "read_ranges", spoiling)
+    assert torch.equal(found.read_state("master", 800, 1600), torch.arange(800.0, 1600.0))
+    assert asked[-2] == [96] * 33 + [64], "3,200 bytes in 101 blocks"
+    assert asked[-1] == [32], "only the block with the wrong byte is read again"
+    assert [*checkpoint._runs([1, 2, 3, 7, 9, 10], 2)] == [range(1, 3), range(3, 4), range(7, 8), range(9, 11)] and not [
+        *checkpoint._runs([], 2)
+    ]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_format_is_read(tmp_path, monkeypatch, version: int) -> None:
+    monkeypatch.setattr(checkpoint, "BLOCK", 8 * 2**20)
     save(str(tmp_path), 5)
     path = tmp_path / "checkpoints" / "step-0000000005" / "COMMIT"
-    commit = json.loads(path.read_text()) | {"format": 1}
-    del commit["attempt"], commit["seal"]
-    for entry in commit["files"].values():
-        del entry["blocks"]
+    commit = json.loads(path.read_text()) | {"format": version}
+    del commit["block_size"], commit["seal"]
+    if version == 1:  # no blocks, no attempts
+        del commit["attempt"]
+        for entry in commit["files"].values():
+            del entry["blocks"]
     path.write_text(json.dumps(commit))
     found = checkpoint.newest(str(tmp_path))
     assert found is not None

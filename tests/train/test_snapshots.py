@@ -1,0 +1,103 @@
+"""The copy of a rank's state: right, in memory that is taken once, and beside a GPU pinned and waited for once."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmdist.train.averages import Target
+from cmdist.train.engine import KINDS
+from cmdist.train.layout import Layout, Piece, overlap
+from cmdist.train.snapshots import Snapshots
+
+START, STOP = 3, 11
+
+
+class FakeEngine:
+    """A rank in the middle, of a module of 14 weights, without DeepSpeed, whose slice of each vector lies in two pieces."""
+
+    def __init__(self) -> None:
+        self.module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(2, 1, bias=False))
+        self.layout, self.start, self.stop = Layout.of(self.module), START, STOP
+        self.live = {kind: [Piece(0, torch.randn(7)), Piece(7, torch.randn(7))] for kind in KINDS}
+
+    def pieces(self, kind: str) -> list[Piece]:
+        return overlap(self.live[kind], START, STOP)
+
+
+def expected(pieces: Sequence[Piece]) -> Tensor:
+    return torch.cat([piece.tensor for piece in pieces])[START:STOP].clone()
+
+
+def make() -> tuple[Any, Any, Target]:
+    engine = FakeEngine()
+    target = Target(engine.module)
+    return engine, SimpleNamespace(slices={0.9: torch.randn(STOP - START), 0.99: torch.randn(STOP - START)}), target
+
+
+def test_it_is_a_copy_and_the_next_one_takes_its_place() -> None:
+    engine, averages, target = make()
+    snapshots = Snapshots(engine, averages, target)
+    places = set()
+    for number in range(3):
+        wanted = {kind: expected(engine.live[kind]) for kind in KINDS}
+        wanted["target"] = torch.cat([p.data.view(-1) for p in target.module.parameters()])[START:STOP].clone()
+        of_averages = {decay: values.clone() for decay, values in averages.slices.items()}
+        taken = snapshots.take({"number": number})
+        for live in (*(p.tensor for pieces in engine.live.values() for p in pieces), *averages.slices.values()):
+            live.add_(1.0)  # training goes on
+        for parameter in target.module.parameters():
+            parameter.data.add_(1.0)
+        assert taken.start == START and taken.state == {"number": number}
+        assert list(taken.vectors) == [*KINDS, "target"] and list(taken.averages) == [0.9, 0.99]
+        for found, right in ((taken.vectors, wanted), (taken.averages, of_averages)):
+            assert all(torch.equal(found[name], right[name]) for name in right)
+        places.add(tuple(v.data_ptr() for v in (*taken.vectors.values(), *taken.averages.values())))
+    assert len(places) == 1 and len(set(*places)) == 6, "the memory of one snapshot, of which no two vectors share any"
+
+
+def test_without_a_target_and_without_averages() -> None:
+    engine, averages, _ = make()
+    averages.slices = {}
+    taken = Snapshots(engine, averages, None).take({})
+    assert list(taken.vectors) == list(KINDS) and taken.averages == {}
+
+
+def test_beside_a_gpu_it_is_pinned_once_and_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: what torch is asked to do."""
+    engine, averages, target = make()
+    engine.module = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]))
+    asked: list[Any] = []
+    empty, copy = torch.empty, torch.Tensor.copy_
+
+    def make_room(*shape: int, pin_memory: bool) -> Tensor:
+        asked.append(("room", pin_memory))
+        return empty(*shape)
+
+    def copy_to(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        asked.append(("copy", non_blocking))
+        return copy(into, source)
+
+    monkeypatch.setattr(torch, "empty", make_room)
+    monkeypatch.setattr(torch.Tensor, "copy_", copy_to)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: asked.append("wait"))
+    snapshots = Snapshots(engine, averages, target)
+    assert asked == [("room", True)]
+    for _ in range(2):
+        asked.clear()
+        snapshots.take({})
+        assert asked[-1] == "wait" and set(asked[:-1]) == {("copy", True)}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu() -> None:
+    engine, averages, _ = make()
+    engine.module.cuda()
+    engine.live = {kind: [Piece(p.start, p.tensor.cuda()) for p in pieces] for kind, pieces in engine.live.items()}
+    snapshots = Snapshots(engine, averages, Target(engine.module))
+    taken = snapshots.take({})
+    assert all(v.is_pinned() for v in taken.vectors.values())
+    assert all(torch.equal(taken.vectors[kind], expected(engine.live[kind]).cpu()) for kind in KINDS)
