@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -65,6 +66,17 @@ def png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def for_page(images: Tensor, columns: int, most: int = 64) -> tuple[bytes, str]:
+    """A grid as a small file for a web page and its kind: PNG with every pixel up to `most` pixels a side, else reduced, as WebP."""
+    size = images.shape[2:]
+    if max(size) <= most:
+        return png(grid(images, columns, max(1, 40 // size[1]))), "png"
+    small = F.interpolate(images.float(), scale_factor=most / max(size), mode="bicubic", antialias=True).round().clamp(0, 255)
+    buffer = io.BytesIO()
+    grid(small.to(torch.uint8), columns).convert("RGB").save(buffer, format="WEBP", quality=88)
+    return buffer.getvalue(), "webp"
 
 
 def pack(images: Tensor, columns: int) -> bytes:

@@ -15,9 +15,17 @@ from cmdist.journal import Journal
 from cmdist.tracking import Tracker
 
 
-def start(folder: Path, uri: str | None = None, courier: bool = False, params: dict[str, object] | None = None) -> Tracker:
+def start(
+    folder: Path,
+    uri: str | None = None,
+    courier: bool = False,
+    params: dict[str, object] | None = None,
+    attempt: int = 1,
+    spool: str = "tracking",
+) -> Tracker:
     uri = uri or f"sqlite:///{folder}/mlflow.db"
-    return Tracker.start(uri, "tests", "run", "key-1", params or {"lr": 0.1}, {"colour": "red"}, folder / "tracking", courier=courier)
+    params, tags = params or {"lr": 0.1}, {"colour": "red"}
+    return Tracker.start(uri, "tests", "run", "key-1", params, tags, folder / spool, courier=courier, attempt=attempt)
 
 
 def stored(folder: Path) -> list[dict]:
@@ -114,7 +122,7 @@ def test_resume_goes_on_in_the_same_run_without_repeating_points(tmp_path):
     for step in range(10):
         first.log(step, {"loss": step})
     first.close("KILLED")
-    second = start(tmp_path, params={"lr": 0.2, "new": 1})  # from the checkpoint of step 5, another learning rate
+    second = start(tmp_path, params={"lr": 0.2, "new": 1}, attempt=2)  # from the checkpoint of step 5, another learning rate
     for step in range(5, 15):
         second.log(step, {"loss": step} | ({"late": 1.0} if step >= 8 else {}))
     second.close()
@@ -132,7 +140,7 @@ def test_a_store_that_was_removed_is_filled_again(tmp_path):
     tracker.close()
     assert tracking.deliver(tmp_path / "tracking")
     os.rename(tmp_path / "mlflow.db", tmp_path / "gone")
-    start(tmp_path, f"sqlite:///{tmp_path}/other.db").log(2, {"loss": 2})
+    start(tmp_path, f"sqlite:///{tmp_path}/other.db", attempt=2).log(2, {"loss": 2})
     assert tracking.deliver(tmp_path / "tracking", patience=0)
     (run,) = tracking.runs(f"sqlite:///{tmp_path}/other.db", "tests")
     assert tracking.history(f"sqlite:///{tmp_path}/other.db", run["id"], "loss") == [(1, 1.0), (2, 2.0)]
@@ -224,7 +232,8 @@ import sys, time
 from pathlib import Path
 from cmdist.tracking import Tracker
 folder = Path(sys.argv[1])
-tracker = Tracker.start(f"sqlite:///{folder}/mlflow.db", "tests", "run", "key-1", {}, {}, folder / "tracking")
+attempt = int(sys.argv[3])
+tracker = Tracker.start(f"sqlite:///{folder}/mlflow.db", "tests", "run", "key-1", {}, {}, folder / "tracking", attempt=attempt)
 for step in range(int(sys.argv[2]), 100000):
     tracker.log(step, {"loss": step})
     print(step, flush=True)
@@ -232,8 +241,8 @@ for step in range(int(sys.argv[2]), 100000):
 """
 
 
-def _killed_training(tmp_path: Path, first: int, last: int) -> None:
-    command = [sys.executable, "-c", _TRAINING, str(tmp_path), str(first)]
+def _killed_training(tmp_path: Path, first: int, last: int, attempt: int) -> None:
+    command = [sys.executable, "-c", _TRAINING, str(tmp_path), str(first), str(attempt)]
     environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[1])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout
@@ -243,8 +252,8 @@ def _killed_training(tmp_path: Path, first: int, last: int) -> None:
 
 
 def test_a_killed_training_loses_no_point_and_goes_on_after_a_restart(tmp_path):
-    _killed_training(tmp_path, 0, 20)
-    _killed_training(tmp_path, 10, 40)  # from an earlier checkpoint; the first courier may still be at work
+    _killed_training(tmp_path, 0, 20, 1)
+    _killed_training(tmp_path, 10, 40, 2)  # from an earlier checkpoint; the first courier may still be at work
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # the courier outlives the training and says that it was killed
         runs = stored(tmp_path)

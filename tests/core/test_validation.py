@@ -2,13 +2,13 @@ from functools import partial
 
 import pytest
 import torch
+from closed_forms import CASES, DOUBLE, flow, randn, slopes
 
 from cmdist.core.exact import Gaussian
 from cmdist.core.exact import consistency as exact_consistency
 from cmdist.core.noise import karras_sigmas
 from cmdist.core.solvers import euler_step, heun_step
 from cmdist.core.validation import grid_errors, rms
-from closed_forms import CASES, DOUBLE, flow, randn, slopes
 
 MIN, MAX = 0.02, 5.0
 IMAGES, NOISE = 0.6 * randn(5, 1, 2, 2, seed=1), randn(5, 1, 2, 2, seed=2)
