@@ -40,6 +40,11 @@ class Figure:
         return self.params["protocol_id"]
 
     @property
+    def n(self) -> int:
+        """Images that were made for it."""
+        return int(self.params.get("protocol.n", 0))
+
+    @property
     def sampler(self) -> str:
         """1step, 2step, ode, ..."""
         return self.metric.rpartition("_")[2]
@@ -70,9 +75,9 @@ class Row:
         return self.run["tags"].get("cmdist.run")
 
     def newest(self, metric: str, protocol: str | None = None) -> Figure | None:
-        """The figure of the newest evaluated checkpoint, the last one made there."""
+        """The figure of the newest evaluated checkpoint: of several the one of the most images, and of those the last one made."""
         found = [f for f in self.figures if f.metric == metric and protocol in (None, f.protocol)]
-        return found[-1] if found else None
+        return max(found, key=lambda f: (f.step, f.n, f.made), default=None)
 
     @property
     def shown(self) -> list[Figure]:
@@ -193,11 +198,7 @@ def columns(rows: Sequence[Row], mixed: bool = False) -> list[Column]:
 def _covers(rows: Sequence[Row], metric: str, other: str, protocol: str) -> bool:
     """Whether every run with a figure under `protocol` has one under `other` of a step as new, with more images."""
     pairs = [(row.newest(metric, protocol), row.newest(metric, other)) for row in rows]
-    return all(b is not None and b.step >= a.step and _n(b) > _n(a) for a, b in pairs if a is not None)
-
-
-def _n(figure: Figure) -> int:
-    return int(figure.params.get("protocol.n", 0))
+    return all(b is not None and b.step >= a.step and b.n > a.n for a, b in pairs if a is not None)
 
 
 def differences(rows: Sequence[Row]) -> list[str]:

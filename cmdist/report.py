@@ -29,9 +29,9 @@ def render(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str])
         f'<div class="keys">{"".join(_key(n, row.name) for n, row in enumerate(rows))}</div>',
         _figures(rows, columns, notes),
         _quality(rows, columns),
+        _samples(rows),
         _training(rows),
         _noise_levels(rows),
-        _samples(rows),
         _over_training(rows),
         _configurations(rows),
         _protocols(rows),
@@ -120,7 +120,7 @@ def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     for metric, protocol in sorted(shown, key=lambda pair: (comparison.order(pair[0]), list(letters).index(pair[1]))):
         some = next(f for row in rows for f in row.figures if (f.metric, f.protocol) == (metric, protocol))
         name = f"{comparison.title(metric)}, {some.params.get('protocol.n', '?')} images" + (
-            f" ({letters[protocol]})" if len(letters) > 1 else ""
+            f" ({letters[protocol]})" if letters[protocol] != "A" else ""
         )
         log = comparison.kind(metric) not in comparison.HIGHER_IS_BETTER
         cards = []
@@ -225,7 +225,7 @@ def _samples(rows: Sequence[Row]) -> str:
             own = [f for f in row.figures if f.sampler == sampler]
             if not own:
                 continue
-            last = max(own, key=lambda f: (f.step, int(f.params.get("protocol.n", 0)), f.made))
+            last = max(own, key=lambda f: (f.step, f.n, f.made))
             with contextlib.suppress(OSError):
                 images, columns = pictures.unpack(storage.read(f"{last.params['stem']}.npz"))
                 values = ", ".join(f"{comparison.title(f.metric)} {f.text}" for f in own if f.params["stem"] == last.params["stem"])

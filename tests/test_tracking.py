@@ -3,15 +3,17 @@ import multiprocessing
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cmdist import tracking
-from cmdist.journal import Journal
+from cmdist.journal import Journal, Watch, now
 from cmdist.tracking import Tracker
 
 
@@ -132,6 +134,48 @@ def test_resume_goes_on_in_the_same_run_without_repeating_points(tmp_path):
     assert [step for step, _ in points(tmp_path, "late")] == list(range(8, 15))
     assert run["params"] == {"lr": "0.1", "new": "1"} and run["status"] == "FINISHED"
     assert run["tags"]["attempts"] == "2" and json.loads(run["tags"]["params of attempt 2"]) == {"lr": "0.2"}
+
+
+def test_a_node_without_the_journal_repeats_steps_that_are_not_stored_twice(tmp_path):
+    """A run on an object store, resumed on another node: the first node's journal is out of reach, then comes back."""
+    first = start(tmp_path, spool="node-a")
+    for step in range(10):
+        first.log(step, {"loss": step, "mu": 0.5})
+    assert tracking.deliver(tmp_path / "node-a")
+    for step in range(10, 13):  # in the journal when the node died
+        first.log(step, {"loss": step, "mu": 0.5})
+    second = start(tmp_path, spool="node-b", attempt=2)
+    for step in range(5, 20):  # from the checkpoint of step 5
+        second.log(step, {"loss": step, "mu": 0.5} | ({"late": 1.0} if step >= 15 else {}))
+    assert tracking.deliver(tmp_path / "node-b")
+    third = start(tmp_path, spool="node-a", attempt=3)  # back on the first node, from step 15
+    for step in range(15, 25):
+        third.log(step, {"loss": step, "mu": 0.5, "late": 1.0})
+    third.close()
+    assert tracking.deliver(tmp_path / "node-a")
+    (run,) = stored(tmp_path)
+    assert run["tags"]["attempts"] == "3"
+    database = sqlite3.connect(tmp_path / "mlflow.db")
+    for metric, steps in (("loss", range(25)), ("mu", range(25)), ("late", range(15, 25))):
+        rows = database.execute("select step from metrics where key = ? order by step", (metric,)).fetchall()
+        assert rows == [(step,) for step in steps], metric  # the rows themselves: each point once
+
+
+def test_the_node_is_measured_by_the_courier(tmp_path, monkeypatch):
+    monkeypatch.setattr("cmdist.journal.SYSTEM_EVERY", 0.0)
+    journal = Journal(tmp_path / "tracking")
+    journal.append({"kind": "start", "time": now() - 5000})
+    watch = Watch(journal)
+    watch.look()
+    (record,) = [r for r, _ in journal.read() if r["kind"] == "metrics"]
+    assert record["step"] == 5 and abs(record["time"] - now()) < 2000
+    memory = psutil.virtual_memory()
+    assert record["values"]["system/system_memory_usage_megabytes"] == pytest.approx(memory.used / 1e6, rel=0.2)
+    assert 0 <= record["values"]["system/cpu_utilization_percentage"] <= 100
+    monkeypatch.setattr("cmdist.journal.SYSTEM_EVERY", 60.0)
+    watch.look()
+    watch.look()  # not due
+    assert sum(r["kind"] == "metrics" for r, _ in journal.read()) == 2
 
 
 def test_a_store_that_was_removed_is_filled_again(tmp_path):
@@ -309,40 +353,71 @@ def test_two_processes_may_make_the_same_store(tmp_path):
 # --- a real server
 
 
-@pytest.mark.slow
-def test_a_real_server_that_is_killed_and_comes_back_gets_every_point_once(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+class Server:
+    """A real MLflow server that can be killed and started again on the same port and store."""
 
-    def serve() -> subprocess.Popen[bytes]:
-        with (tmp_path / "server.log").open("ab") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
+
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts"), "--host", "127.0.0.1", "--port", str(self.port)]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen([*command, "--workers", "1"], stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return server
-            time.sleep(0.2)
-        raise AssertionError((tmp_path / "server.log").read_text())
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise AssertionError((self.folder / "server.log").read_text())
 
-    server = serve()
-    tracker = start(tmp_path, uri, courier=True)
-    try:
-        for step in range(400):
-            tracker.log(step, {"loss": step})
-            if step == 100:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
-            if step == 200:
-                server = serve()
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seconds", [5, 60])
+def test_a_real_server_that_is_killed_and_comes_back_gets_every_point_once(tmp_path, seconds):
+    step, slowest = 0, 0.0
+
+    def log_for(duration: float) -> None:
+        nonlocal step, slowest
+        end = time.monotonic() + duration
+        while time.monotonic() < end:
+            begin = time.monotonic()
+            tracker.log(step, {"loss": step, "mu": -step})
+            slowest = max(slowest, time.monotonic() - begin)
+            step += 1
             time.sleep(0.05)
-        tracker.close(patience=120)
-        (run,) = tracking.runs(uri, "tests")
-        assert tracking.history(uri, run["id"], "loss") == [(step, float(step)) for step in range(400)]
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+
+    with Server(tmp_path) as server:
+        tracker = start(tmp_path, server.uri, courier=True)
+        log_for(8.0)
+        assert Journal(tmp_path / "tracking").cursor()["place"] > 0, "nothing was delivered before the kill"
+        server.kill()
+        delivered = Journal(tmp_path / "tracking").cursor()["place"]
+        log_for(seconds)
+        assert Journal(tmp_path / "tracking").cursor()["place"] == delivered
+        server.start()
+        log_for(3.0)
+        tracker.close(patience=180)
+        (run,) = tracking.runs(server.uri, "tests")
+        assert run["status"] == "FINISHED" and slowest < 0.5
+        for metric, sign in (("loss", 1), ("mu", -1)):
+            rows = sqlite3.connect(tmp_path / "server.db").execute("select step, value from metrics where key = ? order by step", (metric,))
+            assert rows.fetchall() == [(k, float(sign * k)) for k in range(step)]
+        times = sqlite3.connect(tmp_path / "server.db").execute("select timestamp from metrics where key = 'loss' order by step").fetchall()
+        assert times == sorted(times)
