@@ -126,7 +126,7 @@ class Train(Section):
     keep_every: Annotated[int, Field(ge=0)] = 0  # and all steps divisible by this; 0: none
     max_missed_checkpoints: Annotated[int, Field(ge=0)] = 3  # saves in a row that may fail before the run does
     hang_minutes: PositiveFloat = 30.0  # a rank that finishes no step for so long prints its stacks and ends the run
-    glance_every: Annotated[int, Field(ge=0)] = 0  # a glance (pipelines/glance.py) after commits of steps divisible by this; 0: none
+    glance_every: Annotated[int, Field(ge=0)] = 0  # a glance (pipelines/glance.py) at the first commit past each multiple; 0: none
     glance_images: Positive = 2000
     glance_device: Annotated[str, Field(pattern=r"^(cpu|\d+)$")] = "cpu"  # or the number of a GPU of rank 0's node, shared with its rank
     self_check: bool = True
@@ -175,11 +175,6 @@ class Config(Section):
             raise ValueError(f"noise.sigma_min ({noise.sigma_min}) must be below noise.sigma_max ({noise.sigma_max})")
         if train.global_batch % train.micro_batch:
             raise ValueError(f"train.global_batch ({train.global_batch}) must be a multiple of train.micro_batch ({train.micro_batch})")
-        if train.glance_every % train.checkpoint_every:
-            raise ValueError(
-                f"train.glance_every ({train.glance_every}) must be a multiple of train.checkpoint_every ({train.checkpoint_every}): "
-                "a glance looks at a committed checkpoint"
-            )
         if len(set(train.ema)) != len(train.ema):
             raise ValueError(f"train.ema {list(train.ema)} names a decay twice; each may stand once")
         if train.compile and self.network.checkpoint_activations and self.network.dropout:

@@ -86,7 +86,7 @@ def chart(
     if not drawable:
         return ""
     xs, ys = zip(*(p for _, points in drawable for p in points), strict=True)
-    x_low, x_high = (min(xs), max(xs)) if x_log else (min(0.0, *xs), max(xs) or 1.0)
+    x_low, x_high = (min(xs), max(xs)) if x_log else (min(0.0, *xs), 1.02 * max(xs) or 1.0)
     y_low, y_high = _range(min(ys), max(ys), y_log)
     across = _scale(x_low, x_high, LEFT + 4, WIDTH - RIGHT, x_log)
     up = _scale(y_low, y_high, HEIGHT - BOTTOM, TOP, y_log)

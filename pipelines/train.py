@@ -155,7 +155,7 @@ def go_on(
         if config.train.glance_every:
             command = [sys.executable, str(Path(__file__).with_name("glance.py")), run_url]
             log = spool_folder(run_url) / "glance.log"
-            trainer.glances = Glances(command, config.train.glance_every, config.train.glance_device, log)
+            trainer.glances = Glances(command, config.train.glance_every, config.train.glance_device, log, trainer.step)
         if record["tracking_uri"] != "none":
             trainer.tracker = start_tracker(config, world, run_url, record, attempt.number)
     status = "FAILED"

@@ -35,7 +35,13 @@ def compared(capsys, *arguments: str) -> tuple[dict[str, list[str]], str]:
     call(compare.main, *arguments)
     text = capsys.readouterr().out
     lines = [line for line in text.splitlines() if line.count("  ") >= 6]
-    return {cells[0]: cells for cells in (line.replace(" [!]", "[!]").replace(" s", "_s").split() for line in lines)}, text
+    return {
+        cells[0]: cells
+        for cells in (
+            [c.strip() for c in line.replace(" [B]", "[B]").replace(" (B)", "(B)").replace(" min", "_min").split("  ") if c.strip()]
+            for line in lines
+        )
+    }, text
 
 
 def value(run: Path, metric: str) -> str:
@@ -46,21 +52,28 @@ def value(run: Path, metric: str) -> str:
 def test_table_shows_each_runs_figures(runs, capsys, tmp_path):
     rows, text = compared(capsys, *(str(runs[name]) for name in ("edm", "cd", "ct")), "--out", str(tmp_path))
     ode = value(runs["edm"], "fd_ode")
-    assert rows["edm"] == ["edm", "denoising", "10", "0.9", "-", "-", ode, "600_s"]
+    assert rows["edm"] == ["edm", "denoising", "10", "0.9", "-", "-", ode, "10_min"]
     one, two = value(runs["cd"], "fd_1step"), value(runs["cd"], "fd_2step")
-    assert rows["cd"] == ["cd", "consistency_distillation", "10", "0.9", one, two, f"({ode})", "600_s"]  # the teacher's in brackets
-    assert rows["ct"][-2:] == ["-", "600_s"]
-    assert "[!]" not in text and "for reference: real images, drawn with replacement" in text
+    assert rows["cd"] == ["cd", "consistency_distillation", "10", "0.9", one, two, f"({ode})", "10_min"]  # the teacher's in brackets
+    assert rows["ct"][-2:] == ["-", "10_min"]
+    assert "(B)" not in text and "for reference: real images, drawn with replacement" in text
     assert Image.open(tmp_path / "comparison.png").size == (1440, 540)
     assert Image.open(tmp_path / "samples.png").height > 5 * 4 * 40  # five blocks of four rows
 
 
-def test_figures_of_another_protocol_are_marked_and_explained(runs, capsys, tmp_path):
-    rows, text = compared(capsys, *(str(runs[name]) for name in ("cd", "ct", "odd")), "--out", str(tmp_path))
-    assert rows["odd"][4:6] == [value(runs["odd"], "fd_1step") + "[!]", value(runs["odd"], "fd_2step") + "[!]"]
-    assert "[!]" not in "".join(rows["cd"] + rows["ct"])
-    (note,) = [line for line in text.splitlines() if line.startswith("[!]")]
-    assert note == "[!] not comparable with the rest: odd fd_1step, odd fd_2step (n 256, not 300; seeds [0, 255], not [0, 299])"
+def test_figures_of_another_protocol_have_columns_of_their_own_unless_mixed(runs, capsys, tmp_path):
+    folders = [str(runs[name]) for name in ("cd", "ct", "odd")]
+    rows, text = compared(capsys, *folders, "--out", str(tmp_path))
+    assert rows["run"][4:8] == ["FD one-step", "FD one-step(B)", "FD two-step", "FD two-step(B)"]
+    assert rows["odd"][4:8] == ["-", value(runs["odd"], "fd_1step"), "-", value(runs["odd"], "fd_2step")]
+    assert rows["cd"][5] == rows["cd"][7] == rows["ct"][5] == "-"
+    (note,) = [line for line in text.splitlines() if line.startswith("(B)")]
+    assert note == "(B) not comparable with the rest: odd fd_1step, odd fd_2step (n 256, not 300; seeds [0, 255], not [0, 299])"
+    rows, text = compared(capsys, *folders, "--out", str(tmp_path), "--mixed")
+    assert rows["run"][4:6] == ["FD one-step", "FD two-step"]
+    assert rows["odd"][4:6] == [value(runs["odd"], "fd_1step") + "[B]", value(runs["odd"], "fd_2step") + "[B]"]
+    assert "[B]" not in "".join(rows["cd"] + rows["ct"])
+    assert "<small>(B)</small>" in (tmp_path / "report.html").read_text()
 
 
 def test_run_without_figures_and_whole_experiment(runs, capsys, tmp_path):

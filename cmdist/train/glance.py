@@ -14,15 +14,17 @@ _OF_RANKS = re.compile(
 
 
 class Glances:
-    """Runs `command --checkpoint STEP` after commits of steps divisible by `every`, one at a time; while one runs the newest one due waits.
+    """Runs `command --checkpoint STEP` at the first commit at or past each multiple of `every` steps, beginning after step `start`.
+
+    One at a time; while one runs the newest one due waits.
 
     `device` is "cpu" or the number of a GPU. The process is in no group of the job: signals to the ranks do not reach it, and it ends
     by itself, also after the run (Slurm ends it with the job's step). Its output goes to `log`.
     """
 
-    def __init__(self, command: Sequence[str], every: int, device: str, log: Path) -> None:
+    def __init__(self, command: Sequence[str], every: int, device: str, log: Path, start: int) -> None:
         self._command, self._every, self._log = command, every, log
-        self._seen: int | None = None
+        self._seen = start
         self._due: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         kept = {name: value for name, value in os.environ.items() if not _OF_RANKS.fullmatch(name)}
@@ -30,10 +32,10 @@ class Glances:
 
     def after(self, committed: int | None) -> None:
         """Told at every step which commit is the last; costs nothing unless a glance is due, and never waits or raises."""
-        if committed != self._seen:
-            self._seen = committed
-            if committed is not None and committed % self._every == 0:
+        if committed is not None and committed > self._seen:
+            if committed // self._every > self._seen // self._every:
                 self._due = committed
+            self._seen = committed
         if self._due is not None and (self._process is None or self._process.poll() is not None):
             self._start()
 

@@ -34,7 +34,7 @@ def plain(digits, tmp_path_factory) -> Path:
 def test_weights_are_the_same_with_glances_that_crash(digits, plain, tmp_path):
     """This data set has no extractor, so each glance fails in the middle: training takes no notice."""
     config = write_config(tmp_path, digits)
-    run = train(1, tmp_path / "log", config, *CT, "train.glance_every=10", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    run = train(1, tmp_path / "log", config, *CT, "train.glance_every=20", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
     assert run.join() == [0], run.text
     folder = tmp_path / "runs" / "small"
     for step in (10, 20):
@@ -47,8 +47,3 @@ def test_weights_are_the_same_with_glances_that_crash(digits, plain, tmp_path):
     assert history[20] == json.loads((folder / "glances" / "step-0000000020.json").read_text())["values"]["consistency_error"]
     assert "device_hours" in found["metrics"] and found["tags"]["mlflow.source.git.commit"]
     assert {p.name for p in (tmp_path / "mlartifacts").rglob("attempts/*")} == {"environment-000001.json", "config-000001.yaml"}
-
-
-def test_glances_need_commits(digits, tmp_path):
-    run = train(1, tmp_path / "log", write_config(tmp_path, digits), "train.glance_every=15")
-    assert run.join() == [2] and "train.glance_every (15) must be a multiple of train.checkpoint_every (10)" in run.text

@@ -23,8 +23,8 @@ sys.exit(7)
 """
 
 
-def make(folder: Path, seconds: float = 0.0, device: str = "cpu", every: int = 10) -> Glances:
-    return Glances([sys.executable, "-c", SCRIPT, str(folder), str(seconds)], every, device, folder / "logs" / "glance.log")
+def make(folder: Path, seconds: float = 0.0, device: str = "cpu", every: int = 10, start: int = 0) -> Glances:
+    return Glances([sys.executable, "-c", SCRIPT, str(folder), str(seconds)], every, device, folder / "logs" / "glance.log", start)
 
 
 def started(folder: Path, step: int) -> dict:
@@ -73,16 +73,26 @@ def test_a_given_gpu_is_the_only_one_that_it_sees(tmp_path):
 
 def test_only_commits_that_are_due_and_one_at_a_time_the_newest_next(tmp_path):
     glances = make(tmp_path, seconds=1.0)
-    for committed in (None, 5, 10, 10, 15, 20, 30):
+    for committed in (None, 5, 12, 12, 15, 20, 30):
         glances.after(committed)
-    started(tmp_path, 10)
+    started(tmp_path, 12)
     wait(glances)
     glances.after(30)
     started(tmp_path, 30)
-    assert sorted(path.stem for path in tmp_path.glob("*.json")) == ["10", "30"]
+    assert sorted(path.stem for path in tmp_path.glob("*.json")) == ["12", "30"]
     glances.after(40)
     glances.close()  # the last one of the run is not lost
     started(tmp_path, 40)
+    wait(glances)
+
+
+def test_a_resumed_run_begins_after_its_step(tmp_path):
+    glances = make(tmp_path, start=25)
+    for committed in (None, 27, 29):
+        glances.after(committed)
+    assert glances._process is None
+    glances.after(31)
+    started(tmp_path, 31)
     wait(glances)
 
 
