@@ -54,15 +54,16 @@ svg.chart text { font-size: 11px; fill: var(--soft); font-variant-numeric: tabul
 .ramp { display: flex; align-items: center; gap: 8px; font-size: 12.5px; color: var(--soft); margin: 0 0 12px; }
 .ramp i { width: 18px; height: 10px; background: var(--c); display: block; } .ramp div { display: flex; gap: 2px; }
 figure { margin: 0; } figcaption { font-size: 13px; margin-top: 8px; color: var(--soft); overflow-wrap: anywhere; }
-figure img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; background: #fff; }
+figure img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
 .strip { display: grid; grid-template-columns: auto 1fr; gap: 6px 12px; align-items: center; font-size: 12.5px; color: var(--soft); }
-.strip img { width: 100%; max-width: 520px; image-rendering: pixelated; border-radius: 3px; display: block; }
+.strip img { width: 100%; max-width: 520px; image-rendering: pixelated; display: block; }
 .strip span { text-align: right; font-variant-numeric: tabular-nums; }
 .notes { margin: 12px 0 0; padding: 0 0 0 18px; color: var(--soft); font-size: 13.5px; }
 details { margin-top: 12px; } summary { cursor: pointer; color: var(--soft); font-size: 14px; padding: 4px 0; }
 #tip { position: fixed; pointer-events: none; background: var(--card); color: var(--ink); border: 1px solid var(--line);
   border-radius: 6px;
-  padding: 6px 9px; font-size: 12px; box-shadow: 0 4px 14px rgb(0 0 0 / .16); z-index: 5; display: none; font-variant-numeric: tabular-nums; }
+  padding: 6px 9px; font-size: 12px; box-shadow: 0 4px 14px rgb(0 0 0 / .16); z-index: 5; display: none;
+  font-variant-numeric: tabular-nums; }
 #tip div { display: flex; justify-content: space-between; gap: 14px; } #tip i { font-style: normal; color: var(--soft); }
 #tip u { text-decoration: none; color: var(--c); }
 footer { margin-top: 48px; color: var(--soft); font-size: 13px; }

@@ -26,6 +26,7 @@ RUNS = ("edm", "cd", "ct", "ict")
 
 
 def main(root: Path) -> None:
+    """All pictures."""
     report = root / "comparison" / "report.html"
     shoot(report.as_uri(), DOCS / "report-light.png", 1280, 1500)
     shoot(report.as_uri(), DOCS / "report-dark.png", 1280, 1500, dark=True)

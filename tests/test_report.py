@@ -101,7 +101,8 @@ _LOOK = """<script>addEventListener('load', () => {
   const tip = document.getElementById('tip');
   document.body.dataset.seen = JSON.stringify({
     images: [...document.images].map(i => { i.loading = 'eager'; return [i.complete, i.naturalWidth]; }),
-    charts: [...document.querySelectorAll('svg.chart')].map(s => { const b = s.querySelector('.series').getBBox(), r = s.getBoundingClientRect();
+    charts: [...document.querySelectorAll('svg.chart')].map(s => {
+      const b = s.querySelector('.series').getBBox(), r = s.getBoundingClientRect();
       return [r.width, r.height, b.width + b.height]; }),
     wide: document.documentElement.scrollWidth - innerWidth,
     colours: [...new Set([...document.querySelectorAll('.keys circle, .keys polygon')].map(e => getComputedStyle(e).fill))],
