@@ -13,7 +13,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from cmdist import charts, cli, comparison, pictures, report, storage, tracking
 from cmdist.comparison import Column, Row
@@ -59,21 +58,21 @@ def main(arguments: Sequence[str]) -> None:
 
 def of_folders(urls: Sequence[str]) -> list[Row]:
     """The runs of the given folders, in that order. Raises DataError."""
-    rows: list[Row] = []
-    known: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    records = []
     for url in urls:
         try:
-            record = json.loads(storage.read(storage.join(url, "run.json")))
+            records.append((url, json.loads(storage.read(storage.join(url, "run.json")))))
         except FileNotFoundError:
             raise DataError(f"{url} is not a run folder: it has no run.json") from None
         tracking.deliver(tracking.spool_folder(storage.absolute(url)))
-        place = (record["tracking_uri"], record["experiment"])
-        if place not in known:
-            known[place] = tracking.runs(*place)
-        own = [run for run in known[place] if run["key"] == record["id"] and run["parent"] is None]
+    known = {place: tracking.runs(*place) for place in {(record["tracking_uri"], record["experiment"]) for _, record in records}}
+    rows: list[Row] = []
+    for url, record in records:
+        uri, experiment = record["tracking_uri"], record["experiment"]
+        own = [run for run in known[uri, experiment] if run["key"] == record["id"] and run["parent"] is None]
         if not own:
-            raise DataError(f"the run of {url} is not in MLflow ({place[0]}, experiment '{place[1]}')")
-        rows += comparison.make_rows(own[:1], known[place], place[0])
+            raise DataError(f"the run of {url} is not in MLflow ({uri}, experiment '{experiment}')")
+        rows += comparison.make_rows(own[:1], known[uri, experiment], uri)
     return rows
 
 
