@@ -52,7 +52,7 @@ class Figure:
     @property
     def text(self) -> str:
         """The value, as a table shows it."""
-        return f"{self.value:.4g}" if kind(self.metric) in ("kid", "precision", "recall") else f"{self.value:.2f}"
+        return f"{self.value:.2f}" if self.value >= 1 else f"{self.value:.3g}"
 
 
 @dataclass

@@ -29,7 +29,8 @@ tbody tr:last-child > * { border-bottom: 0; }
 thead th { font-weight: 600; color: var(--soft); font-size: 12.5px; vertical-align: bottom; }
 th:first-child { text-align: left; font-weight: 600; position: sticky; left: 0; background: var(--card); }
 td.text, th.text { text-align: left; }
-td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 9em; max-width: 26em; }
+td.wrap { white-space: normal; overflow-wrap: anywhere; max-width: 26em; }
+td.wrap .whole { white-space: nowrap; }
 td.none { color: var(--soft); }
 b.best { font-weight: 700; border-bottom: 2px solid currentColor; }
 td.other { background: var(--mark); color: var(--markink); }

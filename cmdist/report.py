@@ -98,9 +98,9 @@ def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str
     return _section("Figures", "Of the newest evaluated checkpoint; the best of a column is underlined.", _table(head, body) + foot)
 
 
-def _grid(cards: Iterable[tuple[str, str]], kind: str = "") -> str:
+def _grid(cards: Iterable[tuple[str, str]]) -> str:
     made = "".join(f'<div class="card"><h3>{title}</h3>{content}</div>' for title, content in cards if content)
-    return f'<div class="grid {kind}">{made}</div>' if made else ""
+    return f'<div class="grid">{made}</div>' if made else ""
 
 
 def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> str:
@@ -197,19 +197,17 @@ def _noise_levels(rows: Sequence[Row]) -> str:
         points = [((low * high) ** 0.5, sum(v for _, v in p[-5:]) / len(p[-5:])) for low, high, p in _levels(row) if p]
         final.append(Series(row.name, number, points))
     overview = chart("loss by noise level at the end", final, "σ", x_log=True, y_log=True)
-    cards = [("Loss by noise level <small>mean of the last five points</small>", overview)]
-    own = []
-    for row in rows:
+    cards = [("All runs <small>mean of the last five points</small>", overview)]
+    for number, row in enumerate(rows):
         series = [Series(f"σ {short(low)} – {short(high)}", n % COLOURS, p) for n, (low, high, p) in enumerate(_levels(row))]
-        own.append(
-            (f"{escape(row.name)} <small>loss by σ</small>", chart(f"loss of {row.name} by noise level", series, "step", y_log=True))
-        )
+        drawn = chart(f"loss of {row.name} by noise level", series, "step", y_log=True)
+        cards.append((_key(number, row.name), f'<div class="levels">{drawn}</div>' if drawn else ""))
     ends = [level for row in rows for low, high, _ in _levels(row) for level in (low, high)]
     if not ends:
         return ""
     ramp = "".join(f'<i class="c{n}"></i>' for n in range(COLOURS))
     legend = f'<div class="ramp levels">σ = {short(min(ends))}<div>{ramp}</div>{short(max(ends))}</div>'
-    return _section("Loss by noise level", "", _grid(cards) + legend + _grid(own, "levels"))
+    return _section("Loss by noise level", "", legend + _grid(cards))
 
 
 def _image(images: Tensor, columns: int, alt: str) -> str:
@@ -279,7 +277,12 @@ def _configurations(rows: Sequence[Row]) -> str:
 
 
 def _value(text: str) -> str:
-    return "–" if text in ("None", "") else escape(text)
+    """Long values may be broken behind _ and /, short ones nowhere."""
+    if text in ("None", ""):
+        return "–"
+    if len(text) <= 26:
+        return f'<span class="whole">{escape(text)}</span>'
+    return escape(text).replace("_", "_<wbr>").replace("/", "/<wbr>")
 
 
 def _protocols(rows: Sequence[Row]) -> str:
