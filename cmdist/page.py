@@ -17,6 +17,7 @@ body { margin: 0; background: var(--bg); color: var(--ink);
 main { max-width: 1240px; margin: 0 auto; padding: 36px 28px 64px; }
 h1 { font-size: 27px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -.01em; overflow-wrap: anywhere; }
 h2 { font-size: 19px; margin: 44px 0 4px; letter-spacing: -.005em; }
+h2 + div { margin-top: 12px; }
 h3 { font-size: 14px; font-weight: 600; margin: 0 0 6px; overflow-wrap: anywhere; }
 p { margin: 0 0 14px; color: var(--soft); max-width: 78ch; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; box-shadow: var(--shadow);

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cmdist.errors import ConfigError
+
 # what launchers and Slurm say of a rank: a glance is none, and joins no group
 _OF_RANKS = re.compile(
     r"(SLURM|SRUN|PMI|PMIX|OMPI|TORCHELASTIC|MASTER)_.*|(LOCAL_|GROUP_|ROLE_|CROSS_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|(LOCAL|CROSS)_SIZE"
@@ -18,7 +20,7 @@ class Glances:
 
     One at a time; while one runs the newest one due waits.
 
-    `device` is "cpu" or the number of a GPU. The process is in no group of the job: signals to the ranks do not reach it, and it ends
+    `device` is "cpu" or the number of a GPU among those that this process sees (ConfigError if there are fewer). The process is in no group of the job: signals to the ranks do not reach it, and it ends
     by itself, also after the run (Slurm ends it with the job's step). Its output goes to `log`.
     """
 
@@ -28,7 +30,7 @@ class Glances:
         self._due: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         kept = {name: value for name, value in os.environ.items() if not _OF_RANKS.fullmatch(name)}
-        self._environment = kept | {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device, "OMP_NUM_THREADS": "1"}
+        self._environment = kept | {"CUDA_VISIBLE_DEVICES": _visible(device), "OMP_NUM_THREADS": "1"}
 
     def after(self, committed: int | None) -> None:
         """Told at every step which commit is the last; costs nothing unless a glance is due, and never waits or raises."""
@@ -59,3 +61,18 @@ class Glances:
                 )
         except OSError as error:
             print(f"warning: no glance at step {step}: {error}", file=sys.stderr)
+
+
+def _visible(device: str) -> str:
+    """What CUDA_VISIBLE_DEVICES says for one of the GPUs that are visible now."""
+    if device == "cpu":
+        return ""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if seen is None:
+        return device
+    names = [name for name in seen.split(",") if name]
+    if int(device) >= len(names):
+        raise ConfigError(
+            f"train.glance_device {device}: this process sees {len(names)} GPUs ({seen or 'none'}), counted from 0; or take cpu"
+        )
+    return names[int(device)]

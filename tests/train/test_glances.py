@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cmdist.errors import ConfigError
 from cmdist.train.glance import Glances
 
 SCRIPT = """
@@ -64,11 +65,13 @@ def test_a_glance_is_of_lowest_priority_in_its_own_session_and_knows_of_no_ranks
     assert (tmp_path / "logs" / "glance.log").read_text() == "step 10\n"
 
 
-def test_a_given_gpu_is_the_only_one_that_it_sees(tmp_path):
-    glances = make(tmp_path, device="3")
-    glances.after(10)
-    assert started(tmp_path, 10)["env"]["CUDA_VISIBLE_DEVICES"] == "3"
-    wait(glances)
+def test_a_given_gpu_is_the_only_one_that_it_sees(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert make(tmp_path, device="3")._environment["CUDA_VISIBLE_DEVICES"] == "3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")  # what Slurm gave this job
+    assert make(tmp_path, device="1")._environment["CUDA_VISIBLE_DEVICES"] == "6"
+    with pytest.raises(ConfigError, match=r"train.glance_device 2: this process sees 2 GPUs \(4,6\)"):
+        make(tmp_path, device="2")
 
 
 def test_only_commits_that_are_due_and_one_at_a_time_the_newest_next(tmp_path):
