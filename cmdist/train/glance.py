@@ -18,9 +18,8 @@ _OF_RANKS = re.compile(
 class Glances:
     """Runs `command --checkpoint STEP` at the first commit at or past each multiple of `every` steps, beginning after step `start`.
 
-    One at a time; while one runs the newest one due waits.
-
-    `device` is "cpu" or the number of a GPU among those that this process sees (ConfigError if there are fewer). The process is in no group of the job: signals to the ranks do not reach it, and it ends
+    One at a time; while one runs the newest one due waits. `device` is "cpu" or the number of a GPU among those that this process
+    sees (ConfigError if there are fewer). The process is in no group of the job: signals to the ranks do not reach it, and it ends
     by itself, also after the run (Slurm ends it with the job's step). Its output goes to `log`.
     """
 
