@@ -95,12 +95,16 @@ def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str
         cells += [f"<td>{escape(v)}</td>" for v in [*values, "–" if hours is None else short(hours)]]
         body.append(cells)
     foot = f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>' if notes else ""
-    return _section("Figures", "Of the newest evaluated checkpoint; the best of a column is underlined.", _table(head, body) + foot)
+    return _section(
+        "Figures",
+        f"Of the newest evaluated checkpoint{'; the best of a column is underlined' if len(rows) > 1 else ''}.",
+        _table(head, body) + foot,
+    )
 
 
-def _grid(cards: Iterable[tuple[str, str]]) -> str:
+def _grid(cards: Iterable[tuple[str, str]], kind: str = "grid") -> str:
     made = "".join(f'<div class="card"><h3>{title}</h3>{content}</div>' for title, content in cards if content)
-    return f'<div class="grid">{made}</div>' if made else ""
+    return f'<div class="{kind}">{made}</div>' if made else ""
 
 
 def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> str:
@@ -139,7 +143,7 @@ def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> str:
                     chart(f"{name} by {label}", series, label, y_log=log),
                 )
             )
-        found.append(_grid(cards))
+        found.append(_grid(cards, "grid three"))
     return _section("Quality over training", "Every evaluated checkpoint, each against what it cost.", "".join(found))
 
 
