@@ -103,7 +103,7 @@ def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str
 
 
 def _grid(cards: Iterable[tuple[str, str]], kind: str = "grid") -> str:
-    made = "".join(f'<div class="card"><h3>{title}</h3>{content}</div>' for title, content in cards if content)
+    made = "".join(f'<div class="card">{f"<h3>{title}</h3>" if title else ""}{content}</div>' for title, content in cards if content)
     return f'<div class="{kind}">{made}</div>' if made else ""
 
 
@@ -137,13 +137,9 @@ def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> str:
                     if (f.metric, f.protocol) == (metric, protocol) and (x := place(row, f.step)) is not None
                 ]
                 series.append(Series(row.name, number, sorted(points)))
-            cards.append(
-                (
-                    f"{escape(name)} <small>by {escape(label.partition(' (')[0])}</small>",
-                    chart(f"{name} by {label}", series, label, y_log=log),
-                )
-            )
-        found.append(_grid(cards, "grid three"))
+            cards.append(("", chart(f"{name} by {label}", series, label, y_log=log)))
+        if drawn := _grid(cards, "grid three"):
+            found.append(f"<h3>{escape(name)}</h3>{drawn}")
     return _section("Quality over training", "Every evaluated checkpoint, each against what it cost.", "".join(found))
 
 
