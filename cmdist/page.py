@@ -41,7 +41,7 @@ code { font: 13px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", 
 .keys { display: flex; flex-wrap: wrap; gap: 6px 18px; position: sticky; top: 0; z-index: 2; background: var(--bg); padding: 10px 0;
   margin: 0 0 6px;
   border-bottom: 1px solid var(--line); }
-.key { display: inline-flex; align-items: center; gap: 7px; font-size: 13.5px; max-width: 100%; }
+.key { vertical-align: middle; display: inline-flex; align-items: center; gap: 7px; font-size: 13.5px; max-width: 100%; }
 .key span, .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 32ch; display: inline-block;
   vertical-align: bottom; }
 .key svg { width: 14px; height: 14px; flex: none; }
