@@ -1,4 +1,7 @@
-"""How busy this node is: CPU, memory and GPUs, under the names that MLflow shows as system metrics."""
+"""This node: how busy its CPU, memory and GPUs are, under the names that MLflow shows as system metrics; what may wait for others."""
+
+import contextlib
+from pathlib import Path
 
 import psutil
 import pynvml
@@ -35,3 +38,9 @@ class Machine:
             except pynvml.NVMLError:
                 continue
         return found
+
+
+def step_aside(session: int, nice: int) -> None:
+    """Lower the priority of the session that process `session` leads: Linux may share CPU time between sessions before it looks at nice."""
+    with contextlib.suppress(OSError):  # no such division (sched_autogroup), or the process is gone
+        Path(f"/proc/{session}/autogroup").write_text(str(nice))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmdist.errors import ConfigError
+from cmdist.machine import step_aside
 
 # what launchers and Slurm say of a rank: a glance is none, and joins no group
 _OF_RANKS = re.compile(
@@ -58,6 +59,7 @@ class Glances:
                     env=self._environment,
                     start_new_session=True,
                 )
+            step_aside(self._process.pid, 19)
         except OSError as error:
             print(f"warning: no glance at step {step}: {error}", file=sys.stderr)
 
