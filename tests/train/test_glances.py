@@ -21,7 +21,7 @@ for _ in range(100):
     if share is None or share.split()[-1] == "19":
         break
     time.sleep(0.02)
-started = {"share": share, "nice": os.nice(0), "session": os.getsid(0), "pid": os.getpid(), "env": dict(os.environ), "stdin": sys.stdin.read()}
+started = {"share": share, "nice": os.nice(0), "session": os.getsid(0), "env": dict(os.environ), "stdin": sys.stdin.read()}
 open(f"{folder}/{step}.new", "w").write(json.dumps(started))
 os.rename(f"{folder}/{step}.new", f"{folder}/{step}.json")
 time.sleep(seconds)
