@@ -26,10 +26,10 @@ def wait_for_glance(run: Path, step: int, seconds: float = 120) -> None:
 
 def test_weights_are_the_same_with_a_glance_that_crashes(digits, tmp_path):
     """This data set has no extractor, so the glance fails behind its first half: training takes no notice."""
-    run = train(1, tmp_path / "log", write_config(tmp_path, digits), *SHORT, "train.glance_every=6")
-    assert run.join() == [0], run.text
-    plain = train(1, tmp_path / "plain.log", write_config(tmp_path, digits), *SHORT, "run.name=plain")
-    assert plain.join() == [0], plain.text
+    config = write_config(tmp_path, digits)
+    run = train(1, tmp_path / "log", config, *SHORT, "train.glance_every=6")
+    plain = train(1, tmp_path / "plain.log", config, *SHORT, "run.name=plain")
+    assert (run.join(), plain.join()) == ([0], [0]), run.text + plain.text
     folder = tmp_path / "runs" / "small"
     for step in (3, 6):
         assert files(folder, step) == files(tmp_path / "runs" / "plain", step)
