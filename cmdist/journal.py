@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cmdist.machine import Machine, step_aside
+from cmdist.machine import Machine
 
 Record = dict[str, Any]
 
@@ -201,7 +201,6 @@ class Tracker:
                 env=environment,
                 start_new_session=True,  # signals to the job's process group are for the training
             )
-        step_aside(self._courier.pid, 10)
 
 
 class Watch:
