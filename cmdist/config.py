@@ -126,6 +126,9 @@ class Train(Section):
     keep_every: Annotated[int, Field(ge=0)] = 0  # and all steps divisible by this; 0: none
     max_missed_checkpoints: Annotated[int, Field(ge=0)] = 3  # saves in a row that may fail before the run does
     hang_minutes: PositiveFloat = 30.0  # a rank that finishes no step for so long prints its stacks and ends the run
+    glance_every: Annotated[int, Field(ge=0)] = 0  # 0: none; else at the first commit past each multiple, whose averages stay
+    glance_images: Positive = 2000  # of a glance (pipelines/glance.py)
+    glance_device: Annotated[str, Field(pattern=r"^(cpu|\d+)$")] = "cpu"  # or the number of a GPU of rank 0's node, shared with its rank
     self_check: bool = True
     compile: bool = False  # torch.compile, for every network of the step
 

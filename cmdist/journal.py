@@ -1,8 +1,8 @@
 """What a run says of itself, on the local disk until the tracking server has it: append-only JSON lines and a cursor.
 
-One process appends (the Tracker of the training), one delivers (the courier, tracking.py); both may be killed at any moment.
-A line that a kill cut short is skipped; a line that was delivered just before a kill is delivered again, and the receiver
-must not mind.
+Several processes append whole lines (the Tracker of the training, the courier for the machine, a glance), one delivers (the courier,
+tracking.py); all may be killed at any moment. A line that a kill cut short is skipped; a line that was delivered just before a kill is
+delivered again, and the receiver must not mind.
 """
 
 import fcntl
@@ -17,9 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cmdist.machine import Machine
+
 Record = dict[str, Any]
 
 NAME = re.compile(r"[A-Za-z0-9_.\-/ ]+")  # what MLflow allows in the name of a metric
+SYSTEM_EVERY = 10.0  # seconds between two looks at the machine
 LONGEST = 6000  # characters of a parameter, MLflow's limit
 
 
@@ -126,14 +129,14 @@ class Tracker:
         tags: Mapping[str, str],
         spool: Path,
         courier: bool = True,
+        attempt: int = 1,
     ) -> "Tracker":
-        """Open or go on with the run `key`; `spool` is the folder of its journal.
+        """Open or go on with the run `key`; `spool` is the folder of its journal, `attempt` counts the starts of the run on any node.
 
         Without a courier (no network) points stay in the journal until `tracking.deliver`.
         Metrics of steps that the journal has already are not logged again: a resumed run repeats them exactly.
         """
         journal = Journal(spool)
-        attempt = 1 + sum(record["kind"] == "start" for record, _ in journal.read())
         journal.append(
             {
                 "kind": "start",
@@ -198,6 +201,21 @@ class Tracker:
                 env=environment,
                 start_new_session=True,  # signals to the job's process group are for the training
             )
+
+
+class Watch:
+    """The node's state, every so often into the journal; its step is the seconds since the journal began."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal, self._machine, self._next = journal, Machine(), time.monotonic() + SYSTEM_EVERY
+        self._begin = next((record["time"] for record, _ in journal.read(limit=1)), now())
+
+    def look(self) -> None:
+        """Note it if that is due."""
+        if time.monotonic() >= self._next:
+            self._next, when = time.monotonic() + SYSTEM_EVERY, now()
+            values = self._machine.look()
+            self._journal.append({"kind": "metrics", "time": when, "step": (when - self._begin) // 1000, "values": values})
 
 
 def now() -> int:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -16,13 +17,13 @@ def columns(classes: int) -> int:
     return classes if 1 < classes <= 20 else 10
 
 
-def grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
-    """A picture of uint8 images (n,C,H,W), row by row in `columns`, each pixel a square of scale x scale; C is 1 or 3."""
+def grid(images: Tensor, columns: int, scale: int = 1, between: int = 255) -> Image.Image:
+    """A picture of uint8 images (n,C,H,W), row by row in `columns`, each pixel a square of scale x scale, `between` them; C is 1 or 3."""
     n, channels, height, width = images.shape
     assert images.dtype == torch.uint8 and channels in (1, 3) and n > 0
     rows = -(-n // columns)
     cell = (height * scale + _GAP, width * scale + _GAP)
-    canvas = torch.full((channels, rows * cell[0] + _GAP, columns * cell[1] + _GAP), 255, dtype=torch.uint8)
+    canvas = torch.full((channels, rows * cell[0] + _GAP, columns * cell[1] + _GAP), between, dtype=torch.uint8)
     large = images.cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     for number, image in enumerate(large):
         top, left = (number // columns) * cell[0] + _GAP, (number % columns) * cell[1] + _GAP
@@ -65,6 +66,20 @@ def png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def for_page(images: Tensor, columns: int, most: int = 64) -> tuple[bytes, str]:
+    """A grid, clear between its images, as a small file for a web page, and its kind: up to `most` pixels a side PNG, else reduced WebP."""
+    size, kind = images.shape[2:], "png"
+    if max(size) > most:
+        small = F.interpolate(images.float(), scale_factor=most / max(size), mode="bicubic", antialias=True)
+        images, kind = small.round().clamp(0, 255).to(torch.uint8), "webp"
+    scale = max(1, 40 // images.shape[3])
+    picture = grid(images, columns, scale)
+    picture.putalpha(grid(torch.full_like(images[:, :1], 255), columns, scale, between=0))
+    buffer = io.BytesIO()
+    picture.convert("RGBA").save(buffer, format=kind, quality=88)
+    return buffer.getvalue(), kind
 
 
 def pack(images: Tensor, columns: int) -> bytes:

@@ -2,8 +2,9 @@
 
 Training never talks to the tracking server. It appends to a journal on the disk (journal.py), and a courier process of low
 priority delivers that: a dead or slow server, a slow import or a full queue costs the loop nothing, and what was not
-delivered is delivered by the courier of the next start, or by `deliver`. MLflow stores two identical points (key, value,
-time, step) once, so a delivery that is repeated after a kill changes nothing.
+delivered is delivered by the courier of the next start, or by `deliver`. A point (metric, step) that MLflow has already is left out:
+a delivery that is repeated after a kill changes nothing, nor do the steps that a run repeats on a node without its journal.
+The courier also measures the machine, as it sits where rank 0 does.
 
 A run is known by its `key`, a random word made when the run folder is made, because MLflow's own id only exists once the
 server has answered. `python -m cmdist.tracking FOLDER` delivers by hand.
@@ -22,7 +23,7 @@ from typing import Any
 
 from cmdist import storage
 from cmdist.errors import CmdistError
-from cmdist.journal import LONGEST, Journal, Record
+from cmdist.journal import LONGEST, Journal, Record, Watch
 from cmdist.journal import Tracker as Tracker  # what the training uses
 
 _KEY = "cmdist.key"
@@ -51,6 +52,7 @@ class _Delivery:
         self.journal = journal
         self._cursor = journal.cursor()
         self._client: Any = None
+        self._there: dict[str, set[int]] = {}  # steps that MLflow has of each metric that we have met
         self.status: str | None = None  # what the last delivered record says of the run
 
     def step(self) -> bool:
@@ -83,6 +85,7 @@ class _Delivery:
         if run is None:
             run = self._client.create_run(experiment, start_time=record["time"], run_name=record["name"], tags={_KEY: record["key"]})
         self._cursor |= {"uri": newest["uri"], "run_id": run.info.run_id}
+        self._there = {}
         known = run.data.params
         _set(
             self._client,
@@ -99,15 +102,22 @@ class _Delivery:
     def _metrics(self, records: Sequence[Record]) -> int:
         from mlflow.entities import Metric
 
-        batch: list[Any] = []
+        client, run_id = self._connected(), self._cursor["run_id"]
+        batch: dict[tuple[str, int], Any] = {}
         for used, record in enumerate(records):  # noqa: B007
-            points = record["values"].items() if record["kind"] == "metrics" else ()
+            points = record["values"] if record["kind"] == "metrics" else {}
             if not points or (batch and len(batch) + len(points) > _BATCH):
                 break
-            batch += [Metric(key, value, record["time"], record["step"]) for key, value in points]
+            for key in points.keys() - self._there.keys():
+                self._there[key] = {point.step for point in client.get_metric_history(run_id, key)}
+            for key, value in points.items():
+                if record["step"] not in self._there[key]:
+                    batch.setdefault((key, record["step"]), Metric(key, value, record["time"], record["step"]))
         else:
             used = len(records)
-        self._connected().log_batch(self._cursor["run_id"], metrics=batch)
+        client.log_batch(run_id, metrics=list(batch.values()))
+        for key, step in batch:
+            self._there[key].add(step)
         return used
 
     def _other(self, record: Record) -> None:
@@ -179,8 +189,9 @@ def _courier(folder: Path, parent: int) -> None:
     os.nice(10)
     journal = Journal(folder)
     with journal.lock(wait=True):
-        delivery = _Delivery(journal)
+        delivery, watch = _Delivery(journal), Watch(journal)
         while True:
+            watch.look()
             gone = os.getppid() != parent  # looked at first: what was written before the end is then delivered below
             delivered = _drain(delivery, time.monotonic() + (_GRACE if gone else 0.0))
             if gone or (delivered and delivery.status in ("FINISHED", "FAILED", "KILLED")):

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         root, "compare", [("compare", [python, "pipelines/compare.py", *(f"{options.root}/{name}" for name in ("edm", "cd", "ct", "ict"))])]
     )
     print(f"\nwhole demo   {time.monotonic() - begin:.0f} s on {devices()} {'GPUs' if CUDA else 'CPU cores'}")
-    print(f"samples      {root}/comparison/samples.png")
+    print(f"report       {root}/comparison/report.html")
     print(f"browse       {BINARIES / 'mlflow'} ui --backend-store-uri sqlite:///{root}/mlflow.db")
 
 

@@ -1,6 +1,7 @@
 """Train a run: `deepspeed pipelines/train.py CONFIG [key=value ...]`, or by torchrun, srun or plain python."""
 
 import argparse
+import json
 import os
 import sys
 import uuid
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import cmdist
-from cmdist import build, cli, distributed, seeding, storage
+from cmdist import build, cli, distributed, environment, seeding, storage
 from cmdist import config as configuration
 from cmdist.config import Config
 from cmdist.core.objectives.base import Networks
@@ -30,6 +31,7 @@ from cmdist.train.attempt import Attempt, attempt_at
 from cmdist.train.averages import Averages, Target
 from cmdist.train.checkpoint import Checkpoint
 from cmdist.train.engine import Engine
+from cmdist.train.glance import Glances
 from cmdist.train.meters import Clock, SigmaBuckets
 from cmdist.train.optim import make_optimizer
 from cmdist.train.retention import Keep
@@ -151,16 +153,12 @@ def go_on(
         sealed.write(storage.join(run_url, "run.json"), sealed.seal(record))
         storage.write(storage.join(run_url, "config.yaml"), configuration.dump(config).encode())
         report(config, trainer, found, changed, order, checked)
+        if config.train.glance_every:
+            command = [sys.executable, str(Path(__file__).with_name("glance.py")), run_url]
+            log = spool_folder(run_url) / "glance.log"
+            trainer.glances = Glances(command, config.train.glance_every, config.train.glance_device, log, trainer.step)
         if record["tracking_uri"] != "none":
-            trainer.tracker = Tracker.start(
-                uri=record["tracking_uri"],
-                experiment=record["experiment"],
-                name=config.run.name,
-                key=record["id"],
-                params=configuration.flat(config),
-                tags={"cmdist.run": run_url, "cmdist.world_size": str(world.size)},
-                spool=spool_folder(run_url),
-            )
+            trainer.tracker = start_tracker(config, world, run_url, record, attempt.number)
     status = "FAILED"
     try:
         finished = trainer.fit()
@@ -171,6 +169,32 @@ def go_on(
     finally:
         trainer.close(status)
     return finished
+
+
+def start_tracker(config: Config, world: World, run_url: str, record: dict[str, Any], attempt: int) -> Tracker:
+    """The run in MLflow, with the configuration and the environment of this attempt as artifacts."""
+    found, spool = environment.describe(world), spool_folder(run_url)
+    tracker = Tracker.start(
+        uri=record["tracking_uri"],
+        experiment=record["experiment"],
+        name=config.run.name,
+        key=record["id"],
+        params=configuration.flat(config),
+        tags={
+            "cmdist.run": run_url,
+            "cmdist.world_size": str(world.size),
+            "cmdist.device": found["device"],
+            "mlflow.source.name": "pipelines/train.py",
+            "mlflow.source.git.commit": found["commit"],
+        },
+        spool=spool,
+        attempt=attempt,
+    )
+    texts = {f"environment-{attempt:06d}.json": json.dumps(found, indent=1), f"config-{attempt:06d}.yaml": configuration.dump(config)}
+    for name, text in texts.items():
+        (spool / name).write_text(text)
+        tracker.artifact(spool / name, "attempts")
+    return tracker
 
 
 def read_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any], list[str]]:
@@ -263,7 +287,7 @@ def make_trainer(
         target=target,
         batches=batches,
         buckets=SigmaBuckets(config.noise.sigma_min, config.noise.sigma_max, world.device),
-        clock=Clock(),
+        clock=Clock(devices=world.size),
         snapshots=Snapshots(engine, averages, target),
         saver=Saver(
             run_url,
@@ -282,7 +306,7 @@ def make_trainer(
     checked = trainer.self_check(beta1=o.betas[0], clip=o.clip, weight_decay=o.weight_decay) if t.self_check else None
     if found is not None:
         resume.load(found, engine, trainer.averages, target)
-        trainer.clock = Clock.resumed(found.state["clock"])
+        trainer.clock = Clock.resumed(found.state["clock"], world.size)
     return trainer, order, checked
 
 

@@ -22,12 +22,12 @@ DOORS = {
 
 # Each part may import from the parts of the layers below it, and from itself; pipelines and cluster may import all of them.
 LAYERS = [
-    {"errors", "seeding"},
+    {"errors", "seeding", "machine", "svg", "page"},
     {"store_errors"},
     {"core", "storage", "distributed", "journal", "pictures", "charts", "cli", "torchvision_ops"},
-    {"tracking"},
-    {"data", "nets", "generation"},
-    {"train", "evaluation"},
+    {"tracking", "environment"},
+    {"data", "nets", "generation", "comparison"},
+    {"train", "evaluation", "report"},
     {"config"},
     {"build"},
     {"plan"},

@@ -63,3 +63,14 @@ def test_chart_of_runs_with_and_without_figures():
     data = charts.comparison([("a", [(1, 2.0), (2, 1.0)]), ("b", [])], [("a", {"fd_1step": 3.0, "fd_2step": 2.0}), ("b", {"fd_ode": 1.0})])
     assert Image.open(io.BytesIO(data)).size == (1440, 540)
     assert charts.comparison([("a", [])], [("a", {})]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("size", "kind", "side"), [(8, "png", 40), (64, "png", 64), (128, "webp", 64)])
+def test_grid_for_a_page_is_small_and_clear_between_its_images(size, kind, side):
+    images = torch.full((7, 3, size, size), 200, dtype=torch.uint8)
+    content, found = pictures.for_page(images, 5)
+    picture = Image.open(io.BytesIO(content))
+    assert found == kind == picture.format.lower()
+    assert picture.size == (5 * (side + 2) + 2, 2 * (side + 2) + 2)
+    assert picture.getpixel((0, 0))[3] == 0 and picture.getpixel((picture.width - 5, picture.height - 5))[3] == 0  # no eighth image
+    assert picture.getpixel((2 + side // 2, 2 + side // 2)) == pytest.approx((200, 200, 200, 255), abs=2)

@@ -3,21 +3,31 @@ import multiprocessing
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cmdist import tracking
-from cmdist.journal import Journal
+from cmdist.journal import Journal, Watch, now
 from cmdist.tracking import Tracker
 
 
-def start(folder: Path, uri: str | None = None, courier: bool = False, params: dict[str, object] | None = None) -> Tracker:
+def start(
+    folder: Path,
+    uri: str | None = None,
+    courier: bool = False,
+    params: dict[str, object] | None = None,
+    attempt: int = 1,
+    spool: str = "tracking",
+) -> Tracker:
     uri = uri or f"sqlite:///{folder}/mlflow.db"
-    return Tracker.start(uri, "tests", "run", "key-1", params or {"lr": 0.1}, {"colour": "red"}, folder / "tracking", courier=courier)
+    params, tags = params or {"lr": 0.1}, {"colour": "red"}
+    return Tracker.start(uri, "tests", "run", "key-1", params, tags, folder / spool, courier=courier, attempt=attempt)
 
 
 def stored(folder: Path) -> list[dict]:
@@ -114,7 +124,7 @@ def test_resume_goes_on_in_the_same_run_without_repeating_points(tmp_path):
     for step in range(10):
         first.log(step, {"loss": step})
     first.close("KILLED")
-    second = start(tmp_path, params={"lr": 0.2, "new": 1})  # from the checkpoint of step 5, another learning rate
+    second = start(tmp_path, params={"lr": 0.2, "new": 1}, attempt=2)  # from the checkpoint of step 5, another learning rate
     for step in range(5, 15):
         second.log(step, {"loss": step} | ({"late": 1.0} if step >= 8 else {}))
     second.close()
@@ -126,13 +136,55 @@ def test_resume_goes_on_in_the_same_run_without_repeating_points(tmp_path):
     assert run["tags"]["attempts"] == "2" and json.loads(run["tags"]["params of attempt 2"]) == {"lr": "0.2"}
 
 
+def test_a_node_without_the_journal_repeats_steps_that_are_not_stored_twice(tmp_path):
+    """A run on an object store, resumed on another node: the first node's journal is out of reach, then comes back."""
+    first = start(tmp_path, spool="node-a")
+    for step in range(10):
+        first.log(step, {"loss": step, "mu": 0.5})
+    assert tracking.deliver(tmp_path / "node-a")
+    for step in range(10, 13):  # in the journal when the node died
+        first.log(step, {"loss": step, "mu": 0.5})
+    second = start(tmp_path, spool="node-b", attempt=2)
+    for step in range(5, 20):  # from the checkpoint of step 5
+        second.log(step, {"loss": step, "mu": 0.5} | ({"late": 1.0} if step >= 15 else {}))
+    assert tracking.deliver(tmp_path / "node-b")
+    third = start(tmp_path, spool="node-a", attempt=3)  # back on the first node, from step 15
+    for step in range(15, 25):
+        third.log(step, {"loss": step, "mu": 0.5, "late": 1.0})
+    third.close()
+    assert tracking.deliver(tmp_path / "node-a")
+    (run,) = stored(tmp_path)
+    assert run["tags"]["attempts"] == "3"
+    database = sqlite3.connect(tmp_path / "mlflow.db")
+    for metric, steps in (("loss", range(25)), ("mu", range(25)), ("late", range(15, 25))):
+        rows = database.execute("select step from metrics where key = ? order by step", (metric,)).fetchall()
+        assert rows == [(step,) for step in steps], metric  # the rows themselves: each point once
+
+
+def test_the_node_is_measured_by_the_courier(tmp_path, monkeypatch):
+    monkeypatch.setattr("cmdist.journal.SYSTEM_EVERY", 0.0)
+    journal = Journal(tmp_path / "tracking")
+    journal.append({"kind": "start", "time": now() - 5000})
+    watch = Watch(journal)
+    watch.look()
+    (record,) = [r for r, _ in journal.read() if r["kind"] == "metrics"]
+    assert record["step"] == 5 and abs(record["time"] - now()) < 2000
+    memory = psutil.virtual_memory()
+    assert record["values"]["system/system_memory_usage_megabytes"] == pytest.approx(memory.used / 1e6, rel=0.2)
+    assert 0 <= record["values"]["system/cpu_utilization_percentage"] <= 100
+    monkeypatch.setattr("cmdist.journal.SYSTEM_EVERY", 60.0)
+    watch.look()
+    watch.look()  # not due
+    assert sum(r["kind"] == "metrics" for r, _ in journal.read()) == 2
+
+
 def test_a_store_that_was_removed_is_filled_again(tmp_path):
     tracker = start(tmp_path)
     tracker.log(1, {"loss": 1})
     tracker.close()
     assert tracking.deliver(tmp_path / "tracking")
     os.rename(tmp_path / "mlflow.db", tmp_path / "gone")
-    start(tmp_path, f"sqlite:///{tmp_path}/other.db").log(2, {"loss": 2})
+    start(tmp_path, f"sqlite:///{tmp_path}/other.db", attempt=2).log(2, {"loss": 2})
     assert tracking.deliver(tmp_path / "tracking", patience=0)
     (run,) = tracking.runs(f"sqlite:///{tmp_path}/other.db", "tests")
     assert tracking.history(f"sqlite:///{tmp_path}/other.db", run["id"], "loss") == [(1, 1.0), (2, 2.0)]
@@ -224,7 +276,8 @@ import sys, time
 from pathlib import Path
 from cmdist.tracking import Tracker
 folder = Path(sys.argv[1])
-tracker = Tracker.start(f"sqlite:///{folder}/mlflow.db", "tests", "run", "key-1", {}, {}, folder / "tracking")
+attempt = int(sys.argv[3])
+tracker = Tracker.start(f"sqlite:///{folder}/mlflow.db", "tests", "run", "key-1", {}, {}, folder / "tracking", attempt=attempt)
 for step in range(int(sys.argv[2]), 100000):
     tracker.log(step, {"loss": step})
     print(step, flush=True)
@@ -232,8 +285,8 @@ for step in range(int(sys.argv[2]), 100000):
 """
 
 
-def _killed_training(tmp_path: Path, first: int, last: int) -> None:
-    command = [sys.executable, "-c", _TRAINING, str(tmp_path), str(first)]
+def _killed_training(tmp_path: Path, first: int, last: int, attempt: int) -> None:
+    command = [sys.executable, "-c", _TRAINING, str(tmp_path), str(first), str(attempt)]
     environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[1])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout
@@ -243,8 +296,8 @@ def _killed_training(tmp_path: Path, first: int, last: int) -> None:
 
 
 def test_a_killed_training_loses_no_point_and_goes_on_after_a_restart(tmp_path):
-    _killed_training(tmp_path, 0, 20)
-    _killed_training(tmp_path, 10, 40)  # from an earlier checkpoint; the first courier may still be at work
+    _killed_training(tmp_path, 0, 20, 1)
+    _killed_training(tmp_path, 10, 40, 2)  # from an earlier checkpoint; the first courier may still be at work
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # the courier outlives the training and says that it was killed
         runs = stored(tmp_path)
@@ -300,40 +353,72 @@ def test_two_processes_may_make_the_same_store(tmp_path):
 # --- a real server
 
 
-@pytest.mark.slow
-def test_a_real_server_that_is_killed_and_comes_back_gets_every_point_once(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+class Server:
+    """A real MLflow server that can be killed and started again on the same port and store."""
 
-    def serve() -> subprocess.Popen[bytes]:
-        with (tmp_path / "server.log").open("ab") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
+
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts"), "--host", "127.0.0.1", "--port", str(self.port)]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen([*command, "--workers", "1"], stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return server
-            time.sleep(0.2)
-        raise AssertionError((tmp_path / "server.log").read_text())
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise AssertionError((self.folder / "server.log").read_text())
 
-    server = serve()
-    tracker = start(tmp_path, uri, courier=True)
-    try:
-        for step in range(400):
-            tracker.log(step, {"loss": step})
-            if step == 100:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
-            if step == 200:
-                server = serve()
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seconds", [5, 60])
+def test_a_real_server_that_is_killed_and_comes_back_gets_every_point_once(tmp_path, seconds):
+    step, slowest = 0, 0.0
+
+    def log_for(duration: float) -> None:
+        nonlocal step, slowest
+        end = time.monotonic() + duration
+        while time.monotonic() < end:
+            begin = time.monotonic()
+            tracker.log(step, {"loss": step, "mu": -step})
+            slowest = max(slowest, time.monotonic() - begin)
+            step += 1
             time.sleep(0.05)
-        tracker.close(patience=120)
-        (run,) = tracking.runs(uri, "tests")
-        assert tracking.history(uri, run["id"], "loss") == [(step, float(step)) for step in range(400)]
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+
+    with Server(tmp_path) as server:
+        tracker = start(tmp_path, server.uri, courier=True)
+        while Journal(tmp_path / "tracking").cursor()["place"] < 5000:  # the courier needs its time to start
+            log_for(0.5)
+            assert step < 2000, "nothing was delivered before the kill"
+        server.kill()
+        delivered = Journal(tmp_path / "tracking").cursor()["place"]
+        log_for(seconds)
+        assert Journal(tmp_path / "tracking").cursor()["place"] == delivered
+        server.start()
+        log_for(3.0)
+        tracker.close(patience=180)
+        (run,) = tracking.runs(server.uri, "tests")
+        assert run["status"] == "FINISHED" and slowest < 0.5
+        for metric, sign in (("loss", 1), ("mu", -1)):
+            rows = sqlite3.connect(tmp_path / "server.db").execute("select step, value from metrics where key = ? order by step", (metric,))
+            assert rows.fetchall() == [(k, float(sign * k)) for k in range(step)]
+        times = sqlite3.connect(tmp_path / "server.db").execute("select timestamp from metrics where key = 'loss' order by step").fetchall()
+        assert times == sorted(times)

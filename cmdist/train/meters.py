@@ -13,6 +13,7 @@ from torch import Tensor
 class Clock:
     """Seconds of a run over all its attempts; goodput is `useful` over the wall time since the run's first start.
 
+    Device-hours are the time in attempts times their devices, without the time between them and what was lost at a kill.
     `restart_loss` is the time from a checkpoint to the first step after it was resumed: work done twice, and waiting.
     """
 
@@ -21,6 +22,11 @@ class Clock:
     data_wait: float = 0.0
     checkpoint_stall: float = 0.0
     restart_loss: float = 0.0
+    devices: int = 1
+    device_seconds: float = 0.0  # of attempts before this one
+
+    def __post_init__(self) -> None:
+        self._begin = time.perf_counter()
 
     @contextmanager
     def count(self, name: str) -> Iterator[None]:
@@ -31,17 +37,17 @@ class Clock:
 
     def state(self) -> dict[str, float]:
         """For the checkpoint."""
-        return asdict(self) | {"saved_at": time.time()}
+        return asdict(self) | {"saved_at": time.time(), "device_seconds": self._device_seconds()}
 
     @classmethod
-    def resumed(cls, state: dict[str, float]) -> "Clock":
-        """The clock of a checkpoint, set going again."""
-        clock = cls(**{name: value for name, value in state.items() if name != "saved_at"})
+    def resumed(cls, state: dict[str, float], devices: int) -> "Clock":
+        """The clock of a checkpoint, set going again on another or the same number of devices."""
+        clock = cls(**{name: value for name, value in state.items() if name not in ("saved_at", "devices")}, devices=devices)
         clock.restart_loss += max(time.time() - state["saved_at"], 0.0)
         return clock
 
     def metrics(self) -> dict[str, float]:
-        """Fractions of the wall time so far."""
+        """Fractions of the wall time so far, that time, and device-hours."""
         wall = max(time.time() - self.started_at, 1e-9)
         return {
             "goodput": self.useful / wall,
@@ -49,7 +55,11 @@ class Clock:
             "checkpoint_stall": self.checkpoint_stall / wall,
             "restart_loss": self.restart_loss / wall,
             "wall_seconds": wall,
+            "device_hours": self._device_seconds() / 3600,
         }
+
+    def _device_seconds(self) -> float:
+        return self.device_seconds + self.devices * (time.perf_counter() - self._begin)
 
 
 class SigmaBuckets:

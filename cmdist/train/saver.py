@@ -76,6 +76,7 @@ class Saver:
         self._number = attempt.number if attempt else 0
         # its own group: the messages of a save run beside those of training and must not mix with them
         self._group = distributed.gloo_group(world.size)
+        self.committed: int | None = None  # the last step that was, by this process
         self._job: _Job | None = None
         self._missed = 0
         self._told: list[str] = []  # what to report at the next step
@@ -149,7 +150,7 @@ class Saver:
         while True:
             errors, again = self._try(job, averages)
             if not errors:
-                self._missed = 0
+                self._missed, self.committed = 0, job.step
                 break
             why = f"the checkpoint of step {job.step} in {job.url} was not committed: {'; '.join(errors)}"
             job.trouble = True

@@ -20,6 +20,7 @@ from cmdist.errors import CmdistError
 from cmdist.journal import Tracker
 from cmdist.train.averages import Averages, Target
 from cmdist.train.engine import Engine
+from cmdist.train.glance import Glances
 from cmdist.train.meters import Clock, SigmaBuckets
 from cmdist.train.saver import Saver
 from cmdist.train.selfcheck import self_check
@@ -62,6 +63,7 @@ class Trainer:
     tracker: Tracker | None  # on rank 0
     describe: dict[str, object]  # what goes into state.json beside the step
     stop: StopRequest
+    glances: Glances | None = None  # on rank 0
     step: int = 0
     pending: list[MicroBatch] = field(default_factory=list)  # read ahead by the self-check
 
@@ -89,6 +91,7 @@ class Trainer:
             self.step += 1
             saved = False
             self.saver.check()
+            self._look()
             stopping = distributed.agree(self.stop.signal is not None, self.world.control)
             last = self.step == self.schedule.steps
             if last or self.step % self.schedule.log_every == 0:
@@ -105,8 +108,15 @@ class Trainer:
             self.save(last=True)
         with self.clock.count("checkpoint_stall"):
             self.saver.wait()
+        self._look()
+        if self.glances is not None:
+            self.glances.close()
         faulthandler.cancel_dump_traceback_later()
         return self.step >= self.schedule.steps
+
+    def _look(self) -> None:
+        if self.glances is not None:
+            self.glances.after(self.saver.committed)
 
     def close(self, status: str) -> None:
         """End the reading, and tell MLflow how the run ended: FINISHED, KILLED or FAILED."""

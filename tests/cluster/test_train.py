@@ -141,7 +141,7 @@ def test_a_cut_off_attempt_is_fenced(tmp_path: Path, digits: str, straight: Any)
         cluster.cut(node)
         job.until_requeued(1)
         under_way(job, before[-1] + EVERY)
-        assert job.show("NodeList") != node and sorted(job.ranks())[:2] == sorted(old)
+        assert job.show("NodeList") != node and set(old) <= set(job.ranks())
         for rank in old:
             os.kill(rank, signal.SIGCONT)
         until(lambda: not any(map(running, old)), 120, lambda: job.log)
