@@ -58,16 +58,27 @@ def main(arguments: Sequence[str]) -> None:
     unknown = [decay for decay in options.ema or [] if decay not in config.train.ema]
     if unknown:
         raise ConfigError(f"--ema {unknown[0]} is not in train.ema, which is {', '.join(map(str, config.train.ema))}")
+    for option in ("nodes", "n", "at_once"):
+        if getattr(options, option) is not None and getattr(options, option) < 1:
+            raise ConfigError(f"--{option.replace('_', '-')} must be 1 or more")
+    wrong = [name for name in options.steps or [] if name != "heun" and not (name.isdigit() and int(name))]
+    if wrong:
+        raise ConfigError(f"--steps {wrong[0]}: a number of steps or 'heun' is allowed")
 
     nodes = [f"--nodes={options.nodes}"] if options.nodes else []
-    training = submit([*common, *nodes, script, options.config, *options.overrides], "TRAINING", options.dry_run)
-    if not options.no_watch:
-        beside = [*common, f"--dependency=after:{training}", "--kill-on-invalid-dep=yes"]
-        submit([*beside, evaluate, "--watch", run_url, "--n", str(options.n)], "WATCHING", options.dry_run)
     steps = options.steps or (["heun"] if config.objective == "denoising" else ["1", "2"])
     each = [f"--ema {decay} --steps {n}" for decay, n in product(options.ema or config.train.ema, steps)]
-    after = [f"--dependency=afterok:{training}", "--kill-on-invalid-dep=yes", f"--array=0-{len(each) - 1}%{options.at_once}"]
-    submit([*common, *after, evaluate, run_url, "--n", str(options.n), "--each", *each], "EVALUATIONS", options.dry_run)
+    training = submit([*common, *nodes, script, options.config, *options.overrides], "TRAINING", options.dry_run)
+    try:
+        if not options.no_watch:
+            beside = [*common, f"--dependency=after:{training}", "--kill-on-invalid-dep=yes"]
+            submit([*beside, evaluate, f"--watch={training}", run_url, "--n", str(options.n)], "WATCHING", options.dry_run)
+        after = [f"--dependency=afterok:{training}", "--kill-on-invalid-dep=yes", f"--array=0-{len(each) - 1}%{options.at_once}"]
+        submit([*common, *after, evaluate, run_url, "--n", str(options.n), "--each", *each], "EVALUATIONS", options.dry_run)
+    except SlurmError as error:
+        cancelled = run(["scancel", training])  # and with it, as its dependency can no longer be met, the watching job
+        left = f"; job {training} is left" if cancelled.returncode else f"; job {training} is cancelled"
+        raise SlurmError(f"{error}{left}") from error
     if not options.dry_run:
         print(f"python cluster/launch.py status {shlex.quote(run_url)}")
 
@@ -75,8 +86,8 @@ def main(arguments: Sequence[str]) -> None:
 def submit(command: Sequence[str], name: str, dry_run: bool) -> str:
     """Print a command and, unless `dry_run`, run it; the job's id, or $NAME in its place. Raises SlurmError."""
     if dry_run:
-        # a dependency on a job that has no id yet is not quoted: the lines, run in this order, do the same
-        words = [word if word.startswith("--dependency=") else shlex.quote(word) for word in command]
+        # what names a job that has no id yet is not quoted: the lines, run in this order, do the same
+        words = [word if word.endswith("$TRAINING") else shlex.quote(word) for word in command]
         print(f"{name}=$({' '.join(words)})")
         return f"${name}"
     environment = {key: value for key, value in os.environ.items() if key in KEPT or not FOREIGN.fullmatch(key)}

@@ -9,16 +9,18 @@ and whether the ranks reach each other. Each failure is one line that names the 
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+import cmdist
 from cmdist import build, cli, distributed, storage
 from cmdist import config as configuration
 from cmdist.config import Config
@@ -38,9 +40,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--max-restarts", type=int, default=5, help="with --starts: restarts in a row without progress (default %(default)s)"
     )
-    options = parser.parse_intermixed_args(arguments)
+    parser.add_argument("--resume", default="auto", metavar="auto|none|URL", help="as of pipelines/train.py (default %(default)s)")
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     rank, size, local = distributed.place()
+    with contextlib.redirect_stderr(io.StringIO()) if local else contextlib.nullcontext():
+        options = parser.parse_intermixed_args(arguments)
     # Every rank of a job says the same about these; the first one of a node says it for all of them.
     failures = Failures(node, quiet=local != 0)
     config = None
@@ -59,6 +63,9 @@ def main(arguments: Sequence[str]) -> None:
             check_data(config)
         with failures.noted("weights", 2):
             check_weights(config)
+        if options.resume not in ("auto", "none"):
+            with failures.noted("--resume", 2):
+                build.open_run(options.resume)
         with failures.noted("run.root", 2):
             storage.write(probe, node.encode())
     failures.quiet = False
@@ -69,6 +76,10 @@ def main(arguments: Sequence[str]) -> None:
     with failures.noted("collective", 1):
         world = distributed.start(PATIENCE)
         check_collective(world, device)
+        mine = {"configuration": configuration.dump(config), "cmdist": cmdist.__version__, "torch": torch.__version__}
+        everyone = distributed.gather(mine, world.control)
+        with failures.noted("agreement", 2):
+            check_agreement(everyone, rank)
         writers = [rank for rank, first in enumerate(distributed.gather(local == 0, world.control)) if first]
         if local == 0 and not failures.code:
             with failures.noted("run.root", 2):
@@ -152,6 +163,14 @@ def check_collective(world: World, device: torch.device) -> None:
     dist.all_reduce(total)
     if total.item() != world.size:
         raise ConfigError(f"a sum of ones over {world.size} ranks is {total.item():g}")
+
+
+def check_agreement(everyone: Sequence[Mapping[str, str]], rank: int) -> None:
+    """All ranks have the configuration and the versions of the first one. Raises ConfigError."""
+    for key, value in everyone[rank].items():
+        if value != everyone[0][key]:
+            other = "" if key == "configuration" else f" ({value}, not {everyone[0][key]})"
+            raise ConfigError(f"rank {rank} has another {key}{other} than rank 0; all nodes must share the repository and PYTHON")
 
 
 def check_shared(run_url: str, writers: Sequence[int]) -> None:

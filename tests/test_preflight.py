@@ -71,6 +71,44 @@ def test_a_lost_gpu_may_be_another_node_next_time(tmp_path: Path, digits: str) -
     assert len(lines) == 1 and ": device of rank 0: Slurm gave this node 1 GPUs" in lines[0]
 
 
+def test_weights_and_starts_that_are_not_there(tmp_path: Path, digits: str) -> None:
+    text = SMALL.replace("objective: denoising", "objective: consistency_distillation")
+    text = text.replace("tracking:", "loss: {distance: lpips, lpips_weights: nowhere/vgg.pth}\nteacher: nowhere/edm.pt\ntracking:")
+    text = text.replace("channels: 1, classes: 10", "channels: 3")
+    config = configuration.load(write_config(tmp_path, digits, text), [])
+    with pytest.raises(ValueError, match=r"teacher nowhere/edm.pt is not there"):
+        pipeline("preflight").check_weights(config)
+    with pytest.raises(ValueError, match=r"loss.lpips_weights nowhere/vgg.pth is not there"):
+        pipeline("preflight").check_weights(config.model_copy(update={"teacher": "exact"}))
+    with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):
+        pipeline("preflight").check_weights(config.model_copy(update={"teacher": "exact", "init": "nowhere/init.safetensors"}))
+
+
+def test_a_start_that_is_not_there(tmp_path: Path, digits: str) -> None:
+    codes, lines = preflight(tmp_path, write_config(tmp_path, digits), "--resume", f"{tmp_path}/other")
+    assert codes == [2, 2]
+    assert len(lines) == 1 and lines[0].startswith(f"preflight: node7: --resume: {tmp_path}/other")
+
+
+def on_its_own_node(folder: str, arguments: list[str]) -> None:
+    """Each rank sees a repository of its own."""
+    os.chdir(f"{folder}/{os.environ['RANK']}")
+    os.environ.update(SLURMD_NODENAME=f"node{os.environ['RANK']}", LOCAL_RANK="0")
+    run_pipeline("preflight", arguments)
+
+
+def test_nodes_with_different_configurations(tmp_path: Path, digits: str) -> None:
+    text = Path(write_config(tmp_path, digits)).read_text()
+    for rank, steps in enumerate(("steps: 20", "steps: 30")):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "small.yaml").write_text(text.replace("steps: 20", steps))
+    ranks = Ranks(2, tmp_path / "log", on_its_own_node, str(tmp_path), ["small.yaml"])
+    codes = ranks.join()
+    lines = [line for line in ranks.text.splitlines() if line.startswith("preflight:")]
+    assert codes == [2, 2] and len(lines) == 1, ranks.text
+    assert lines[0].startswith("preflight: node1: agreement: rank 1 has another configuration than rank 0")
+
+
 def test_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     (tmp_path / "preflight-0").touch()
     with pytest.raises(ValueError, match=r"does not show what the node of rank 8 has written"):

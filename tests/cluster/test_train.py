@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -83,13 +84,26 @@ def test_usr1_commits_requeues_and_loses_nothing(slurm: Slurm, tmp_path: Path, d
 
 def test_what_cannot_start_ends_at_once_and_is_not_requeued(slurm: Slurm, tmp_path: Path, digits: str) -> None:
     (tmp_path / "file").touch()
-    job = submit(slurm, tmp_path, f"{tmp_path}/nodata", f"run.root={tmp_path}/file")
-    assert job.until_over() == "FAILED"
-    assert job.show("ExitCode") == "2:0" and job.show("Restarts") == "0"
+    server = Rclone(tmp_path / "store")
+    server.start()
+    try:
+        store = server.environment()
+        jobs = {
+            "folder": submit(slurm, tmp_path / "folder", f"{tmp_path}/nodata", f"run.root={tmp_path}/file"),
+            "config": submit(slurm, tmp_path / "config", digits, "train.stepz=3"),
+            "bucket": submit(slurm, tmp_path / "bucket", digits, "run.root=s3://nobucket/runs", **store),
+        }
+        for job in jobs.values():
+            assert job.until_over() == "FAILED"
+            assert job.show("ExitCode") == "2:0" and job.show("Restarts") == "0"
+            assert "pre-flight ended with exit code 2: not started again" in job.log
+    finally:
+        server.stop()
     for node in ("node1", "node2"):
-        assert f"preflight: {node}: data: there is no data set at {tmp_path}/nodata" in job.log
-        assert f"preflight: {node}: run.root: " in job.log
-    assert "pre-flight ended with exit code 2: not started again" in job.log
+        assert f"preflight: {node}: data: there is no data set at {tmp_path}/nodata" in jobs["folder"].log
+        assert f"preflight: {node}: run.root: " in jobs["folder"].log
+    assert len(re.findall(r"preflight: node\d: config: .*train\.stepz", jobs["config"].log)) == 2
+    assert len(re.findall(r"preflight: node\d: run\.root: s3://nobucket/\S* the bucket does not exist", jobs["bucket"].log)) == 2
 
 
 @pytest.mark.slow
