@@ -87,6 +87,22 @@ def test_variables_of_a_job_and_a_launcher_do_not_reach_the_next(
     assert "training     job 7" in capsys.readouterr().out
 
 
+def test_a_queue_that_does_not_answer_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("squeue", "sbatch"):
+        (tmp_path / name).write_text(f"#!/bin/bash\necho '{name}: error: no answer' >&2\necho '{name}: fatal: gave up' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(launch.SlurmError, match=r"^training was not submitted: sbatch: error: no answer; sbatch: fatal: gave up$"):
+        launch.main([CONFIG])
+    with pytest.raises(ValueError, match="nowhere is not a run folder"):
+        launch.main(["status", str(tmp_path / "nowhere")])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "job          the queue could not be read: squeue: error: no answer; squeue: fatal: gave up"
+    ]
+
+
 def test_status_and_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     run = make_run(tmp_path, "small", make_data(tmp_path / "data"), step=10)
