@@ -17,6 +17,7 @@ from cmdist import tracking
 from cmdist.journal import Journal
 from cmdist.train import checkpoint as checkpoints
 from ranks import train
+from servers import Rclone
 from training import OBJECTIVES, committed, files, write_config
 
 STEPS, EVERY = 150, 30
