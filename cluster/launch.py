@@ -161,11 +161,12 @@ def status(run_url: str) -> None:
         print(f"time left    {left / 3600:.1f} hours at the run's pace so far, interruptions included")
     folder = storage.join(run_url, "evaluations")
     records = [json.loads(storage.read(storage.join(folder, name))) for name in storage.names(folder) if name.endswith(".json")]
-    newest: dict[tuple[str, float, int], dict[str, float]] = {}
+    newest: dict[tuple[str, float, int], tuple[float, int]] = {}
     for record in sorted(records, key=lambda r: r["step"]):
-        newest[record["metric"], record["sampling"]["ema"], record["protocol"]["n"]] = record
-    for (metric, ema, n), record in sorted(newest.items()):
-        print(f"{metric:12s} {record['value']:.4f} at step {record['step']:,}, EMA {ema}, {n:,} images")
+        for name, value in record["metrics"].items():
+            newest[name, record["sampling"]["ema"], record["protocol"]["n"]] = value, record["step"]
+    for (metric, ema, n), (value, step) in sorted(newest.items()):
+        print(f"{metric:12s} {value:.4f} at step {step:,}, EMA {ema}, {n:,} images")
 
 
 if __name__ == "__main__":

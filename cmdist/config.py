@@ -140,6 +140,14 @@ class Sampling(Section):
     ode_steps: Annotated[int, Field(ge=2)] = 18  # Heun steps of a denoiser
 
 
+class Evaluation(Section):
+    """Files of evaluation; nothing is downloaded. The command line's go first."""
+
+    inception: str | None = None  # TorchScript weights, for fid, kid, fid_legacy, is, precision and recall
+    dinov2: str | None = None  # TorchScript, for fd_dinov2
+    references: dict[str, str] = {}  # statistics of real images by space, e.g. fid_legacy; else they are made from the data set
+
+
 class Tracking(Section):
     """MLflow; without a URI: MLFLOW_TRACKING_URI, else SQLite below run.root; 'none': nothing is tracked."""
 
@@ -166,6 +174,7 @@ class Config(Section):
     teacher: str | None = None
     init: str | None = None  # None: random; 'teacher': the teacher's weights
     sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")

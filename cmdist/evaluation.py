@@ -1,125 +1,161 @@
-"""Features of generated images and the Frechet distance between them and real ones: the only door to clean-fid."""
+"""Generated images, measured: features stream by in parts, and the figures of a space are taken from them."""
 
 import hashlib
-import io
 import json
-import subprocess
-from collections.abc import Callable, Iterable, Mapping
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import cmdist
-from cmdist import distributed, seeding, storage, torchvision_ops
-from cmdist.errors import DataError
+from cmdist import distributed, seeding
+from cmdist.environment import git_commit
+from cmdist.extractors import NEED_ROWS, Extractor
 from cmdist.generation import Sample, Task, generate
+from cmdist.metrics import frechet, inception_score, kernel, neighbours
+from cmdist.parts import Arrays, Parts
+from cmdist.references import Reference
 
-torchvision_ops.declare_missing()
-from cleanfid import fid  # noqa: E402  (imports torchvision)
 
-Extract = Callable[[Tensor], Tensor]  # images uint8 (B,C,H,W) -> features (B,D)
-Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+DEFINITIONS = {
+    "fid": f"kid: {kernel.SUBSETS} subsets of {kernel.SUBSET_SIZE}",
+    "fid_legacy": f"is: {inception_score.SPLITS} splits; precision, recall: {neighbours.NEIGHBOURS} neighbours",
+}
+
+
+class Features:
+    """Rows (n,D) float32 in a file that no folder shows; taken row by row, so that n does not fit into memory need not matter."""
+
+    def __init__(self, dimensions: int) -> None:
+        self._file, self._dimensions = tempfile.TemporaryFile(), dimensions
+        self._count = 0
+
+    def append(self, rows: Tensor) -> None:
+        """Add rows (B,D) at the end."""
+        self._file.write(rows.numpy())
+        self._file.flush()
+        self._count += len(rows)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        size = 4 * self._dimensions
+        rows = b"".join(os.pread(self._file.fileno(), size, i * size) for i in index.tolist())
+        return torch.frombuffer(bytearray(rows), dtype=torch.float32).view(-1, self._dimensions)
 
 
 @dataclass(frozen=True)
-class Generated:
-    """What rank 0 knows after a generation: features (n,D), the first `keep` images uint8, and one hash over all images."""
+class Measured:
+    """What rank 0 knows after a measurement: figures by metric, the first `keep` images uint8, and one hash over all images."""
 
-    features: Array
+    figures: dict[str, float]
     images: Tensor
     sha256: str
+
+
+def check(n: int, extractor: Extractor, metrics: Sequence[str]) -> None:
+    """Raise DataError if n images are too few for the metrics of a space."""
+    if extractor.space in metrics:
+        frechet.check_count(n, extractor.dimensions)
 
 
 def measure(
     task: Task,
     sample: Sample,
-    extract: Extract,
+    wanted: Sequence[tuple[Extractor, Sequence[str], Reference | None]],
+    folder: str,
     world: distributed.World,
     batch: int = 1024,
     keep: int = 0,
     progress: Callable[[int], object] = lambda images: None,
-) -> Generated:
-    """Generate the task's images on all ranks and gather their features in order of seed; all ranks must call.
+) -> Measured | None:
+    """Generate the task's images on all ranks and take figures in the wanted spaces; all ranks must call. The result is rank 0's.
 
-    `progress` is told the number of images that this rank has just made.
+    `wanted`: for each space its extractor, its metrics and, on rank 0, its reference. Parts below `folder` outlive a kill: the same
+    call goes on from them, on any number of ranks; the caller removes them when the figures are safe. `progress` is told the number
+    of images that this rank has just made, or found made.
     """
-    mine: list[tuple[int, Array, Tensor, bytes]] = []
-    for group, images in generate(task, sample, world.device, batch, world.rank, world.size):
-        part = task.part(group)
-        with torch.inference_mode():
-            features = extract(images)[part].double().cpu().numpy()
-        used = images[part].cpu()
-        wanted = keep - max(0, group * len(images) - task.seeds.start)
-        mine.append((group, features, used[: max(0, wanted)].clone(), hashlib.sha256(used.numpy().tobytes()).digest()))
-        progress(len(used))
-    parts = sorted((part for rank in distributed.gather(mine, world.control) for part in rank), key=lambda part: part[0])
-    digest = hashlib.sha256(b"".join(part[3] for part in parts)).hexdigest()
-    return Generated(np.concatenate([part[1] for part in parts]), torch.cat([part[2] for part in parts]), digest)
+    blocks = task.blocks()
+    parts = Parts(folder, len(blocks))
+
+    def block(part: int) -> Arrays:
+        made, digests = [], []
+        for group, images in generate(task, sample, world.device, batch, blocks[part]):
+            used = images[task.part(group)].cpu()
+            made.append(used)
+            digests.append(np.frombuffer(hashlib.sha256(used.numpy().tobytes()).digest(), dtype=np.uint8))
+            progress(len(used))
+        images = torch.cat(made)
+        arrays = {"digests": np.stack(digests), "images": images[: max(0, keep - task.before(blocks[part].start))].numpy()}
+        for extractor, metrics, _ in wanted:
+            if "is" in metrics:
+                features, probabilities = extractor.features_and_probabilities(images)
+                arrays[f"{extractor.space}/probabilities"] = probabilities.numpy()
+            else:
+                features = extractor.features(images)
+            arrays[f"{extractor.space}/features"] = features.numpy()
+        return arrays
+
+    def count(part: int) -> int:
+        return min(len(task.seeds), task.before(blocks[part].stop)) - task.before(blocks[part].start)
+
+    parts.complete(block, world, lambda part: progress(count(part)))
+    if not world.first:
+        return None
+    spaces = [Space(len(task.seeds), extractor, metrics, reference) for extractor, metrics, reference in wanted]
+    digest, kept = hashlib.sha256(), []
+    for arrays in parts.read():
+        digest.update(arrays["digests"].tobytes())
+        kept.append(torch.from_numpy(arrays["images"]))
+        for space in spaces:
+            space.add(arrays)
+    figures = {metric: value for space in spaces for metric, value in space.figures(world.device).items()}
+    return Measured(figures, torch.cat(kept), digest.hexdigest())
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Mean (D,) and covariance (D,D), float64, of the features of n images."""
+class Space:
+    """What is gathered of n images in one extractor's space, for the metrics that are wanted there."""
 
-    n: int
-    mean: Array
-    covariance: Array
+    def __init__(self, n: int, extractor: Extractor, metrics: Sequence[str], reference: Reference | None) -> None:
+        assert reference is not None, "on rank 0"
+        self._name, self._metrics, self._reference = extractor.space, metrics, reference
+        self._moments = frechet.Moments(extractor.dimensions)
+        self._rows = Features(extractor.dimensions) if any(metric in NEED_ROWS for metric in metrics) else None
+        self._n, self._score = n, None
 
-    @property
-    def hash(self) -> str:
-        """Identity of these numbers, for the protocol record."""
-        return "sha256:" + hashlib.sha256(b"%d/" % self.n + self.mean.tobytes() + self.covariance.tobytes()).hexdigest()
+    def add(self, arrays: Arrays) -> None:
+        """A part's features."""
+        features = torch.from_numpy(arrays[f"{self._name}/features"])
+        if self._name in self._metrics:
+            self._moments.add(features)
+        if self._rows is not None:
+            self._rows.append(features)
+        if "is" in self._metrics:
+            probabilities = torch.from_numpy(arrays[f"{self._name}/probabilities"])
+            self._score = self._score or inception_score.InceptionScore(self._n, probabilities.shape[1])
+            self._score.add(probabilities)
 
-    def save(self, url: str) -> None:
-        """Write as an npz file."""
-        buffer = io.BytesIO()
-        np.savez(buffer, n=np.int64(self.n), mean=self.mean, covariance=self.covariance)
-        storage.write(url, buffer.getvalue())
-
-
-def load_statistics(url: str) -> Statistics:
-    """Read what `Statistics.save` wrote. Raises FileNotFoundError, DataError."""
-    data = storage.read(url)
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return Statistics(int(arrays["n"]), arrays["mean"], arrays["covariance"])
-    except Exception as error:
-        raise DataError(f"{url} does not hold feature statistics (n, mean, covariance); remove it and they are made again") from error
-
-
-def dimensions(extract: Extract, images: Tensor) -> int:
-    """The number of features that `extract` gives for an image."""
-    with torch.inference_mode():
-        return int(extract(images).shape[1])
-
-
-def check_count(n: int, dimensions: int) -> None:
-    """Raise DataError if n images are too few for a covariance of `dimensions` features."""
-    if n < 2 * dimensions:
-        raise DataError(
-            f"{n} images are too few for a Frechet distance in {dimensions} features: at least {2 * dimensions} are needed, 5000 are usual"
-        )
-
-
-def statistics(features: Array) -> Statistics:
-    """Mean and unbiased covariance of features (n,D). Raises DataError if n is too small for D."""
-    check_count(*features.shape)
-    features = np.asarray(features, dtype=np.float64)
-    return Statistics(len(features), features.mean(axis=0), np.cov(features, rowvar=False))
-
-
-def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|m_a - m_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)), by clean-fid's function."""
-    return float(fid.frechet_distance(a.mean, a.covariance, b.mean, b.covariance))
-
-
-def extract_all(images: Iterable[Tensor], extract: Extract) -> Array:
-    """Features (n,D) of uint8 images that come in pieces (B,C,H,W)."""
-    with torch.inference_mode():
-        return np.concatenate([extract(piece).double().cpu().numpy() for piece in images])
+    def figures(self, device: torch.device) -> dict[str, float]:
+        """By metric."""
+        found = {}
+        if self._name in self._metrics:
+            found[self._name] = frechet.frechet_distance(self._moments.statistics(), self._reference.statistics)
+        if self._score is not None:
+            found["is"] = self._score.value()
+        if self._rows is not None:
+            real = self._reference.features
+            assert real is not None, "checked before"
+            if "kid" in self._metrics:
+                found["kid"] = kernel.kernel_distance(self._rows, real)
+            if "precision" in self._metrics or "recall" in self._metrics:
+                precision, recall = neighbours.precision_recall(self._rows, real, device=device)
+                found |= {"precision": precision, "recall": recall}
+        return {metric: found[metric] for metric in self._metrics}
 
 
 def bootstrap(images: Tensor, n: int, seed: int) -> Tensor:
@@ -142,9 +178,5 @@ def identity(content: Mapping[str, object]) -> str:
 
 def code_version() -> str:
     """The package's version, with the commit of the checkout that it runs from if there is one."""
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        commit = subprocess.run(describe, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return cmdist.__version__
-    return f"{cmdist.__version__}+{commit.stdout.strip()}" if commit.returncode == 0 else cmdist.__version__
+    commit = git_commit()
+    return f"{cmdist.__version__}+{commit}" if commit else cmdist.__version__

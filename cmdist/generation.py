@@ -52,27 +52,38 @@ class Task:
     classes: int
     draws: int  # noises that the sampler takes
 
-    def groups(self, rank: int = 0, world: int = 1) -> range:
-        """The numbers of the groups that `rank` makes."""
+    @property
+    def groups(self) -> range:
+        """The numbers of the groups that the seeds are in."""
         size = group_size(*self.shape[1:])
-        return range(self.seeds.start // size + rank, (self.seeds.stop - 1) // size + 1, world)
+        return range(self.seeds.start // size, (self.seeds.stop - 1) // size + 1)
 
     def part(self, group: int) -> slice:
         """The places of a group that belong to the task; the others are made and dropped."""
         size = group_size(*self.shape[1:])
         return slice(max(0, self.seeds.start - group * size), min(size, self.seeds.stop - group * size))
 
+    def blocks(self, images: int = 512) -> list[range]:
+        """The groups in runs of at least so many images, cut at multiples of such a run on the line of seeds."""
+        run = -(-images // group_size(*self.shape[1:]))
+        numbers = range(self.groups.start // run, (self.groups.stop - 1) // run + 1)
+        return [range(max(self.groups.start, i * run), min(self.groups.stop, (i + 1) * run)) for i in numbers]
+
+    def before(self, group: int) -> int:
+        """How many of the task's images come before a group."""
+        return max(0, group * group_size(*self.shape[1:]) - self.seeds.start)
+
 
 @torch.inference_mode()
 def generate(
-    task: Task, sample: Sample, device: torch.device, batch: int = 1024, rank: int = 0, world: int = 1
+    task: Task, sample: Sample, device: torch.device, batch: int = 1024, groups: range | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (group number, whole group of images uint8 (G,C,H,W) on `device`) for the groups of this rank.
+    """Yield (group number, whole group of images uint8 (G,C,H,W) on `device`) for the given groups of the task, or all.
 
     `batch` images of noise go to the device at once (memory, not images, changes with it).
     """
     size = group_size(*task.shape[1:])
-    numbers, together = task.groups(rank, world), max(1, batch // size)
+    numbers, together = task.groups if groups is None else groups, max(1, batch // size)
     for first in range(0, len(numbers), together):
         chunk = numbers[first : first + together]
         seeds = [seed for group in chunk for seed in range(group * size, (group + 1) * size)]
@@ -85,9 +96,9 @@ def generate(
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to make images: `draws` noises each, and what the protocol record says of it; `metric` is the name of its Frechet distance."""
+    """A way to make images: `draws` noises each, and what the protocol record says of it; metrics have its name in theirs."""
 
-    metric: str
+    name: str
     title: str
     draws: int
     sample: Sample
@@ -100,7 +111,7 @@ def one_step(denoise: Denoise, sigma_max: float) -> Sampler:
     def sample(noises: Tensor, labels: Tensor | None) -> Tensor:
         return sampling.one_step(denoise, noises[0], sigma_max, labels)
 
-    return Sampler("fd_1step", "one step", 1, sample, {"sampler": "one step", "times": [sigma_max]})
+    return Sampler("1step", "one step", 1, sample, {"sampler": "one step", "times": [sigma_max]})
 
 
 def multistep(denoise: Denoise, times: Sequence[float], sigma_min: float) -> Sampler:
@@ -110,7 +121,7 @@ def multistep(denoise: Denoise, times: Sequence[float], sigma_min: float) -> Sam
         return sampling.multistep(denoise, noises, torch.tensor(times), sigma_min, labels)
 
     return Sampler(
-        f"fd_{len(times)}step",
+        f"{len(times)}step",
         "two steps" if len(times) == 2 else f"{len(times)} steps",
         len(times),
         sample,
@@ -126,7 +137,7 @@ def ode(denoise: Denoise, steps: int, sigma_min: float, sigma_max: float, rho: f
         return sampling.ode(denoise, noises[0], sigmas, solvers.heun_step, labels)
 
     return Sampler(
-        "fd_ode",
+        "ode",
         f"ODE, {2 * steps - 1} evaluations",
         1,
         sample,

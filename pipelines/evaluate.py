@@ -2,33 +2,34 @@
 
 python pipelines/evaluate.py runs/digits/cd                     one-step and two-step Frechet distance, 5,000 images
 python pipelines/evaluate.py runs/digits/edm --steps heun       the many-step figure of a denoising run (its default)
+python pipelines/evaluate.py runs/lsun/cd --n 50000 --metrics fid fid_legacy precision recall --inception weights/inception-2015-12-05.pt
 python pipelines/evaluate.py CONFIG.yaml --weights cd_imagenet64_lpips.pt --out FOLDER       a released file, as CONFIG describes it
-python pipelines/evaluate.py reference runs/digits/data         what resampled real data and a matched Gaussian score
+python pipelines/evaluate.py reference ...                      statistics of real images (reference --help)
 
 Figures go to RUN/evaluations and, at the checkpoint's step, into the run in MLflow; one that is there already is not made again.
-Those of a file go to FOLDER/evaluations only.
+Those of a file go to FOLDER/evaluations only. A killed evaluation goes on where it was, on any number of ranks, with the same result.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
+import reference  # pipelines/reference.py
 import torch
-import xxhash
 from tqdm import tqdm
 
-from cmdist import build, cli, distributed, evaluation, generation, pictures, storage, tracking
+from cmdist import build, cli, distributed, evaluation, extractors, generation, pictures, storage, tracking
 from cmdist.config import Config
-from cmdist.data.images import ShardedImages, open_dataset
+from cmdist.core.noise import Denoise
 from cmdist.distributed import World
-from cmdist.errors import ConfigError, DataError
-from cmdist.evaluation import Extract, Statistics
+from cmdist.errors import ConfigError
+from cmdist.extractors import Extractor
 from cmdist.generation import Sampler, Task
-from cmdist.nets.classifier import Classifier
+from cmdist.references import Reference
 from cmdist.train.checkpoint import checksum, ema_file
 
 ROWS = 4  # of the sample grid
@@ -36,7 +37,7 @@ ROWS = 4  # of the sample grid
 
 def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["reference"]:
-        reference(arguments[1:])
+        reference.main(arguments[1:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run folder, or the folder of one of its checkpoints; with --weights a configuration file")
@@ -44,12 +45,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--qkv-order", choices=("legacy", "new"), help="of a guided-diffusion file: its order of attention weights")
     parser.add_argument("--out", metavar="FOLDER", help="with --weights: where the figures go")
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the newest")
-    parser.add_argument("--ema", type=float, metavar="DECAY", help="which average; default: the first of train.ema")
+    parser.add_argument("--ema", type=float, nargs="+", metavar="DECAY", help="which averages; default: the first of train.ema")
     parser.add_argument("--steps", nargs="+", metavar="N|heun", help="default: 1 2, for a denoising run heun")
     parser.add_argument("--times", nargs="+", type=float, help="noise levels of the multistep sampler; default: sampling.times")
     parser.add_argument("--n", type=int, default=5000, help="images (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="image i comes from seed SEED + i (default %(default)s)")
     parser.add_argument("--batch", type=int, default=1024, help="images held on the device at once; changes no image (default %(default)s)")
+    reference.add_options(parser)
     options = parser.parse_args(arguments)
     if options.n < 1 or options.seed < 0 or options.batch < 1:
         raise ConfigError("--n and --batch must be 1 or more and --seed 0 or more")
@@ -62,28 +64,77 @@ def main(arguments: Sequence[str]) -> None:
         distributed.stop(world)
 
 
-def evaluate(options: argparse.Namespace, world: World) -> None:
-    """Make what is missing of the figures that were asked for, and log all."""
+@dataclass(frozen=True)
+class Subject:
+    """Weights to measure, what a record says of them, and the folder that figures go to."""
+
+    title: str
+    ema: float | None
+    denoise: Denoise
+    source: dict[str, str]
+
+
+def subjects(options: argparse.Namespace, world: World) -> tuple[Config, str, int, list[Subject]]:
+    """(configuration, folder, step, what to measure). Raises ConfigError, CheckpointError."""
     if options.weights:
         model = build.open_model(options.run, file=options.weights, qkv_order=options.qkv_order)
-        config, ema, step, title, run_url = model.config, None, 0, model.title, storage.absolute(options.out)
-        denoise = model.denoiser(world.device)
-        digest = checksum([storage.read(options.weights)]) if world.first else ""
+        digest = checksum([storage.read(options.weights)])
         source = {"url": storage.absolute(options.weights), "weights": f"xxh3:{digest}"}
-    else:
-        url = storage.absolute(options.run)
-        step = distributed.gather(build.open_run(url, options.checkpoint).step if world.first else 0, world.control)[0]
-        run = build.open_run(url, step)
-        config, ema = run.config, run.config.train.ema[0] if options.ema is None else options.ema
-        title, run_url = f"{config.run.name} step {step}, EMA {ema}", run.checkpoint.url.rpartition("/checkpoints/")[0]
+        return model.config, storage.absolute(options.out), 0, [Subject(model.title, None, model.denoiser(world.device), source)]
+    url = storage.absolute(options.run)
+    step = distributed.gather(build.open_run(url, options.checkpoint).step if world.first else 0, world.control)[0]
+    run, made = build.open_run(url, step), []
+    for ema in dict.fromkeys(options.ema or run.config.train.ema[:1]):
         denoise = build.load_denoiser(run, ema, world.device)
         source = {"url": run.checkpoint.url, "weights": f"xxh3:{run.checkpoint.commit['files'][ema_file(ema)]['xxh3']}"}
-    data = build.dataset(config)
-    extract, extractor = load_extractor(data, world.device)
-    shape = (config.data.channels, config.data.image_size, config.data.image_size)
-    evaluation.check_count(options.n, evaluation.dimensions(extract, data.images([0]).to(world.device)))
+        made.append(Subject(f"{run.config.run.name} step {step}, EMA {ema}", ema, denoise, source))
+    return run.config, run.checkpoint.url.rpartition("/checkpoints/")[0], step, made
+
+
+def evaluate(options: argparse.Namespace, world: World) -> None:
+    """Make what is missing of the figures that were asked for, and log all."""
+    config, run_url, step, measured = subjects(options, world)
+    folder, data = storage.join(run_url, "evaluations"), build.dataset(config)
+    wanted = extractors.spaces(options.metrics or ["fd" if data.index.get("extractor") else "fid"])
+    spaces = reference.load_extractors(options, config.evaluation, wanted, data, world.device)
+    for extractor in spaces:
+        evaluation.check(options.n, extractor, wanted[extractor.space])
+    every = [(subject, sampler) for subject in measured for sampler in samplers(options, config, subject.denoise)]
+    real = reference.given(options, config, spaces, wanted) if world.first else {}
+    if world.first and not options.weights:  # retention keeps the averages of this step from now on
+        storage.create(storage.join(folder, f"step-{step:010d}.begun"), b"")
+    for extractor in spaces:
+        if not distributed.gather(extractor.space in real, world.control)[0]:
+            made = reference.statistics(data, extractor, folder, world)
+            if made is not None:
+                real[extractor.space] = made
+    known, shown = read_records(folder, step) if world.first else [], []
+    for subject, sampler in every:
+        bases = [describe(options, config, step, subject, sampler, e, real[e.space]) for e in spaces] if world.first else []
+        missing = [[m for m in wanted[base["protocol"]["space"]] if find(known, base, m) is None] for base in bases]
+        missing = distributed.gather(missing, world.control)[0]
+        if any(missing):
+            todo = [(extractor, metrics, real.get(extractor.space)) for extractor, metrics in zip(spaces, missing, strict=True) if metrics]
+            known += make(
+                subject, sampler, todo, [base for base, m in zip(bases, missing, strict=False) if m], options, config, world, folder
+            )
+        for base in bases:
+            for metric in wanted[base["protocol"]["space"]]:
+                record = find(known, base, metric)
+                assert record is not None, "made just now"
+                again = "" if any(missing) else " (made before)"
+                name = f"{metric}_{sampler.name}"
+                how = f"{subject.title}, {options.n} images, {record['seconds']:.1f} s"
+                print(f"{name:15s} {record['metrics'][name]:10.4f}   {how}{again}", flush=True)
+                shown += [record] if record not in shown else []
+    if world.first and not options.weights:
+        log(run_url, shown)
+
+
+def samplers(options: argparse.Namespace, config: Config, denoise: Denoise) -> list[Sampler]:
+    """The ways to make images that were asked for. Raises ConfigError."""
     noise = config.noise
-    samplers = generation.samplers(
+    return generation.samplers(
         denoise,
         options.steps,
         options.times or config.sampling.times,
@@ -93,81 +144,77 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
         sigma_max=noise.sigma_max,
         rho=noise.rho,
     )
-    folder = storage.join(run_url, "evaluations")
-    if world.first and not options.weights:  # retention keeps the averages of this step from now on
-        storage.create(storage.join(folder, f"step-{step:010d}.begun"), b"")
-    real = reference_statistics(data, extract, extractor, world.device) if world.first else None
-    records: list[dict[str, Any]] = []
-    for sampler in samplers:
-        record: dict[str, Any] = {}
-        if real is not None:
-            protocol = {
-                "extractor": extractor,
-                "reference": real.hash,
-                "resize": "none",
-                "n": options.n,
-                "seeds": [options.seed, options.seed + options.n - 1],
-                "labels": f"seed modulo {config.data.classes}" if config.data.classes else "none",
-                "rounding": generation.ROUNDING,
-            }
-            record = {
-                "metric": sampler.metric,
-                "title": sampler.title,
-                "step": step,
-                "protocol": protocol,
-                "protocol_id": evaluation.identity(protocol),
-                "sampling": sampler.described
-                | {"ema": ema, "precision": config.train.precision, "group": generation.group_size(*shape[1:])},
-                "checkpoint": source,
-            }
-            record["identity"] = evaluation.identity(record)
-        record = distributed.gather(record, world.control)[0]
-        stem = storage.join(folder, f"step-{step:010d}-{sampler.metric}-{record['identity']}")
-        done = distributed.gather(storage.exists(f"{stem}.json") if world.first else None, world.control)[0]
-        if done:
-            record = json.loads(storage.read(f"{stem}.json"))
-        else:
-            record |= make(sampler, shape, extract, real, options, config, world, stem)
-            if world.first:
-                storage.write(f"{stem}.json", json.dumps(record, indent=1).encode())  # last: with it the figure is there
-        if world.first:
-            again = " (made before)" if done else ""
-            how = f"{title}, {options.n} images, {record['seconds']:.1f} s"
-            print(f"{sampler.metric:9s} {record['value']:10.4f}   {how}{again}", flush=True)
-        records.append(record | {"stem": stem})
-    if world.first and not options.weights:
-        log(run_url, records)
+
+
+def describe(
+    options: argparse.Namespace, config: Config, step: int, subject: Subject, sampler: Sampler, extractor: Extractor, real: Reference
+) -> dict[str, Any]:
+    """What a record says of its figures before they are made; `measured` names it."""
+    protocol = {
+        "space": extractor.space,
+        "extractor": extractor.hash,
+        "reference": real.hash,
+        "resize": extractor.resize,
+        "definitions": evaluation.DEFINITIONS.get(extractor.space, ""),
+        "n": options.n,
+        "seeds": [options.seed, options.seed + options.n - 1],
+        "labels": f"seed modulo {config.data.classes}" if config.data.classes else "none",
+        "rounding": generation.ROUNDING,
+    }
+    size = config.data.image_size
+    sampling = {"ema": subject.ema, "precision": config.train.precision, "group": generation.group_size(size, size)}
+    record = {
+        "title": sampler.title,
+        "step": step,
+        "protocol": protocol,
+        "protocol_id": evaluation.identity(protocol),
+        "sampling": sampler.described | sampling,
+        "checkpoint": subject.source,
+    }
+    return record | {"measured": evaluation.identity(record)}
+
+
+def read_records(folder: str, step: int) -> list[dict[str, Any]]:
+    """What has been measured of a step."""
+    names = [name for name in storage.names(folder) if name.startswith(f"step-{step:010d}-") and name.endswith(".json")]
+    return [json.loads(storage.read(storage.join(folder, name))) for name in names]
+
+
+def find(records: Sequence[dict[str, Any]], base: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
+    """The record that holds a metric of what `base` describes."""
+    for record in records:
+        if record.get("measured") == base["measured"] and any(name.rpartition("_")[0] == metric for name in record["metrics"]):
+            return record
+    return None
 
 
 def make(
+    subject: Subject,
     sampler: Sampler,
-    shape: tuple[int, int, int],
-    extract: Extract,
-    real: Statistics | None,
+    todo: Sequence[tuple[Extractor, Sequence[str], Reference | None]],
+    bases: Sequence[dict[str, Any]],
     options: argparse.Namespace,
     config: Config,
     world: World,
-    stem: str,
-) -> dict[str, Any]:
-    """Generate on all ranks; on rank 0 the figure, and beside it a sample grid (.png) and its images (.npz)."""
+    folder: str,
+) -> list[dict[str, Any]]:
+    """Generate on all ranks; on rank 0 a record for each space, with a sample grid (.png) and its images (.npz) beside it."""
     begin = time.monotonic()
-    classes = config.data.classes
+    size, classes = config.data.image_size, config.data.classes
     columns = pictures.columns(classes)
-    task = Task(range(options.seed, options.seed + options.n), shape, classes, sampler.draws)
-    with tqdm(total=options.n, desc=sampler.metric, unit=" images", disable=not world.first, leave=False, file=sys.stderr) as bar:
+    task = Task(range(options.seed, options.seed + options.n), (config.data.channels, size, size), classes, sampler.draws)
+    content = {"of": [base["measured"] for base in bases], "probabilities": any("is" in metrics for _, metrics, _ in todo)}
+    parts = storage.join(folder, f"parts-{distributed.gather(evaluation.identity(content), world.control)[0]}")
+    with tqdm(total=options.n, desc=sampler.name, unit=" images", disable=not world.first, leave=False, file=sys.stderr) as bar:
         made = evaluation.measure(
-            task, sampler.sample, extract, world, options.batch, (ROWS + 1) * columns, lambda images: bar.update(images * world.size)
+            task, sampler.sample, todo, parts, world, options.batch, (ROWS + 1) * columns, lambda images: bar.update(images * world.size)
         )
-    if real is None:
-        return {}
-    value = evaluation.frechet_distance(evaluation.statistics(made.features), real)
+    if made is None:
+        return []
     start = -options.seed % columns if columns == classes else 0  # the first column is class 0
     images = made.images[start : start + ROWS * columns]
-    picture = pictures.grid(images, columns, max(1, 40 // shape[1]))
-    storage.write(f"{stem}.png", pictures.png(picture))
-    storage.write(f"{stem}.npz", pictures.pack(images, columns))
-    return {
-        "value": value,
+    picture = pictures.png(pictures.grid(images, columns, max(1, 40 // size)))
+    how = {
         "images": f"sha256:{made.sha256}",
         "code": evaluation.code_version(),
         "device": world.device.type,
@@ -175,39 +222,17 @@ def make(
         "time": time.time_ns() // 1_000_000,
         "seconds": time.monotonic() - begin,
     }
-
-
-def load_extractor(data: ShardedImages, device: torch.device) -> tuple[Extract, str]:
-    """The feature extractor that lies beside a data set, and its checksum. Raises DataError."""
-    entry = data.index.get("extractor")
-    if not entry:
-        raise DataError(f"{data.url} has no feature extractor, so no Frechet distance; pipelines/sample.py makes pictures of the run")
-    url = storage.join(data.url, entry["file"])
-    try:
-        content = storage.read(url)
-    except FileNotFoundError as error:
-        raise DataError(f"the feature extractor {url} is missing") from error
-    if f"xxh3:{xxhash.xxh3_128_hexdigest(content)}" != entry["checksum"]:
-        raise DataError(f"the feature extractor {url} is damaged: its checksum is not that of the index")
-    return Classifier.from_state_dict(safetensors.torch.load(content)).to(device).features, entry["checksum"]
-
-
-def all_images(data: ShardedImages, device: torch.device, piece: int = 512) -> Iterator[torch.Tensor]:
-    """The images of a data set, uint8 pieces."""
-    return (data.images(range(first, min(first + piece, len(data)))).to(device) for first in range(0, len(data), piece))
-
-
-def reference_statistics(data: ShardedImages, extract: Extract, extractor: str, device: torch.device) -> Statistics:
-    """Statistics of all real images, made once and kept beside them."""
-    url = storage.join(data.url, f"statistics-{evaluation.identity({'extractor': extractor, 'data': data.index_hash})}.npz")
-    if storage.exists(url):
-        return evaluation.load_statistics(url)
-    made = evaluation.statistics(evaluation.extract_all(all_images(data, device), extract))
-    try:
-        made.save(url)
-    except OSError as error:
-        print(f"the statistics of the real images are not kept ({url}: {error})", file=sys.stderr)
-    return made
+    records = []
+    for base, (_, metrics, _) in zip(bases, todo, strict=True):
+        record = base | {"metrics": {f"{metric}_{sampler.name}": made.figures[metric] for metric in metrics}} | how
+        record["identity"] = evaluation.identity({"measured": base["measured"], "metrics": list(metrics)})
+        record["stem"] = storage.join(folder, f"step-{base['step']:010d}-{metrics[0]}_{sampler.name}-{record['identity']}")
+        storage.write(f"{record['stem']}.png", picture)
+        storage.write(f"{record['stem']}.npz", pictures.pack(images, columns))
+        storage.write(f"{record['stem']}.json", json.dumps(record, indent=1).encode())  # last: with it the figures are there
+        records.append(record)
+    storage.remove(parts)
+    return records
 
 
 def log(run_url: str, records: Sequence[dict[str, Any]]) -> None:
@@ -219,7 +244,7 @@ def log(run_url: str, records: Sequence[dict[str, Any]]) -> None:
     try:
         for record in records:
             flat = {f"{group}.{key}": value for group in ("protocol", "sampling", "checkpoint") for key, value in record[group].items()}
-            flat |= {key: record[key] for key in ("title", "protocol_id", "images", "code", "device", "ranks")} | {"stem": record["stem"]}
+            flat |= {key: record[key] for key in ("title", "protocol_id", "images", "code", "device", "ranks", "stem")}
             picture = storage.local_path(f"{record['stem']}.png")
             tracking.log_evaluation(
                 run["tracking_uri"],
@@ -228,35 +253,12 @@ def log(run_url: str, records: Sequence[dict[str, Any]]) -> None:
                 record["identity"],
                 record["step"],
                 record["time"],
-                {record["metric"]: record["value"]},
+                record["metrics"],
                 flat,
                 [picture] if picture else [],
             )
     except tracking.TrackingError as error:
         print(f"not in MLflow yet: {error}; the figures are in {run_url}/evaluations, the same command sends them later", file=sys.stderr)
-
-
-def reference(arguments: Sequence[str]) -> None:
-    """What resampled real images and a Gaussian with the pixels' mean and covariance score in a data set's feature space."""
-    parser = argparse.ArgumentParser(prog="evaluate.py reference", description=reference.__doc__)
-    parser.add_argument("data", help="a data set folder")
-    parser.add_argument("--n", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    data, cpu = open_dataset(options.data), torch.device("cpu")
-    extract, extractor = load_extractor(data, cpu)
-    evaluation.check_count(options.n, evaluation.dimensions(extract, data.images([0])))
-    real = reference_statistics(data, extract, extractor, cpu)
-    images = torch.cat(list(all_images(data, cpu)))
-    values = {}
-    for name, make_images in (("bootstrap", evaluation.bootstrap), ("matched_gaussian", evaluation.matched_gaussian)):
-        made = make_images(images, options.n, options.seed)
-        values[name] = evaluation.frechet_distance(evaluation.statistics(evaluation.extract_all(made.split(512), extract)), real)
-    print(f"{values['bootstrap']:10.4f}   {options.n} real images drawn with replacement")
-    print(f"{values['matched_gaussian']:10.4f}   {options.n} images of the Gaussian with the pixels' mean and covariance")
-    record = {"extractor": extractor, "reference": real.hash, "n": options.n, "seed": options.seed} | values
-    storage.write(storage.join(data.url, f"references-n{options.n}-seed{options.seed}.json"), json.dumps(record, indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def sample_grids(run: TrainedRun, denoise: Denoise, device: torch.device, stem: 
         task = Task(range(ROWS * columns), shape, classes, sampler.draws)
         parts = [images[task.part(group)].cpu() for group, images in generation.generate(task, sampler.sample, device)]
         images = torch.cat(parts)
-        name = f"{stem}-{sampler.metric.removeprefix('fd_')}"
+        name = f"{stem}-{sampler.name}"
         picture = pictures.png(pictures.grid(images, columns, max(1, 40 // shape[1])))
         storage.write(f"{name}.png", picture)
         storage.write(f"{name}.npz", pictures.pack(images, columns))

@@ -14,7 +14,7 @@ DOORS = {
     "deepspeed": "cmdist/train/engine.py",
     "webdataset": "cmdist/data/shards.py",
     "lpips": "cmdist/nets/lpips.py",
-    "cleanfid": "cmdist/evaluation.py",
+    "cleanfid": "cmdist/nets/inception.py",
     "mlflow": "cmdist/tracking.py",
     "fsspec": "cmdist/storage.py",
     "lmdb": "cmdist/data/sources/lsun.py",

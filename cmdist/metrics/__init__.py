@@ -1,0 +1,1 @@
+"""Figures of generated images from features: functions of tensors, no files, no networks."""
