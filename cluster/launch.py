@@ -93,7 +93,7 @@ def submit(command: Sequence[str], name: str, dry_run: bool) -> str:
     environment = {key: value for key, value in os.environ.items() if key in KEPT or not FOREIGN.fullmatch(key)}
     done = run(command, environment)
     if done.returncode:
-        raise SlurmError(f"{name.lower()} was not submitted: {done.stderr.strip() or done.stdout.strip()}")
+        raise SlurmError(f"{name.lower()} was not submitted: {said(done)}")
     job = done.stdout.strip().partition(";")[0]
     print(f"{name.lower():12s} job {job}", flush=True)
     return job
@@ -125,11 +125,16 @@ def load(run_url: str) -> configuration.Config:
         raise ConfigError(f"{run_url} is not a run folder, or the run has not begun: it has no config.yaml") from error
 
 
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command said, in one line."""
+    return "; ".join((done.stderr.strip() or done.stdout.strip()).splitlines())
+
+
 def jobs(run_url: str) -> list[str]:
     """A line for each job in the queue that was submitted for a run. Raises SlurmError."""
     done = run(["squeue", "--noheader", "--format=%i|%j|%T|%r|%M|%k"])
     if done.returncode:
-        raise SlurmError(f"the queue could not be read: {done.stderr.strip()}")
+        raise SlurmError(f"the queue could not be read: {said(done)}")
     fields = [line.split("|", 5) for line in done.stdout.splitlines()]
     return [
         f"job          {number} {name}: {state}{'' if reason == 'None' else f' ({reason})'}, {time}"

@@ -36,7 +36,8 @@ def decode(data: bytes, size: int, channels: int, raw: bool = False) -> NDArray[
         if len(data) != size * size * channels:
             raise DataError(f"has {len(data)} bytes, not the {size}x{size}x{channels} of a raw image")
         return np.frombuffer(data, np.uint8).reshape(size, size, channels)
-    return np.asarray(load(data, MODES[channels], size)).reshape(size, size, channels)
+    # np.asarray(image) does the same by way of a dictionary that describes the array, which takes 3 % of a small image's decoding
+    return np.frombuffer(load(data, MODES[channels], size).tobytes(), np.uint8).reshape(size, size, channels)
 
 
 def load(data: bytes, mode: str, size: int | None = None) -> Image.Image:

@@ -17,7 +17,7 @@ from cmdist import tracking
 from cmdist.journal import Journal
 from cmdist.train import checkpoint as checkpoints
 from ranks import train
-from servers import Rclone
+from servers import Rclone, environment
 from training import OBJECTIVES, committed, files, write_config
 
 STEPS, EVERY = 150, 30
@@ -85,21 +85,18 @@ def test_usr1_commits_requeues_and_loses_nothing(slurm: Slurm, tmp_path: Path, d
 
 def test_what_cannot_start_ends_at_once_and_is_not_requeued(slurm: Slurm, tmp_path: Path, digits: str) -> None:
     (tmp_path / "file").touch()
-    server = Rclone(tmp_path / "store")
-    server.start()
-    try:
-        store = server.environment()
+    for name in ("folder", "config", "bucket"):
+        (tmp_path / name).mkdir()
+    with Rclone(tmp_path / "store") as server:
         jobs = {
             "folder": submit(slurm, tmp_path / "folder", f"{tmp_path}/nodata", f"run.root={tmp_path}/file"),
             "config": submit(slurm, tmp_path / "config", digits, "train.stepz=3"),
-            "bucket": submit(slurm, tmp_path / "bucket", digits, "run.root=s3://nobucket/runs", **store),
+            "bucket": submit(slurm, tmp_path / "bucket", digits, "run.root=s3://nobucket/runs", **environment(server.port)),
         }
         for job in jobs.values():
             assert job.until_over() == "FAILED"
             assert job.show("ExitCode") == "2:0" and job.show("Restarts") == "0"
             assert "pre-flight ended with exit code 2: not started again" in job.log
-    finally:
-        server.stop()
     for node in ("node1", "node2"):
         assert f"preflight: {node}: data: there is no data set at {tmp_path}/nodata" in jobs["folder"].log
         assert f"preflight: {node}: run.root: " in jobs["folder"].log
