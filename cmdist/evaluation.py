@@ -20,7 +20,6 @@ from cmdist.metrics import frechet, inception_score, kernel, neighbours
 from cmdist.parts import Arrays, Parts
 from cmdist.references import Reference
 
-
 DEFINITIONS = {
     "fid": f"kid: {kernel.SUBSETS} subsets of {kernel.SUBSET_SIZE}",
     "fid_legacy": f"is: {inception_score.SPLITS} splits; precision, recall: {neighbours.NEIGHBOURS} neighbours",
@@ -31,12 +30,13 @@ class Features:
     """Rows (n,D) float32 in a file that no folder shows; taken row by row, so that n does not fit into memory need not matter."""
 
     def __init__(self, dimensions: int) -> None:
-        self._file, self._dimensions = tempfile.TemporaryFile(), dimensions
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as this object)
+        self._dimensions = dimensions
         self._count = 0
 
     def append(self, rows: Tensor) -> None:
         """Add rows (B,D) at the end."""
-        self._file.write(rows.numpy())
+        self._file.write(rows.numpy().tobytes())
         self._file.flush()
         self._count += len(rows)
 
@@ -59,8 +59,8 @@ class Measured:
 
 
 def check(n: int, extractor: Extractor, metrics: Sequence[str]) -> None:
-    """Raise DataError if n images are too few for the metrics of a space."""
-    if extractor.space in metrics:
+    """Raise DataError if n images (0: nobody knows how many) are too few for the metrics of a space."""
+    if n and extractor.space in metrics:
         frechet.check_count(n, extractor.dimensions)
 
 
@@ -126,7 +126,8 @@ class Space:
         self._name, self._metrics, self._reference = extractor.space, metrics, reference
         self._moments = frechet.Moments(extractor.dimensions)
         self._rows = Features(extractor.dimensions) if any(metric in NEED_ROWS for metric in metrics) else None
-        self._n, self._score = n, None
+        self._n = n
+        self._score: inception_score.InceptionScore | None = None
 
     def add(self, arrays: Arrays) -> None:
         """A part's features."""

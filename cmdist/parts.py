@@ -6,6 +6,7 @@ What a part holds depends on its number alone, so that neither ranks nor kills c
 import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from cmdist import distributed, storage
 from cmdist.errors import DataError
 
-Arrays = Mapping[str, NDArray[np.generic]]
+Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Parts:
     folder: str
     count: int
 
-    def complete(self, make: Callable[[int], Arrays], world: distributed.World, found: Callable[[int], object] = lambda part: None) -> None:
-        """Make the parts that are not there, shared among the ranks; all ranks must call. `found` is told those that are, shared likewise."""
+    def complete(self, make: Callable[[int], Arrays], world: distributed.World, found: Callable[[int], object]) -> None:
+        """Make the parts that are not there, shared among the ranks; all ranks must call. `found` is told those that are, shared, too."""
         listed = set(storage.names(self.folder)) if world.first else set()
         there = distributed.gather({part for part in range(self.count) if self._name(part) in listed}, world.control)[0]
         missing = [part for part in range(self.count) if part not in there]
@@ -32,11 +33,11 @@ class Parts:
             found(part)
         for part in missing[world.rank :: world.size]:
             buffer = io.BytesIO()
-            np.savez(buffer, **make(part))  # type: ignore[arg-type]  # of numpy's stub, which takes its own options for these
+            np.savez(buffer, **make(part))  # type: ignore[arg-type]  # numpy's stub knows but its own options
             storage.write(storage.join(self.folder, self._name(part)), buffer.getvalue())
         distributed.gather(None, world.control)
 
-    def read(self) -> Iterator[dict[str, NDArray[np.generic]]]:
+    def read(self) -> Iterator[dict[str, NDArray[Any]]]:
         """All parts, in order, one in memory at a time. Raises DataError."""
         for part in range(self.count):
             url = storage.join(self.folder, self._name(part))

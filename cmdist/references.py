@@ -36,18 +36,19 @@ class Reference:
     def hash(self) -> str:
         """Identity of these numbers, for the protocol record."""
         s, digest = self.statistics, hashlib.sha256()
-        for part in (b"%d/" % self.statistics.n, s.mean.numpy(), s.covariance.numpy()):
-            digest.update(part)
+        digest.update(b"%d/" % s.n + s.mean.numpy().tobytes() + s.covariance.numpy().tobytes())
         if self.features is not None:
-            digest.update(self.features.numpy())
+            digest.update(self.features.numpy().tobytes())
         return f"sha256:{digest.hexdigest()}"
 
     def save(self, url: str) -> None:
         """Write as an npz file."""
         buffer, s = io.BytesIO(), self.statistics
-        features = {} if self.features is None else {"features": self.features.numpy()}
-        described = np.array(json.dumps(self.described))
-        np.savez(buffer, n=np.int64(s.n), mean=s.mean.numpy(), covariance=s.covariance.numpy(), described=described, **features)
+        arrays: dict[str, Any] = {"n": np.int64(s.n), "mean": s.mean.numpy(), "covariance": s.covariance.numpy()}
+        arrays["described"] = np.array(json.dumps(self.described))
+        if self.features is not None:
+            arrays["features"] = self.features.numpy()
+        np.savez(buffer, **arrays)
         storage.write(url, buffer.getvalue())
 
 
@@ -112,8 +113,8 @@ def make(
 ) -> Reference | None:
     """From all images of a data set, on all ranks, which must all call; on rank 0 the result. Raises DataError.
 
-    It goes on after a kill from the parts below `folder`, which the caller removes when the result is safe. The data set is cut into at most 64 units,
-    whatever the number of ranks, and their moments are merged in order: the same bits on any number of ranks.
+    It goes on after a kill from the parts below `folder`, which the caller removes when the result is safe. The data set is cut into
+    at most 64 units, whatever the number of ranks, and their moments are merged in order: the same bits on any number of ranks.
     """
     step = -(-len(data) // (UNITS * PIECE)) * PIECE
     parts = Parts(folder, -(-len(data) // step))
@@ -127,7 +128,7 @@ def make(
             kept.append(features[: max(0, KEPT - first)])
             progress(len(features))
         return {
-            "n": np.int64(moments.n),
+            "n": np.array(moments.n),
             "mean": moments.mean.numpy(),
             "scatter": moments.scatter.numpy(),
             "features": torch.cat(kept).numpy(),

@@ -64,6 +64,7 @@ def given(
     for extractor in spaces:
         if extractor.space in urls:
             found[extractor.space] = references.load(urls[extractor.space], extractor, config.data.image_size)
+            evaluation.check(found[extractor.space].statistics.n, extractor, wanted[extractor.space])
             need = [metric for metric in wanted[extractor.space] if metric in extractors.NEED_ROWS]
             if need and found[extractor.space].features is None:
                 raise DataError(f"{need[0]} needs features of real images, and {urls[extractor.space]} has mean and covariance alone")
@@ -71,7 +72,7 @@ def given(
 
 
 def statistics(data: ShardedImages, extractor: Extractor, scratch: str, world: World) -> Reference | None:
-    """Statistics of all real images, on rank 0; made once on all ranks, which must all call, and kept beside the images. Raises DataError."""
+    """Statistics of all real images, on rank 0; made once, on all ranks, which must all call, and kept beside them. Raises DataError."""
     name = evaluation.identity(references.describe(extractor) | {"data": data.index_hash})
     url = storage.join(data.url, f"statistics-{name}.npz")
     if distributed.gather(storage.exists(url) if world.first else None, world.control)[0]:
@@ -127,6 +128,7 @@ def measure(options: argparse.Namespace, world: World) -> None:
     data = open_dataset(options.source)
     wanted = extractors.spaces(options.metrics or ["fd" if data.index.get("extractor") else "fid"])
     for extractor in load_extractors(options, Evaluation(), wanted, data, world.device):
+        evaluation.check(len(data), extractor, wanted[extractor.space])
         if extractor.space == "fd":
             evaluation.check(options.n, extractor, ["fd"])
         real = statistics(data, extractor, data.url, world)

@@ -24,9 +24,11 @@ DOORS = {
 LAYERS = [
     {"errors", "seeding", "machine", "svg", "page"},
     {"store_errors"},
-    {"core", "storage", "distributed", "journal", "pictures", "charts", "cli", "torchvision_ops"},
+    {"core", "metrics", "storage", "distributed", "journal", "pictures", "charts", "cli", "torchvision_ops"},
     {"tracking", "environment"},
-    {"data", "nets", "generation", "comparison"},
+    {"data", "nets", "generation", "comparison", "parts"},
+    {"extractors"},
+    {"references"},
     {"train", "evaluation", "report"},
     {"config"},
     {"build"},

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cmdist import build, evaluation, generation, pictures, tracking
+from cmdist import build, evaluation, extractors, generation, pictures, tracking
 from cmdist.core.sampling import one_step
 from cmdist.data.shards import open_dataset
 from cmdist.errors import CheckpointError, ConfigError, DataError
+from cmdist.metrics.frechet import Moments, frechet_distance
 from cmdist.train import checkpoint as checkpoints
 from ranks import REPOSITORY, Ranks, pipeline, run_pipeline
 from runs import add_checkpoint, call, make_data, make_run
@@ -36,7 +37,9 @@ def run(tmp_path, data) -> Path:
 
 
 def records(run: Path) -> dict[str, dict]:
-    return {r["metric"]: r for r in (json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("*.json")))}
+    """By metric and sampler, each with its `value`."""
+    found = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("*.json"))]
+    return {name: record | {"value": value} for record in found for name, value in record["metrics"].items()}
 
 
 def stored(run: Path) -> list[dict]:
@@ -54,23 +57,24 @@ def test_figures_are_those_of_the_images_of_the_seeds(evaluated, data):
     found = records(evaluated)
     assert set(found) == {"fd_1step", "fd_2step"}
     dataset = open_dataset(str(data))
-    extract, _ = evaluate.load_extractor(dataset, torch.device("cpu"))
+    extractor = extractors.own(dataset, torch.device("cpu"))
     denoise = build.load_denoiser(build.open_run(str(evaluated)), 0.9)
     noise = generation.noises(range(512), 1, (1, 8, 8))[0]
     with torch.inference_mode():
         made = torch.cat(
             [one_step(denoise, part, 80.0, torch.arange(s, s + 256) % 10) for s, part in ((0, noise[:256]), (256, noise[256:]))]
         )[:300]
-        features = extract(generation.to_uint8(made)).double().numpy()
-        real = extract(dataset.images(range(300))).double().numpy()
-    expected = evaluation.fid.fid_from_feats(features, real)
-    assert found["fd_1step"]["value"] == pytest.approx(expected, rel=1e-5)  # the extractor sees other batches here
+    moments, real = Moments(64), Moments(64)
+    moments.add(extractor.features(generation.to_uint8(made)))
+    real.add(extractor.features(dataset.images(range(300))))
+    expected = frechet_distance(moments.statistics(), real.statistics())
+    assert found["fd_1step"]["value"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_protocol_record_is_complete(evaluated, data):
     for metric, record in records(evaluated).items():
         protocol = record["protocol"]
-        assert set(protocol) == {"extractor", "reference", "resize", "n", "seeds", "labels", "rounding"}
+        assert set(protocol) == {"space", "extractor", "reference", "resize", "definitions", "n", "seeds", "labels", "rounding"}
         assert protocol["extractor"] == json.loads((data / "index.json").read_text())["extractor"]["checksum"]
         assert protocol["reference"].startswith("sha256:") and protocol["n"] == 300 and protocol["seeds"] == [0, 299]
         assert protocol["labels"] == "seed modulo 10" and protocol["rounding"] == "floor(127.5 x + 128), clipped to 0..255"
@@ -203,6 +207,12 @@ def test_a_file_of_weights_is_measured_as_the_run_that_it_came_from(evaluated, t
     "arguments, error, sentence",
     [
         (["--n", "127"], DataError, "127 images are too few for a Frechet distance in 64 features: at least 128 are needed"),
+        (["--metrics", "psnr"], ConfigError, "--metrics psnr: fd, fid, kid, fid_legacy, is, precision, recall, fd_dinov2 are allowed"),
+        (["--metrics", "fid"], ConfigError, "fid needs Inception's weights: --inception FILE or evaluation.inception, from https://nvlabs"),
+        (["--metrics", "kid", "--inception", "none.pt"], ConfigError, "the Inception weights none.pt are not there; no job downloads them"),
+        (["--metrics", "fd_dinov2"], ConfigError, "fd_dinov2 needs --dinov2 FILE or evaluation.dinov2, a file made by torch.jit.trace"),
+        (["--reference", "fid=x.npz"], ConfigError, "--reference fid=x.npz: SPACE=FILE is allowed, with SPACE one of fd"),
+        (["--reference", "fd=none.npz"], DataError, "the reference statistics none.npz are not there"),
         (["--n", "0"], ConfigError, "--n and --batch must be 1 or more"),
         (["--ema", "0.7"], CheckpointError, "has no average with decay 0.7; it has 0.9, 0.5"),
         (["--checkpoint", "7"], CheckpointError, "has no COMMIT"),
@@ -228,16 +238,16 @@ def test_images_that_are_not_finite_are_refused(tmp_path, data, monkeypatch):
 
 def test_data_without_or_with_a_damaged_extractor_is_a_sentence(tmp_path):
     bare = open_dataset(str(make_data(tmp_path / "bare", extractor=False)))
-    with pytest.raises(DataError, match=r"has no feature extractor, so no Frechet distance; pipelines/sample.py makes pictures"):
-        evaluate.load_extractor(bare, torch.device("cpu"))
+    with pytest.raises(DataError, match=r"has no feature extractor of its own, so no fd; fid and the others take Inception"):
+        extractors.own(bare, torch.device("cpu"))
     folder = make_data(tmp_path / "full")
     dataset = open_dataset(str(folder))
     (folder / "extractor.safetensors").write_bytes(b"something else")
     with pytest.raises(DataError, match="is damaged: its checksum is not that of the index"):
-        evaluate.load_extractor(dataset, torch.device("cpu"))
+        extractors.own(dataset, torch.device("cpu"))
     (folder / "extractor.safetensors").unlink()
     with pytest.raises(DataError, match=r"extractor.safetensors is missing"):
-        evaluate.load_extractor(dataset, torch.device("cpu"))
+        extractors.own(dataset, torch.device("cpu"))
 
 
 # --- references and pictures

@@ -1,98 +1,22 @@
+import json
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cmdist import distributed, evaluation
+from cmdist import distributed, evaluation, references
+from cmdist.data.images import open_dataset
 from cmdist.errors import DataError
-from cmdist.evaluation import Statistics
+from cmdist.extractors import Extractor
 from cmdist.generation import Task
+from cmdist.metrics.frechet import Moments
+from cmdist.references import Reference
 from ranks import Ranks
+from runs import make_data
 
-
-def orthogonal(dimensions: int, seed: int) -> np.ndarray:
-    return np.linalg.qr(np.random.default_rng(seed).normal(size=(dimensions, dimensions)))[0]
-
-
-def gaussian(mean: float, variances: np.ndarray, basis: np.ndarray) -> Statistics:
-    return Statistics(1000, np.full(len(variances), mean), basis @ np.diag(variances) @ basis.T)
-
-
-# --- the distance
-
-
-@pytest.mark.parametrize("dimensions", [2, 8, 64])
-def test_distance_of_gaussians_with_common_axes(dimensions):
-    basis, draw = orthogonal(dimensions, 0), np.random.default_rng(1)
-    a, b = draw.uniform(0.5, 2.0, (2, dimensions))
-    expected = dimensions * 0.3**2 + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    found = evaluation.frechet_distance(gaussian(0.0, a, basis), gaussian(0.3, b, basis))
-    assert found == pytest.approx(expected, rel=1e-9)
-
-
-def test_distance_of_two_dimensional_gaussians_with_other_axes():
-    """For 2x2 matrices Tr sqrt(M) = sqrt(Tr M + 2 sqrt(det M))."""
-    a, b = gaussian(0.0, np.array([1.0, 3.0]), orthogonal(2, 2)), gaussian(1.0, np.array([0.5, 2.0]), orthogonal(2, 3))
-    product = a.covariance @ b.covariance
-    trace = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
-    expected = 2 * 1.0 + np.trace(a.covariance) + np.trace(b.covariance) - 2 * trace
-    assert evaluation.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
-
-
-def test_distance_of_general_gaussians_is_that_of_the_symmetric_eigenvalue_form():
-    a = gaussian(0.1, np.random.default_rng(4).uniform(0.01, 3.0, 64), orthogonal(64, 5))
-    b = gaussian(0.0, np.random.default_rng(6).uniform(0.01, 3.0, 64), orthogonal(64, 7))
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = vectors @ np.diag(np.sqrt(values)) @ vectors.T
-    trace = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root)).sum()
-    expected = 64 * 0.01 + np.trace(a.covariance + b.covariance) - 2 * trace
-    assert evaluation.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
-    assert evaluation.frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
-
-
-def test_distance_of_features_is_cleanfids():
-    draw = np.random.default_rng(8)
-    a, b = draw.normal(size=(1400, 16)), draw.normal(size=(300, 16)) * 1.5 + 0.2
-    found = evaluation.frechet_distance(evaluation.statistics(a), evaluation.statistics(b))
-    assert found == pytest.approx(float(evaluation.fid.fid_from_feats(a, b)), rel=1e-12)
-    assert evaluation.frechet_distance(evaluation.statistics(a), evaluation.statistics(a)) == pytest.approx(0.0, abs=1e-9)
-
-
-def test_distance_with_a_feature_that_never_changes():
-    """A dead feature makes the product of the covariances singular; the others must still count in full."""
-    a, b = np.diag([1.0, 4.0, 0.0]), np.diag([4.0, 1.0, 0.0])
-    found = evaluation.frechet_distance(Statistics(9, np.zeros(3), a), Statistics(9, np.zeros(3), b))
-    assert found == pytest.approx(2.0, rel=1e-6)
-
-
-@pytest.mark.parametrize("n, refused", [(127, True), (128, False)])
-def test_too_few_images_for_the_features_are_refused(n, refused):
-    features = np.random.default_rng(9).normal(size=(n, 64))
-    if refused:
-        with pytest.raises(DataError, match="127 images are too few for a Frechet distance in 64 features: at least 128"):
-            evaluation.statistics(features)
-    else:
-        assert evaluation.statistics(features).n == n
-
-
-# --- statistics
-
-
-def test_statistics_come_back_from_a_file_bit_for_bit_with_the_same_hash(tmp_path):
-    made = evaluation.statistics(np.random.default_rng(10).normal(size=(50, 8)))
-    made.save(str(tmp_path / "s.npz"))
-    again = evaluation.load_statistics(str(tmp_path / "s.npz"))
-    assert again.n == 50 and np.array_equal(again.mean, made.mean) and np.array_equal(again.covariance, made.covariance)
-    assert again.hash == made.hash
-    assert Statistics(51, made.mean, made.covariance).hash != made.hash != Statistics(50, made.mean + 1e-15, made.covariance).hash
-
-
-@pytest.mark.parametrize("content", [b"", b"no npz", b"PK\x03\x04"])
-def test_damaged_statistics_are_a_sentence(tmp_path, content):
-    (tmp_path / "s.npz").write_bytes(content)
-    with pytest.raises(DataError, match="does not hold feature statistics"):
-        evaluation.load_statistics(str(tmp_path / "s.npz"))
+WORLD = distributed.World()
 
 
 def test_identity_depends_on_content_and_not_on_order():
@@ -105,7 +29,7 @@ def test_code_version_names_version_and_commit():
     assert version == evaluation.cmdist.__version__
     head = subprocess.run(["git", "-C", evaluation.__file__.rpartition("/")[0], "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode == 0:
-        assert head.stdout.startswith(commit.removesuffix("-dirty")) and len(commit.removesuffix("-dirty")) >= 12
+        assert commit.removesuffix("-dirty") == head.stdout.strip()
 
 
 # --- references
@@ -143,6 +67,7 @@ def test_matched_gaussian_has_the_pixels_mean_and_covariance(pictures):
 # --- generation and features over ranks
 
 TASK = Task(range(3, 1403), (1, 8, 8), 10, 2)
+METRICS = {"fid": ["fid", "kid"], "fid_legacy": ["fid_legacy", "is", "precision", "recall"]}
 
 
 def sample(noises, labels):
@@ -151,36 +76,222 @@ def sample(noises, labels):
     return net(noises[0]) + net(noises[1]) + labels.view(-1, 1, 1, 1) / 10
 
 
-def extract(images):
-    torch.manual_seed(1)
-    return torch.nn.Linear(64, 16)(images.flatten(1).float() / 255)
-
-
-def test_measure_gives_features_in_order_of_seed():
-    made = evaluation.measure(TASK, sample, extract, distributed.World(), keep=70)
-    assert made.features.shape == (1400, 16) and made.features.dtype == np.float64 and made.images.shape == (70, 1, 8, 8)
-    part = evaluation.measure(Task(range(100, 164), (1, 8, 8), 10, 2), sample, extract, distributed.World(), keep=70)
-    assert np.array_equal(part.features, made.features[97:161]) and part.images.shape == (64, 1, 8, 8)
-    assert torch.equal(
-        evaluation.measure(Task(range(5, 9), (1, 8, 8), 10, 2), sample, extract, distributed.World(), keep=9).images, made.images[2:6]
+def extractor(space="fid_legacy", seed=1):
+    torch.manual_seed(seed)
+    net, classes = torch.nn.Linear(64, 16), torch.nn.Linear(64, 10)
+    return Extractor(
+        space, f"hash {seed}", "none", 16, lambda images: images.flatten(1).float() / 255, net, lambda x: classes(x * 20).softmax(dim=1)
     )
-    assert part.sha256 != made.sha256
+
+
+def real(e: Extractor) -> Reference:
+    moments, images = Moments(16), torch.randint(0, 256, (400, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    moments.add(e.features(images))
+    return Reference(moments.statistics(), e.features(images), references.describe(e) | {"image_size": 8})
+
+
+def wanted():
+    both = extractor("fid", 1), extractor("fid_legacy", 2)
+    return [(e, METRICS[e.space], real(e)) for e in both]
+
+
+def measure(folder, task=TASK, world=WORLD, **more):
+    return evaluation.measure(task, sample, wanted(), str(folder), world, **more)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return measure(tmp_path_factory.mktemp("alone"), keep=70)
+
+
+def test_all_figures_are_those_of_all_features_at_once(alone, tmp_path):
+    assert list(alone.figures) == [metric for metrics in METRICS.values() for metric in metrics]
+    assert all(np.isfinite(value) for value in alone.figures.values()) and alone.figures["is"] > 1.01
+    images = measure(tmp_path, keep=1400).images
+    assert torch.equal(images[:70], alone.images) and len(images) == 1400
+    e, _, reference = wanted()[0]
+    moments = Moments(16)
+    moments.add(torch.cat([e.features(piece) for piece in images.split(64)]))
+    expected = evaluation.frechet.frechet_distance(moments.statistics(), reference.statistics)
+    assert alone.figures["fid"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_image_depends_on_its_seed_alone(alone, tmp_path):
+    part = measure(tmp_path / "a", Task(range(100, 164), (1, 8, 8), 10, 2), keep=70)
+    assert part.images.shape == (64, 1, 8, 8) and part.sha256 != alone.sha256
+    assert torch.equal(measure(tmp_path / "b", Task(range(5, 40), (1, 8, 8), 10, 2), keep=9).images, alone.images[2:11])
+
+
+def test_blocks_are_cut_on_the_line_of_seeds():
+    assert TASK.blocks() == [range(2), range(2, 4), range(4, 6)]  # groups of 256
+    assert [TASK.before(block.start) for block in TASK.blocks()] == [0, 509, 1021]
+    assert Task(range(600, 700), (1, 8, 8), 0, 1).blocks() == [range(2, 3)]
+    big = Task(range(1000), (3, 256, 256), 0, 1).blocks()  # groups of 4
+    assert big == [range(128), range(128, 250)]
 
 
 def _measure(folder: str, batch: int) -> None:
     world = distributed.start()
-    made = evaluation.measure(TASK, sample, extract, world, batch=batch, keep=70)
-    np.savez(f"{folder}/{world.size}-{world.rank}.npz", features=made.features, images=made.images.numpy(), sha256=made.sha256)
+    made = measure(f"{folder}/{world.size}", world=world, batch=batch, keep=70)
+    assert (made is None) == (world.rank > 0)
+    if made:
+        Path(f"{folder}/{world.size}.json").write_text(json.dumps(made.figures | {"sha256": made.sha256}))
     distributed.stop(world)
 
 
-def test_images_and_features_are_bit_identical_on_one_two_and_four_ranks(tmp_path):
-    alone = evaluation.measure(TASK, sample, extract, distributed.World(), keep=70)
+def test_figures_are_identical_on_one_two_and_four_ranks(alone, tmp_path):
     running = [
         (size, Ranks(size, tmp_path / f"{size}.log", _measure, str(tmp_path), batch)) for size, batch in ((1, 1000), (2, 64), (4, 600))
     ]
     for size, ranks in running:
         assert ranks.join(120) == [0] * size, ranks.text
-        with np.load(tmp_path / f"{size}-0.npz") as found:
-            assert str(found["sha256"]) == alone.sha256
-            assert np.array_equal(found["features"], alone.features) and np.array_equal(found["images"], alone.images.numpy())
+        assert json.loads((tmp_path / f"{size}.json").read_text()) == alone.figures | {"sha256": alone.sha256}
+
+
+def test_what_was_made_is_not_made_again(alone, tmp_path, monkeypatch):
+    """The third part fails; then a call finds the first two and makes the third."""
+    calls = []
+
+    def failing(noises, labels):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return sample(noises, labels)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.measure(TASK, failing, wanted(), str(tmp_path), WORLD, keep=70)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-000000.npz", "part-000001.npz"]
+    seen, calls[:] = [], [1, 1]  # two groups may be made
+    again = evaluation.measure(TASK, failing, wanted(), str(tmp_path), WORLD, keep=70, progress=seen.append)
+    assert again.figures == alone.figures and again.sha256 == alone.sha256 and torch.equal(again.images, alone.images)
+    assert sum(seen) == 1400 and seen[:2] == [509, 512]
+
+
+def test_a_damaged_part_is_a_sentence(tmp_path):
+    measure(tmp_path)
+    (tmp_path / "part-000001.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"part-000001.npz is missing or damaged .*remove it, and the same command makes it again"):
+        measure(tmp_path)
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    e = extractor()
+    bad = Extractor("fid", "x", "none", 16, e.prepare, lambda x: e.network(x) / 0)
+    with pytest.raises(DataError, match="the extractor of fid gave features that are not finite"):
+        evaluation.measure(TASK, sample, [(bad, ["fid"], real(e))], str(tmp_path), WORLD)
+
+
+def test_rows_of_a_file_are_those_of_the_tensor():
+    x, rows = torch.randn(300, 7), evaluation.Features(7)
+    for piece in x.split(128):
+        rows.append(piece)
+    index = torch.randperm(300)[:50]
+    assert len(rows) == 300 and torch.equal(rows[index], x[index])
+
+
+# --- references
+
+
+def make_reference(folder, world=WORLD, **more):
+    data = open_dataset(str(folder.parent / "data"))
+    return references.make(data, extractor(), str(folder), world, **more)
+
+
+@pytest.fixture
+def thousand(tmp_path, monkeypatch):
+    """3,000 images in 6 units."""
+    make_data(tmp_path / "data", 3000)
+    return tmp_path
+
+
+def _reference(folder: str) -> None:
+    world = distributed.start()
+    made = make_reference(Path(folder) / str(world.size), world)
+    if made:
+        made.save(f"{folder}/{world.size}.npz")
+    distributed.stop(world)
+
+
+def test_references_are_identical_on_one_two_and_four_ranks(thousand):
+    seen = []
+    made = make_reference(thousand / "parts", progress=seen.append)
+    assert made.statistics.n == 3000 and made.features.shape == (3000, 16) and sum(seen) == 3000
+    data, e = open_dataset(str(thousand / "data")), extractor()
+    features = torch.cat([e.features(data.images(range(i, i + 100))) for i in range(0, 3000, 100)]).double().numpy()
+    assert np.allclose(made.statistics.covariance, np.cov(features, rowvar=False), rtol=1e-6, atol=1e-9)
+    running = [(size, Ranks(size, thousand / f"{size}.log", _reference, str(thousand))) for size in (2, 4)]
+    for size, ranks in running:
+        assert ranks.join(120) == [0] * size, ranks.text
+        assert references.load(f"{thousand}/{size}.npz", e, 8).hash == made.hash
+
+
+def test_references_come_back_from_a_file_with_the_same_hash(tmp_path):
+    made = real(extractor())
+    made.save(str(tmp_path / "s.npz"))
+    again = references.load(str(tmp_path / "s.npz"), extractor(), 8)
+    assert again.hash == made.hash and again.statistics.n == 400 and torch.equal(again.features, made.features)
+    changed = Reference(made.statistics, made.features + 1, made.described)
+    assert changed.hash != made.hash != Reference(made.statistics, None, made.described).hash
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"size": 16}, r"is of images of size 8, and this evaluation of 16"),
+        ({"extractor": extractor(seed=3)}, r"is of the extractor hash 1, and this evaluation of hash 3"),
+    ],
+)
+def test_a_reference_of_something_else_is_refused(tmp_path, change, sentence):
+    real(extractor()).save(str(tmp_path / "s.npz"))
+    with pytest.raises(DataError, match=sentence):
+        references.load(str(tmp_path / "s.npz"), change.get("extractor", extractor()), change.get("size", 8))
+
+
+@pytest.mark.parametrize("content", [b"", b"no npz", b"PK\x03\x04"])
+def test_damaged_references_are_a_sentence(tmp_path, content):
+    (tmp_path / "s.npz").write_bytes(content)
+    with pytest.raises(DataError, match="is no npz file of statistics, or a damaged one"):
+        references.load(str(tmp_path / "s.npz"), extractor(), 8)
+    with pytest.raises(DataError, match="are not there"):
+        references.load(str(tmp_path / "t.npz"), extractor(), 8)
+
+
+def published(path: Path, dimensions=16, **more) -> str:
+    draw = np.random.default_rng(0)
+    np.savez(path, mu=draw.normal(size=dimensions), sigma=np.diag(draw.uniform(1, 2, dimensions)), **more)
+    return str(path)
+
+
+def test_adms_files_are_imported_with_the_features_of_their_images(tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (50, 8, 8, 1), np.uint8)
+    url = published(tmp_path / "VIRTUAL_imagenet8_labeled.npz", arr_0=images, mu_s=np.zeros(1), sigma_s=np.zeros(1))
+    made = references.load(url, extractor("fid_legacy"), 8)
+    assert made.features.shape == (50, 16) and made.described["source"] == "VIRTUAL_imagenet8_labeled.npz"
+    assert torch.equal(made.features, extractor().features(torch.from_numpy(images).permute(0, 3, 1, 2)))
+    with pytest.raises(DataError, match="of images of size 8, and this evaluation of 16"):
+        references.load(url, extractor("fid_legacy"), 16)
+    with pytest.raises(DataError, match="was made with TensorFlow's resizing, which is not that of fid"):
+        references.load(url, extractor("fid"), 8)
+    made.save(str(tmp_path / "stored.npz"))
+    assert references.load(str(tmp_path / "stored.npz"), extractor(), 8).hash == made.hash
+
+
+def test_cleanfids_files_are_imported(tmp_path):
+    url = published(tmp_path / "lsun_cat_clean_trainfull_8.npz")
+    made = references.load(url, extractor("fid"), 8)
+    assert made.features is None and made.statistics.n == 0
+    with pytest.raises(DataError, match="of images of size 8, and this evaluation of 64"):
+        references.load(url, extractor("fid"), 64)
+    with pytest.raises(DataError, match="was made with clean-fid's resizing, which is not that of fid_legacy"):
+        references.load(url, extractor("fid_legacy"), 8)
+
+
+def test_files_that_cannot_be_meant_are_refused(tmp_path):
+    with pytest.raises(DataError, match="is of 12 features, and the extractor of fid gives 16"):
+        references.load(published(tmp_path / "a.npz", 12), extractor("fid"), 8)
+    np.savez(tmp_path / "b.npz", mean=np.zeros(3))
+    with pytest.raises(DataError, match="has no mu and sigma; it has mean"):
+        references.load(str(tmp_path / "b.npz"), extractor(), 8)
+    np.savez(tmp_path / "c.npz", mu=np.full(16, np.nan), sigma=np.eye(16))
+    with pytest.raises(DataError, match="holds values that are not finite"):
+        references.load(str(tmp_path / "c.npz"), extractor(), 8)

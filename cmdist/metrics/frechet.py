@@ -10,7 +10,7 @@ from cmdist.errors import DataError
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean (D,) and unbiased covariance (D,D), float64 on the CPU, of the features of n images."""
+    """Mean (D,) and unbiased covariance (D,D), float64 on the CPU, of the features of n images (0: nobody knows how many)."""
 
     n: int
     mean: Tensor
@@ -57,8 +57,9 @@ class Moments:
         self.n = total
 
     def statistics(self) -> Statistics:
-        """What they amount to. Raises DataError if the images are too few for the dimensions."""
-        check_count(self.n, len(self.mean))
+        """What they amount to. Raises DataError for a single image."""
+        if self.n < 2:
+            raise DataError(f"{self.n} images have no covariance")
         return Statistics(self.n, self.mean.clone(), self.scatter / (self.n - 1))
 
 
@@ -75,10 +76,14 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|m_a - m_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)), squared 2-Wasserstein distance of two Gaussians (Heusel et al. 2017, eq. 6).
 
     With C = R R^T from symmetric eigenvalues, the last trace is the sum of the singular values of R_a^T R_b. Nothing has to be
-    positive definite, no root of a general matrix is taken, and singular covariances lose no digits.
+    positive definite, no root of a general matrix is taken, and singular covariances lose no digits. Raises DataError if either is of
+    other dimensions, or of too few images for them.
     """
     if a.mean.shape != b.mean.shape:
         raise DataError(f"features of {len(a.mean)} and of {len(b.mean)} dimensions cannot be compared")
+    for statistics in (a, b):
+        if statistics.n:
+            check_count(statistics.n, len(a.mean))
     shift = a.mean - b.mean
     cross = torch.linalg.svdvals(_root(a.covariance).T @ _root(b.covariance)).sum()
     return float(shift @ shift + torch.trace(a.covariance) + torch.trace(b.covariance) - 2 * cross)

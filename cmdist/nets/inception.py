@@ -19,7 +19,7 @@ FILE = "inception-2015-12-05.pt"  # clean-fid looks for this name
 
 
 def resizer(size: int) -> Callable[[Tensor], Tensor]:
-    """uint8 images (B, 1 or 3, H, W) -> float32 (B, 3, size, size) in 0..255 by clean-fid's bicubic resizing with antialiasing, in threads."""
+    """uint8 images (B, 1 or 3, H, W) -> float32 (B, 3, size, size) in 0..255 by clean-fid's bicubic resizing, in threads."""
     torchvision_ops.declare_missing()
     from cleanfid.resize import make_resizer  # here, since it imports torchvision
 
