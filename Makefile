@@ -45,3 +45,4 @@ bench: install
 	$(BIN)/python pipelines/benchmark.py data
 	$(BIN)/python pipelines/benchmark.py prepare
 	$(BIN)/python pipelines/benchmark.py checkpoint
+	$(BIN)/python pipelines/benchmark.py evaluate

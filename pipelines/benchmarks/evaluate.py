@@ -1,0 +1,150 @@
+"""Features of images for FID: this path on all ranks, and clean-fid's own path through a folder, on the same images in one run.
+
+python pipelines/benchmark.py evaluate                                  (some minutes on two cores)
+python pipelines/benchmark.py evaluate --inception inception-2015-12-05.pt
+
+Generation is left out: the images are there when the clock starts, in memory for us and as PNG files for clean-fid. Two networks:
+Inception's architecture (with random weights unless its file is given), and one that costs next to nothing, which leaves what is
+around the network: decoding, resizing, handing over, moments.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.prepare import photos
+from PIL import Image
+
+from cmdist import distributed, evaluation, extractors, references
+from cmdist.generation import Task
+from cmdist.metrics.frechet import Moments, Statistics, frechet_distance
+from cmdist.references import Reference
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+import inception as stand_in  # tests/inception.py: the architecture without its weights
+
+SPACES = {"clean": "fid", "legacy_tensorflow": "fid_legacy"}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print tables for benchmarks.md."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--inception", metavar="FILE", help="the published weights")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--n", type=int, default=2048, help="images for the network that costs nothing (default %(default)s)")
+    parser.add_argument("--n-inception", type=int, default=128, help="images for Inception on CPU cores (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--part", nargs=5, help=argparse.SUPPRESS)  # one rank of ours: images, weights, space, metrics, scratch
+    options = parser.parse_args(arguments)
+    if options.part:
+        ours(*options.part)
+        return
+    ranks = torch.cuda.device_count() or os.cpu_count() or 1
+    with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as scratch:
+        folder = Path(scratch)
+        cheap = stand_in.write(folder / "cheap.pt")
+        full = options.inception or stand_in.write(folder / "full.pt", stand_in.Full())
+        print(f"\n{options.size}x{options.size} images, {ranks} {devices}; images/s, best of {options.rounds}")
+        print("| network | resizing | images | clean-fid, folder | this path | ratio |\n|---|---|---|---|---|---|")
+        few = options.n if torch.cuda.is_available() else options.n_inception
+        for title, weights, n in (("next to nothing", cheap, options.n), ("Inception", full, few)):
+            files, array = images(folder, options.size, n)
+            for mode, space in SPACES.items():
+                found: dict[str, list[float]] = {"clean-fid": [], "ours": []}
+                for _ in range(options.rounds):
+                    found["clean-fid"].append(clean_fid(files, weights, mode, ranks))
+                    found["ours"].append(run(ranks, array, weights, space, space, folder)["rate"])
+                theirs, mine = max(found["clean-fid"]), max(found["ours"])
+                print(f"| {title} | {mode} | {n:,} | {theirs:.1f} | {mine:.1f} | {mine / theirs:.2f} |", flush=True)
+        print("\n| images | metrics | peak memory of rank 0, MiB |\n|---|---|---|")
+        for n in (4096, 16384):
+            _, array = images(folder, 32, n, files=False)
+            for metrics in ("fid_legacy", "fid_legacy,is,precision,recall"):
+                print(
+                    f"| {n:,} | {metrics.replace(',', ', ')} | {run(ranks, array, cheap, 'fid_legacy', metrics, folder)['peak']:.0f} |",
+                    flush=True,
+                )
+
+
+def images(folder: Path, size: int, n: int, files: bool = True) -> tuple[list[str], Path]:
+    """Photographs, as PNG files and as one array (n,size,size,3)."""
+    source = photos(size, n)
+    array = np.stack([source.image(i) for i in range(n)])
+    np.save(folder / f"{size}-{n}.npy", array)
+    names = [str(folder / f"{size}-{i:06d}.png") for i in range(n if files else 0)]
+    for name, image in zip(names, array, strict=False):
+        Image.fromarray(image).save(name)
+    return names, folder / f"{size}-{n}.npy"
+
+
+def clean_fid(files: list[str], weights: str, mode: str, workers: int) -> float:
+    """Images/s of clean-fid's features of files, with one resizing process for each core and all threads for the network."""
+    from cleanfid.fid import get_files_features
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "inception-2015-12-05.pt").symlink_to(Path(weights).absolute())
+        net = InceptionV3W(folder, download=False, resize_inside=mode != "clean").eval().to(device)
+    begin = time.perf_counter()
+    features = get_files_features(files, net, num_workers=workers, batch_size=extractors.BATCH, device=device, mode=mode, verbose=False)
+    np.cov(features, rowvar=False)
+    return len(files) / (time.perf_counter() - begin)
+
+
+def run(ranks: int, array: Path, weights: str, space: str, metrics: str, folder: Path) -> dict[str, Any]:
+    """What rank 0 says of a measurement by `ranks` processes."""
+    scratch = tempfile.mkdtemp(dir=folder)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    part = ["--part", str(array), weights, space, metrics, scratch]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*torchrun, sys.argv[0], "evaluate", *part], check=True, env=environment, stdout=subprocess.DEVNULL)
+    return json.loads(Path(scratch, "said.json").read_text())  # type: ignore[no-any-return]
+
+
+def ours(array: str, weights: str, space: str, metrics: str, scratch: str) -> None:
+    """One rank: a sampler that finds the images ready, and everything else as in evaluation."""
+    world = distributed.start()
+    torch.set_num_threads(1)
+    ready = torch.from_numpy(np.load(array, mmap_mode="r")).permute(0, 3, 1, 2)
+    extractor = extractors.inception(weights, space, world.device)
+
+    def sample(noises: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        assert labels is not None
+        return (ready[labels.cpu()].float() - 127.75) / 127.5  # which the rounding of evaluation takes back to what it was
+
+    n, size = len(ready), ready.shape[2]
+    moments = Moments(extractor.dimensions)
+    torch.manual_seed(0)
+    some = torch.rand(256, extractor.dimensions)
+    moments.add(some)
+    statistics = moments.statistics()
+    real = Reference(Statistics(0, statistics.mean, statistics.covariance), some, references.describe(extractor))
+    extractor.features(ready[: extractors.BATCH])  # as clean-fid's network, it is loaded and warm
+    distributed.gather(None, world.control)
+    begin, end = time.perf_counter(), 0.0
+
+    def stamped(a: Statistics, b: Statistics) -> float:
+        nonlocal end
+        end = time.perf_counter()  # clean-fid's clock stops at the covariance, too
+        return frechet_distance(a, b)
+
+    evaluation.frechet.frechet_distance = stamped
+    task = Task(range(n), (3, size, size), n, 1)
+    evaluation.measure(task, sample, [(extractor, metrics.split(","), real)], scratch, world)
+    if world.first:
+        peak = int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
+        Path(scratch, "said.json").write_text(json.dumps({"rate": n / (end - begin), "peak": peak / 1024}))
+    distributed.stop(world)
