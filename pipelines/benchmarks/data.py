@@ -43,7 +43,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print("\nimages/s with one worker process (by the clock | by its CPU time), best of the rounds; the limit is a process that only decodes")
+    print(
+        "\nimages/s with one worker process (by the clock | by its CPU time), best of the rounds; the limit is a process that only decodes"
+    )
     print("| format | size | bare decoder | this reader | of the limit | plain webdataset | reader / webdataset |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
