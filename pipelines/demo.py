@@ -1,6 +1,7 @@
 """The whole system on real digits: shards, teacher, CD and CT under DeepSpeed, evaluation jobs, comparison; what is there is reused."""
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -80,9 +81,12 @@ def training(options: argparse.Namespace, name: str) -> Job | None:
 
 
 def missing_figures(options: argparse.Namespace, name: str) -> bool:
-    """Whether the last step has not been evaluated."""
-    newest = f"step-{load(options, name)[2].train.steps:010d}-"
-    return not any(f.startswith(newest) and f.endswith(".json") for f in storage.names(f"{options.root}/{name}/evaluations"))
+    """Whether the last step lacks a figure of an evaluation; a glance's few images are none."""
+    config, folder = load(options, name)[2], f"{options.root}/{name}/evaluations"
+    files = [f for f in storage.names(folder) if f.startswith(f"step-{config.train.steps:010d}-") and f.endswith(".json")]
+    records = [json.loads(storage.read(f"{folder}/{f}")) for f in files]
+    full = [record for record in records if record["protocol"]["n"] > config.train.glance_images]
+    return len(full) < (1 if config.objective == "denoising" else 2)
 
 
 def run_side_by_side(root: Path, what: str, jobs: Sequence[Job]) -> None:
