@@ -171,7 +171,7 @@ def describe(
         "sampling": sampler.described | sampling,
         "checkpoint": subject.source,
     }
-    return record | {"measured": evaluation.identity(record)}
+    return record | {"measured": evaluation.identity(record | {"checkpoint": subject.source["weights"]})}  # a run may be moved
 
 
 def read_records(folder: str, step: int) -> list[dict[str, Any]]:

@@ -68,6 +68,10 @@ def glance(run_url: str, step: int, spool: Path) -> None:
     kind = "heun" if run.config.objective == "denoising" else "1"
     quick = [run_url, "--checkpoint", step, "--steps", kind, "--n", run.config.train.glance_images]
     if not build.dataset(run.config).index.get("extractor"):
+        if run.config.evaluation.inception is None:
+            print("no quality at a glance: the data set has no extractor of its own, and evaluation.inception is not set", flush=True)
+            tracking.deliver(spool) if tracked else None
+            return
         quick += ["--metrics", "kid"]  # so few images are too few for a Frechet distance in Inception's 2048 features
     try:
         evaluate.main([str(word) for word in quick])

@@ -50,6 +50,8 @@ def pipeline(name: str) -> Any:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    if str(REPOSITORY / "pipelines") not in sys.path:  # as when it is run
+        sys.path.append(str(REPOSITORY / "pipelines"))
     spec.loader.exec_module(module)
     return module
 

@@ -53,7 +53,7 @@ def compared(capsys, *arguments: str) -> tuple[dict[str, list[str]], str]:
 
 def value(run: Path, metric: str) -> str:
     (path,) = (run / "evaluations").glob(f"*{metric}*.json")
-    found = json.loads(path.read_text())["value"]
+    found = json.loads(path.read_text())["metrics"][metric]
     return f"{found:.2f}" if found >= 1 else f"{found:.3g}"
 
 

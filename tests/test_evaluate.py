@@ -126,9 +126,11 @@ def test_another_checkpoint_average_or_protocol_is_another_figure(run):
     for arguments in (["--checkpoint", "10"], [], ["--ema", "0.5"], ["--n", "256"], ["--times", "80", "1.5", "--steps", "2"]):
         call(evaluate.main, run, "--n", "300", "--steps", "1", *arguments)
     found = [json.loads(path.read_text()) for path in (run / "evaluations").glob("*.json")]
-    assert len(found) == 5 and len({r["value"] for r in found}) == 5 and len({r["identity"] for r in found}) == 5
+    assert len(found) == 5 and len({*map(str, (r["metrics"] for r in found))}) == 5 and len({r["identity"] for r in found}) == 5
     assert sorted(r["step"] for r in found) == [10, 20, 20, 20, 20]
     assert len({r["protocol_id"] for r in found}) == 2  # n is part of the protocol; average and times are said beside it
+    call(evaluate.main, run, "--n", "300", "--steps", "1", "--ema", "0.5", "0.9")  # both are there
+    assert len(list((run / "evaluations").glob("*.json"))) == 5
 
 
 def test_denoising_run_is_measured_with_heun(tmp_path, data):

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from cmdist import build, extractors, tracking
+from cmdist import build, extractors, torchvision_ops, tracking
 from cmdist.errors import CheckpointError, ConfigError, DataError
 from inception import Full, write
 from ranks import Ranks, pipeline, run_pipeline
@@ -63,9 +64,9 @@ def copy(run: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow"])
 def test_features_are_cleanfids_own(mode, tmp_path):
     """The whole of Inception with random weights, through clean-fid's own functions; a grey image is one of three equal channels."""
-    from cleanfid.features import build_feature_extractor
+    torchvision_ops.declare_missing()
     from cleanfid.fid import get_files_features
-    from PIL import Image
+    from cleanfid.inception_torchscript import InceptionV3W
 
     url = write(tmp_path / "inception-2015-12-05.pt", Full())
     images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -73,9 +74,6 @@ def test_features_are_cleanfids_own(mode, tmp_path):
     files = [str(tmp_path / f"{i}.png") for i in range(3)]
     for file, image in zip(files, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
-    assert build_feature_extractor  # theirs downloads its weights, so its network is made here in the same way
-    from cleanfid.inception_torchscript import InceptionV3W
-
     net = InceptionV3W(str(tmp_path), download=False, resize_inside=mode != "clean").eval()
     theirs = get_files_features(files, net, num_workers=0, batch_size=3, device=CPU, mode=mode, verbose=False)
     extractor = extractors.inception(url, "fid" if mode == "clean" else "fid_legacy", CPU)
@@ -198,22 +196,21 @@ def test_figures_are_identical_on_more_ranks(size, quick, weights, tmp_path):
 def test_killed_at_any_point_it_goes_on_to_the_same_figures(quick, weights, tmp_path):
     """SIGKILL of one rank at random moments, on one or two ranks by turns, until a call gets through."""
     run, draw, kills = copy(quick, tmp_path), random.Random(0), 0
-    many = ["--n", "3000", "--steps", "1", "--metrics", "kid", "is"]
+    many = ["--n", "6000", "--steps", "1", "--metrics", "is"]
     alone = copy(quick, tmp_path / "alone")
     call(evaluate.main, alone, *many, "--inception", weights)
-    for attempt in range(12):
+    for attempt in range(5):
         size = 1 + attempt % 2
         ranks = Ranks(size, tmp_path / f"{attempt}.log", run_pipeline, "evaluate", [str(run), *many, "--inception", weights])
-        if attempt < 6:
+        if attempt < 4:
             # counted from the first sign of life, so that kills fall into the work and not before it
             ranks.until(lambda: any((run / "evaluations").glob("parts-*")) or any((run / "evaluations").glob("*.json")))
-            time.sleep(draw.uniform(0.0, 0.4))
+            time.sleep(draw.uniform(0.0, 0.6))
             os.kill(ranks.processes[-1].pid, signal.SIGKILL)
             kills += any(code != 0 for code in ranks.join(120))
         else:
             assert ranks.join(120) == [0] * size, ranks.text
-            break
-    assert kills >= 3, "or nothing was tested"
+    assert kills >= 2, "or nothing was tested"
     assert figures(run) == figures(alone)
     assert not list(run.glob("evaluations/parts-*"))
 

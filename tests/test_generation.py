@@ -61,9 +61,9 @@ def test_batch_changes_no_image(all_images, batch):
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 7])
-def test_ranks_share_the_images_out(all_images, world):
+def test_groups_may_be_shared_out(all_images, world):
     task = Task(range(900), (1, 8, 8), 10, 1)
-    parts = [images_of(task, rank=rank, world=world) for rank in range(world)]
+    parts = [images_of(task, groups=task.groups[rank::world]) for rank in range(world)]
     assert sorted(seed for part in parts for seed in part) == list(range(900))
     assert all(same(all_images, part) for part in parts)
 
@@ -141,7 +141,7 @@ def test_samplers_draw_from_the_gaussian_that_the_model_stands_for(steps, times,
     n = images.numel()
     assert abs(images.mean().item() - mean) < 5 * std / n**0.5
     assert abs(images.var().item() / std**2 - 1) < 5 * (2 / n) ** 0.5 + 5e-4
-    assert sampler.metric == {"1": "fd_1step", "2": "fd_2step", "3": "fd_3step", "heun": "fd_ode"}[steps]
+    assert sampler.name == {"1": "1step", "2": "2step", "3": "3step", "heun": "ode"}[steps]
 
 
 def test_ode_ends_at_sigma_0_and_not_at_sigma_min():
@@ -153,8 +153,8 @@ def test_ode_ends_at_sigma_0_and_not_at_sigma_min():
 
 def test_defaults_are_the_samplers_of_the_paper():
     denoise, consistency = gaussian(0.0, 0.5)
-    assert [s.metric for s in generation.samplers(consistency, None, (80.0, 0.8), denoising=False, **ARGUMENTS)] == ["fd_1step", "fd_2step"]
-    assert [s.metric for s in generation.samplers(denoise, None, (80.0, 0.8), denoising=True, **ARGUMENTS)] == ["fd_ode"]
+    assert [s.name for s in generation.samplers(consistency, None, (80.0, 0.8), denoising=False, **ARGUMENTS)] == ["1step", "2step"]
+    assert [s.name for s in generation.samplers(denoise, None, (80.0, 0.8), denoising=True, **ARGUMENTS)] == ["ode"]
 
 
 def test_two_steps_use_the_second_draw():

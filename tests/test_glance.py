@@ -13,18 +13,16 @@ from PIL import Image
 
 from cmdist import build, seeding, tracking
 from cmdist.core.noise import karras_sigmas
-from cmdist.errors import DataError
 from cmdist.journal import Journal
 from cmdist.tracking import spool_folder
-from ranks import REPOSITORY, pipeline
+from inception import write
+from ranks import pipeline
 from runs import call, make_data, make_run
 
 
 @pytest.fixture(scope="module")
 def glance():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(REPOSITORY / "pipelines"))  # where Python finds evaluate when it runs the script
-        yield pipeline("glance")
+    return pipeline("glance")
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +97,17 @@ def test_a_denoising_run_has_its_grid(root, glance):
     assert record(run)["values"] == {} and (run / "glances" / "step-0000000010-ode.png").exists()
 
 
-def test_without_an_extractor_validation_is_there_and_quality_is_a_failure(root, glance):
+def test_without_an_extractor_validation_is_there_and_quality_needs_inception(root, glance, capsys):
     data = make_data(root / "plain", extractor=False)
     run = make_run(root, "plain-run", data)
-    with pytest.raises((DataError, SystemExit)):
-        call(glance.main, untracked(run), "--checkpoint", 10)
+    call(glance.main, untracked(run), "--checkpoint", 10)
+    assert "no quality at a glance: the data set has no extractor of its own, and evaluation" in capsys.readouterr().out
     assert record(run)["values"]["consistency_error"] > 0
+    weights = write(root / "inception.pt")
+    run = make_run(root, "inception-run", data, evaluation={"inception": weights}, train=QUICK | {"precision": "fp32", "ema": [0.9]})
+    call(glance.main, untracked(run), "--checkpoint", 10)
+    (found,) = (json.loads(path.read_text()) for path in (run / "evaluations").glob("*.json"))
+    assert list(found["metrics"]) == ["kid_1step"] and found["protocol"]["n"] == 256
 
 
 def test_the_next_glance_waits_for_the_one_before(root, glance):

@@ -55,6 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         folder = Path(scratch)
         cheap = stand_in.write(folder / "cheap.pt")
         full = options.inception or stand_in.write(folder / "full.pt", stand_in.Full())
+        devices = "GPUs" if torch.cuda.is_available() else "cores"
         print(f"\n{options.size}x{options.size} images, {ranks} {devices}; images/s, best of {options.rounds}")
         print("| network | resizing | images | clean-fid, folder | this path | ratio |\n|---|---|---|---|---|---|")
         few = options.n if torch.cuda.is_available() else options.n_inception
