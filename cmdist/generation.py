@@ -63,7 +63,7 @@ class Task:
         size = group_size(*self.shape[1:])
         return slice(max(0, self.seeds.start - group * size), min(size, self.seeds.stop - group * size))
 
-    def blocks(self, images: int = 512) -> list[range]:
+    def blocks(self, images: int = 128) -> list[range]:
         """The groups in runs of at least so many images, cut at multiples of such a run on the line of seeds."""
         run = -(-images // group_size(*self.shape[1:]))
         numbers = range(self.groups.start // run, (self.groups.stop - 1) // run + 1)

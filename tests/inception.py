@@ -32,7 +32,7 @@ class Tiny(nn.Module):
         self.mix = nn.Linear(3 * 64, 2048)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.mix(F.adaptive_avg_pool2d(x, 8).flatten(1)))
+        return F.relu(self.mix(x[:, :, 18::38, 18::38].flatten(1)))
 
 
 def write(path: Path, layers: nn.Module | None = None) -> str:

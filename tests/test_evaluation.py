@@ -123,11 +123,10 @@ def test_an_image_depends_on_its_seed_alone(alone, tmp_path):
 
 
 def test_blocks_are_cut_on_the_line_of_seeds():
-    assert TASK.blocks() == [range(2), range(2, 4), range(4, 6)]  # groups of 256
-    assert [TASK.before(block.start) for block in TASK.blocks()] == [0, 509, 1021]
+    assert TASK.blocks() == [range(i, i + 1) for i in range(6)]  # groups of 256
+    assert [TASK.before(block.start) for block in TASK.blocks()] == [0, 253, 509, 765, 1021, 1277]
     assert Task(range(600, 700), (1, 8, 8), 0, 1).blocks() == [range(2, 3)]
-    big = Task(range(1000), (3, 256, 256), 0, 1).blocks()  # groups of 4
-    assert big == [range(128), range(128, 250)]
+    assert Task(range(5, 300), (3, 256, 256), 0, 1).blocks() == [range(1, 32), range(32, 64), range(64, 75)]  # groups of 4
 
 
 def _measure(folder: str, batch: int) -> None:
@@ -149,7 +148,7 @@ def test_figures_are_identical_on_one_two_and_four_ranks(alone, tmp_path):
 
 
 def test_what_was_made_is_not_made_again(alone, tmp_path, monkeypatch):
-    """The third part fails; then a call finds the first two and makes the third."""
+    """The fifth part fails; then a call finds the first four and makes the others."""
     calls = []
 
     def failing(noises, labels):
@@ -160,11 +159,11 @@ def test_what_was_made_is_not_made_again(alone, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         evaluation.measure(TASK, failing, wanted(), str(tmp_path), WORLD, keep=70)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-000000.npz", "part-000001.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"part-{i:06d}.npz" for i in range(4)]
     seen, calls[:] = [], [1, 1]  # two groups may be made
     again = evaluation.measure(TASK, failing, wanted(), str(tmp_path), WORLD, keep=70, progress=seen.append)
     assert again.figures == alone.figures and again.sha256 == alone.sha256 and torch.equal(again.images, alone.images)
-    assert sum(seen) == 1400 and seen[:2] == [509, 512]
+    assert sum(seen) == 1400 and seen[:4] == [253, 256, 256, 256]
 
 
 def test_a_damaged_part_is_a_sentence(tmp_path):

@@ -26,7 +26,7 @@ from PIL import Image
 
 from cmdist import distributed, evaluation, extractors, references
 from cmdist.generation import Task
-from cmdist.metrics.frechet import Moments, Statistics, frechet_distance
+from cmdist.metrics.frechet import Moments, Statistics
 from cmdist.references import Reference
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--inception", metavar="FILE", help="the published weights")
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--n", type=int, default=2048, help="images for the network that costs nothing (default %(default)s)")
-    parser.add_argument("--n-inception", type=int, default=128, help="images for Inception on CPU cores (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--n", type=int, default=1024, help="images for the network that costs nothing (default %(default)s)")
+    parser.add_argument("--n-inception", type=int, default=256, help="images for Inception on CPU cores (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--part", nargs=5, help=argparse.SUPPRESS)  # one rank of ours: images, weights, space, metrics, scratch
     options = parser.parse_args(arguments)
     if options.part:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         print("\n| images | metrics | peak memory of rank 0, MiB |\n|---|---|---|")
         for n in (4096, 16384):
             _, array = images(folder, 32, n, files=False)
-            for metrics in ("fid_legacy", "fid_legacy,is,precision,recall"):
+            for metrics in ("fid_legacy", "fid_legacy,is"):
                 print(
                     f"| {n:,} | {metrics.replace(',', ', ')} | {run(ranks, array, cheap, 'fid_legacy', metrics, folder)['peak']:.0f} |",
                     flush=True,
@@ -119,7 +119,7 @@ def ours(array: str, weights: str, space: str, metrics: str, scratch: str) -> No
     """One rank: a sampler that finds the images ready, and everything else as in evaluation."""
     world = distributed.start()
     torch.set_num_threads(1)
-    ready = torch.from_numpy(np.load(array, mmap_mode="r")).permute(0, 3, 1, 2)
+    ready = torch.from_numpy(np.load(array, mmap_mode="c")).permute(0, 3, 1, 2)
     extractor = extractors.inception(weights, space, world.device)
 
     def sample(noises: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
@@ -140,7 +140,7 @@ def ours(array: str, weights: str, space: str, metrics: str, scratch: str) -> No
     def stamped(a: Statistics, b: Statistics) -> float:
         nonlocal end
         end = time.perf_counter()  # clean-fid's clock stops at the covariance, too
-        return frechet_distance(a, b)
+        return 0.0
 
     evaluation.frechet.frechet_distance = stamped
     task = Task(range(n), (3, size, size), n, 1)
