@@ -14,6 +14,7 @@ from torch import Tensor
 import cmdist
 from cmdist import distributed, seeding
 from cmdist.environment import git_commit
+from cmdist.errors import DataError
 from cmdist.extractors import NEED_ROWS, Extractor
 from cmdist.generation import Sample, Task, generate
 from cmdist.metrics import frechet, inception_score, kernel, neighbours
@@ -58,10 +59,13 @@ class Measured:
     sha256: str
 
 
-def check(n: int, extractor: Extractor, metrics: Sequence[str]) -> None:
-    """Raise DataError if n images (0: nobody knows how many) are too few for the metrics of a space."""
+def check(n: int, extractor: Extractor, metrics: Sequence[str], of: str = "") -> None:
+    """Raise DataError, which names what they are images `of`, if n (0: nobody knows how many) are too few for the metrics of a space."""
     if n and extractor.space in metrics:
-        frechet.check_count(n, extractor.dimensions)
+        try:
+            frechet.check_count(n, extractor.dimensions)
+        except DataError as error:
+            raise DataError(f"{of}: {error}" if of else str(error)) from None
 
 
 def measure(

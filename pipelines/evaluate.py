@@ -105,6 +105,7 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
         storage.create(storage.join(folder, f"step-{step:010d}.begun"), b"")
     for extractor in spaces:
         if not distributed.gather(extractor.space in real, world.control)[0]:
+            evaluation.check(len(data), extractor, wanted[extractor.space], data.url)
             made = reference.statistics(data, extractor, folder, world)
             if made is not None:
                 real[extractor.space] = made
@@ -207,7 +208,14 @@ def make(
     parts = storage.join(folder, f"parts-{distributed.gather(evaluation.identity(content), world.control)[0]}")
     with tqdm(total=options.n, desc=sampler.name, unit=" images", disable=not world.first, leave=False, file=sys.stderr) as bar:
         made = evaluation.measure(
-            task, sampler.sample, todo, parts, world, options.batch, (ROWS + 1) * columns, lambda images: bar.update(images * world.size)
+            task,
+            sampler.sample,
+            todo,
+            parts,
+            world,
+            options.batch,
+            (ROWS + 1) * columns,
+            lambda images: reference.advance(bar, images * world.size),
         )
     if made is None:
         return []

@@ -71,6 +71,12 @@ def given(
     return found
 
 
+def advance(bar: tqdm, images: int) -> None:  # type: ignore[type-arg]
+    """Move a bar by what all ranks are taken to have made: as much as this one; the last blocks may be fewer than the ranks."""
+    assert bar.total is not None, "given when it was made"
+    bar.update(min(images, bar.total - bar.n))
+
+
 def statistics(data: ShardedImages, extractor: Extractor, scratch: str, world: World) -> Reference | None:
     """Statistics of all real images, on rank 0; made once, on all ranks, which must all call, and kept beside them. Raises DataError."""
     name = evaluation.identity(references.describe(extractor) | {"data": data.index_hash})
@@ -79,7 +85,7 @@ def statistics(data: ShardedImages, extractor: Extractor, scratch: str, world: W
         return references.load(url, extractor, data.index["image_size"]) if world.first else None
     parts = storage.join(scratch, f"parts-statistics-{name}")
     with tqdm(total=len(data), desc="real images", unit=" images", disable=not world.first, leave=False, file=sys.stderr) as bar:
-        made = references.make(data, extractor, parts, world, lambda images: bar.update(images * world.size))
+        made = references.make(data, extractor, parts, world, lambda images: advance(bar, images * world.size))
     if made is not None:
         try:
             made.save(url)
@@ -128,7 +134,7 @@ def measure(options: argparse.Namespace, world: World) -> None:
     data = open_dataset(options.source)
     wanted = extractors.spaces(options.metrics or ["fd" if data.index.get("extractor") else "fid"])
     for extractor in load_extractors(options, Evaluation(), wanted, data, world.device):
-        evaluation.check(len(data), extractor, wanted[extractor.space])
+        evaluation.check(len(data), extractor, wanted[extractor.space], data.url)
         if extractor.space == "fd":
             evaluation.check(options.n, extractor, ["fd"])
         real = statistics(data, extractor, data.url, world)

@@ -114,7 +114,7 @@ def lsun_shards(folder: Path, extractor: bool) -> Path:
     """A database in LSUN's format, prepared as the README says; Inception's place as extractor is taken by a net that nobody trained."""
     draw, database = np.random.default_rng(0), lmdb.open(str(folder / "bedroom_train_lmdb"), map_size=2**26)
     with database.begin(write=True) as transaction:
-        for _ in range(120):
+        for _ in range(160):  # at least twice the extractor's 64 features
             small, file = Image.fromarray(draw.integers(0, 256, (4, 5, 3), np.uint8)), io.BytesIO()
             small.resize((300, 256)).save(file, "WEBP", quality=75)
             transaction.put(draw.bytes(20).hex().encode(), file.getvalue())
@@ -174,10 +174,10 @@ def test_a_plan_runs_to_its_end(slurm: Slurm, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_failing_evaluation_never_touches_training(slurm: Slurm, tmp_path: Path) -> None:
-    """The data has no extractor, so that no checkpoint can be evaluated."""
+    """The data has no extractor and there are no weights of Inception, so that no checkpoint can be evaluated."""
     jobs, logs = run_plan(slurm, tmp_path, lsun_shards(tmp_path, extractor=False), "none", nodes=1, tasks=1)
     shown = {name: slurm.call("scontrol", "-o", "show", "job", job) for name, job in jobs.items()}
     assert "JobState=COMPLETED" in shown["training"] and "Restarts=0" in shown["training"], logs
     assert "JobState=FAILED" in shown["watching"] and set(re.findall(r"JobState=(\S+)", shown["evaluations"])) == {"FAILED"}, logs
-    assert f"step 20 of {tmp_path}/runs/small could not be evaluated" in logs and "has no feature extractor" in logs
+    assert f"step 20 of {tmp_path}/runs/small could not be evaluated" in logs and "fid needs Inception's weights" in logs
     assert not list((tmp_path / "runs" / "small" / "evaluations").glob("*.json"))

@@ -146,8 +146,11 @@ def reference(folder: Path) -> list[str]:
 def test_references_of_shards_and_of_files(bare, weights, tmp_path, capsys):
     """Made once beside the shards and found there; an imported file with images has features, too."""
     data = make_data(tmp_path / "data", 300, extractor=False)
-    with pytest.raises(DataError, match="300 images are too few for a Frechet distance in 2048 features"):
+    with pytest.raises(DataError, match=r"data: 300 images are too few for a Frechet distance in 2048 features"):
         call(evaluate.main, "reference", data, "--metrics", "fid", "--inception", weights)
+    with pytest.raises(DataError, match=r"\d+ images are too few .* at least 4096 are needed"):  # of real ones, before any is made
+        call(evaluate.main, bare, "--n", "4096", "--metrics", "fid", "--inception", weights)
+    assert not list(bare.glob("evaluations/parts-*"))
     images = np.random.default_rng(1).integers(0, 256, (60, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048), arr_0=images)
     out = tmp_path / "stored.npz"
