@@ -141,7 +141,7 @@ def test_what_cannot_be_exported_is_a_sentence_and_leaves_nothing(tmp_path: Path
     (tmp_path / "c.yaml").write_text(settings("lsun256"))
     torch.save({"a": torch.zeros(1)}, tmp_path / "cd_a.pt")
     cases = [
-        ([narrow], ConfigError, r"diffusers has 32 groups in every normalization, and this network has also \[4, 8\]"),
+        ([narrow], ConfigError, r"diffusers has 32 groups in every normalization, and this network has also \[2, 4\]"),
         ([edm], ConfigError, "is a denoiser; a ConsistencyModelPipeline needs a consistency model"),
         ([plain], ConfigError, "needs network.resblock_updown true"),
         ([first], ConfigError, "network.channel_mult must begin with 1, not 2"),

@@ -15,6 +15,7 @@ import pytest
 from cmdist import tracking
 from cmdist.journal import Journal, Watch, now
 from cmdist.tracking import Tracker
+from runs import add_store
 
 
 def start(
@@ -25,7 +26,9 @@ def start(
     attempt: int = 1,
     spool: str = "tracking",
 ) -> Tracker:
-    uri = uri or f"sqlite:///{folder}/mlflow.db"
+    if uri is None:
+        add_store(folder)
+        uri = f"sqlite:///{folder}/mlflow.db"
     params, tags = params or {"lr": 0.1}, {"colour": "red"}
     return Tracker.start(uri, "tests", "run", "key-1", params, tags, folder / spool, courier=courier, attempt=attempt)
 

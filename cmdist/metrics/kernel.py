@@ -23,12 +23,13 @@ class Rows(Protocol):
 def kernel_distance(made: Rows, real: Rows, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = 0) -> float:
     """Mean over random subsets of the unbiased squared discrepancy under k(x, y) = (x.y / D + 1)^3.
 
-    Subsets have `size` rows of each, or as many as there are. Raises DataError if that is less than two.
+    Subsets have `size` rows of each, or as many as there are; those of all rows are all the same, so one is enough. Raises DataError if
+    that is less than two rows.
     """
     m = min(len(made), len(real), size)
     if m < 2:
         raise DataError(f"a kernel distance needs at least 2 images of both kinds, and there are {len(made)} and {len(real)}")
-    total = 0.0
+    total, subsets = 0.0, subsets if m < max(len(made), len(real)) else 1
     for subset in range(subsets):
         generator = seeding.generator("cpu", seed, "kernel distance", subset)
         x = made[torch.randperm(len(made), generator=generator)[:m]].double()

@@ -61,22 +61,27 @@ def copy(run: Path, folder: Path) -> Path:
 # --- features
 
 
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> str:
+    """The whole of Inception with random weights."""
+    return write(tmp_path_factory.mktemp("full") / "inception-2015-12-05.pt", Full())
+
+
 @pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow"])
-def test_features_are_cleanfids_own(mode, tmp_path):
-    """The whole of Inception with random weights, through clean-fid's own functions; a grey image is one of three equal channels."""
+def test_features_are_cleanfids_own(mode, full, tmp_path):
+    """Through clean-fid's own functions; a grey image is one of three equal channels."""
     torchvision_ops.declare_missing()
     from cleanfid.fid import get_files_features
     from cleanfid.inception_torchscript import InceptionV3W
 
-    url = write(tmp_path / "inception-2015-12-05.pt", Full())
     images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images[2] = images[2, :1]
     files = [str(tmp_path / f"{i}.png") for i in range(3)]
     for file, image in zip(files, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
-    net = InceptionV3W(str(tmp_path), download=False, resize_inside=mode != "clean").eval()
+    net = InceptionV3W(str(Path(full).parent), download=False, resize_inside=mode != "clean").eval()
     theirs = get_files_features(files, net, num_workers=0, batch_size=3, device=CPU, mode=mode, verbose=False)
-    extractor = extractors.inception(url, "fid" if mode == "clean" else "fid_legacy", CPU)
+    extractor = extractors.inception(full, "fid" if mode == "clean" else "fid_legacy", CPU)
     ours = extractor.features(images).numpy()
     assert ours.shape == (3, 2048) and np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
     assert np.abs(extractor.features(images[2:, :1]).numpy() - theirs[2:]).max() < 1e-5 * np.abs(theirs).max()
@@ -200,7 +205,7 @@ def test_figures_are_identical_on_more_ranks(size, quick, weights, tmp_path):
 def test_killed_at_any_point_it_goes_on_to_the_same_figures(quick, weights, tmp_path):
     """SIGKILL of one rank at random moments, on one or two ranks by turns, until a call gets through."""
     run, draw, kills = copy(quick, tmp_path), random.Random(0), 0
-    many = ["--n", "1500", "--steps", "1", "--metrics", "is"]
+    many = ["--n", "1000", "--steps", "1", "--metrics", "is"]
     alone = copy(quick, tmp_path / "alone")
     call(evaluate.main, alone, *many, "--inception", weights)
     for attempt in range(5):

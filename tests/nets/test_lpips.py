@@ -71,9 +71,9 @@ def test_the_gradient_is_finite_where_features_vanish(weights: Path) -> None:
         results.append(gradient)
     assert results[0].isfinite().all()
     assert not results[1].isfinite().all()  # else this test tests nothing
-    for pair in ((torch.zeros(1, 3, 32, 32), Y[:1]), (torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32))):
-        x = pair[0].requires_grad_()
-        assert torch.autograd.grad(load_lpips(weights, "avg")(x, pair[1]).sum(), x)[0].isfinite().all()
+    x, plain = torch.zeros(1, 3, 32, 32, requires_grad=True), load_lpips(weights, "avg")
+    for other in (Y[:1], torch.ones(1, 3, 32, 32)):
+        assert torch.autograd.grad(plain(x, other).sum(), x)[0].isfinite().all()
 
 
 def test_equal_images_have_distance_0_and_no_gradient(weights: Path) -> None:
