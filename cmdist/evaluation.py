@@ -25,6 +25,7 @@ DEFINITIONS = {
     "fid": f"kid: {kernel.SUBSETS} subsets of {kernel.SUBSET_SIZE}",
     "fid_legacy": f"is: {inception_score.SPLITS} splits; precision, recall: {neighbours.NEIGHBOURS} neighbours",
 }
+PIECE = 1024  # features that are added to the moments together
 
 
 class Features:
@@ -84,7 +85,7 @@ def measure(
     call goes on from them, on any number of ranks; the caller removes them when the figures are safe. `progress` is told the number
     of images that this rank has just made, or found made.
     """
-    blocks = task.blocks()
+    blocks = task.blocks(128 if len(task.seeds) < 16_384 else 512)  # short ones are shared evenly, long ones keep a GPU busier
     parts = Parts(folder, len(blocks))
 
     def block(part: int) -> Arrays:
@@ -111,24 +112,26 @@ def measure(
     parts.complete(block, world, lambda part: progress(count(part)))
     if not world.first:
         return None
-    spaces = [Space(len(task.seeds), extractor, metrics, reference) for extractor, metrics, reference in wanted]
+    spaces = [Space(len(task.seeds), *of, world.device) for of in wanted]
     digest, kept = hashlib.sha256(), []
     for arrays in parts.read():
         digest.update(arrays["digests"].tobytes())
         kept.append(torch.from_numpy(arrays["images"]))
         for space in spaces:
             space.add(arrays)
-    figures = {metric: value for space in spaces for metric, value in space.figures(world.device).items()}
+    figures = {metric: value for space in spaces for metric, value in space.figures().items()}
     return Measured(figures, torch.cat(kept), digest.hexdigest())
 
 
 class Space:
     """What is gathered of n images in one extractor's space, for the metrics that are wanted there."""
 
-    def __init__(self, n: int, extractor: Extractor, metrics: Sequence[str], reference: Reference | None) -> None:
+    def __init__(
+        self, n: int, extractor: Extractor, metrics: Sequence[str], reference: Reference | None, device: str | torch.device
+    ) -> None:
         assert reference is not None, "on rank 0"
-        self._name, self._metrics, self._reference = extractor.space, metrics, reference
-        self._moments = frechet.Moments(extractor.dimensions)
+        self._name, self._metrics, self._reference, self._device = extractor.space, metrics, reference, device
+        self._moments, self._waiting = frechet.Moments(extractor.dimensions, device), torch.empty(0, extractor.dimensions)
         self._rows = Features(extractor.dimensions) if any(metric in NEED_ROWS for metric in metrics) else None
         self._n = n
         self._score: inception_score.InceptionScore | None = None
@@ -137,7 +140,9 @@ class Space:
         """A part's features."""
         features = torch.from_numpy(arrays[f"{self._name}/features"])
         if self._name in self._metrics:
-            self._moments.add(features)
+            self._waiting = torch.cat([self._waiting, features])
+            if len(self._waiting) >= PIECE:
+                self._add_waiting()
         if self._rows is not None:
             self._rows.append(features)
         if "is" in self._metrics:
@@ -145,10 +150,15 @@ class Space:
             self._score = self._score or inception_score.InceptionScore(self._n, probabilities.shape[1])
             self._score.add(probabilities)
 
-    def figures(self, device: torch.device) -> dict[str, float]:
+    def _add_waiting(self) -> None:
+        self._moments.add(self._waiting)
+        self._waiting = self._waiting[:0]
+
+    def figures(self) -> dict[str, float]:
         """By metric."""
         found = {}
         if self._name in self._metrics:
+            self._add_waiting()
             found[self._name] = frechet.frechet_distance(self._moments.statistics(), self._reference.statistics)
         if self._score is not None:
             found["is"] = self._score.value()
@@ -158,7 +168,7 @@ class Space:
             if "kid" in self._metrics:
                 found["kid"] = kernel.kernel_distance(self._rows, real)
             if "precision" in self._metrics or "recall" in self._metrics:
-                precision, recall = neighbours.precision_recall(self._rows, real, device=device)
+                precision, recall = neighbours.precision_recall(self._rows, real, device=self._device)
                 found |= {"precision": precision, "recall": recall}
         return {metric: found[metric] for metric in self._metrics}
 

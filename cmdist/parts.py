@@ -4,7 +4,9 @@ What a part holds depends on its number alone, so that neither ranks nor kills c
 """
 
 import io
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from cmdist import distributed, storage
 from cmdist.errors import DataError
 
 Arrays = Mapping[str, NDArray[Any]]
+AHEAD = 2  # parts that are read before they are asked for
 
 
 @dataclass(frozen=True)
@@ -31,22 +34,39 @@ class Parts:
         missing = [part for part in range(self.count) if part not in there]
         for part in sorted(there)[world.rank :: world.size]:
             found(part)
-        for part in missing[world.rank :: world.size]:
-            buffer = io.BytesIO()
-            np.savez(buffer, **make(part))  # type: ignore[arg-type]  # numpy's stub knows but its own options
-            storage.write(storage.join(self.folder, self._name(part)), buffer.getvalue())
+        with ThreadPoolExecutor(1) as writer:  # a store may be slow; the next part is made meanwhile
+            written: Future[None] | None = None
+            for part in missing[world.rank :: world.size]:
+                arrays = make(part)
+                if written:
+                    written.result()
+                written = writer.submit(self._write, part, arrays)
+            if written:
+                written.result()
         distributed.gather(None, world.control)
 
-    def read(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """All parts, in order, one in memory at a time. Raises DataError."""
-        for part in range(self.count):
-            url = storage.join(self.folder, self._name(part))
-            try:
-                with np.load(io.BytesIO(storage.read(url)), allow_pickle=False) as arrays:
-                    content = {name: arrays[name] for name in arrays.files}
-            except Exception as error:
-                raise DataError(f"{url} is missing or damaged ({error}); remove it, and the same command makes it again") from error
-            yield content
+    def read(self) -> Iterator[Arrays]:
+        """All parts, in order, three in memory at a time. Raises DataError."""
+        with ThreadPoolExecutor(AHEAD) as reader:
+            coming = deque(reader.submit(self._read, part) for part in range(min(AHEAD, self.count)))
+            for following in range(AHEAD, AHEAD + self.count):
+                content = coming.popleft().result()
+                if following < self.count:
+                    coming.append(reader.submit(self._read, following))
+                yield content
+
+    def _write(self, part: int, arrays: Arrays) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub knows but its own options
+        storage.write(storage.join(self.folder, self._name(part)), buffer.getvalue())
+
+    def _read(self, part: int) -> Arrays:
+        url = storage.join(self.folder, self._name(part))
+        try:
+            with np.load(io.BytesIO(storage.read(url)), allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except Exception as error:
+            raise DataError(f"{url} is missing or damaged ({error}); remove it, and the same command makes it again") from error
 
     def remove(self) -> None:
         """All of them, once they are no longer needed."""

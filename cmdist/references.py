@@ -120,7 +120,7 @@ def make(
     parts = Parts(folder, -(-len(data) // step))
 
     def unit(part: int) -> Arrays:
-        moments, kept = Moments(extractor.dimensions), []
+        moments, kept = Moments(extractor.dimensions, world.device), []
         last = min((part + 1) * step, len(data))
         for first in range(part * step, last, PIECE):
             features = extractor.features(data.images(range(first, min(first + PIECE, last))))
@@ -129,8 +129,8 @@ def make(
             progress(len(features))
         return {
             "n": np.array(moments.n),
-            "mean": moments.mean.numpy(),
-            "scatter": moments.scatter.numpy(),
+            "mean": moments.mean.cpu().numpy(),
+            "scatter": moments.scatter.cpu().numpy(),
             "features": torch.cat(kept).numpy(),
         }
 

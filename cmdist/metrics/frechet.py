@@ -7,6 +7,8 @@ from torch import Tensor
 
 from cmdist.errors import DataError
 
+SLAB = 512  # rows of a covariance that are summed together, right of its diagonal
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -21,12 +23,14 @@ class Moments:
     """Mean and scatter of features, added piece by piece (Chan, Golub and LeVeque 1983); memory does not grow with the images.
 
     The last bits depend on how the features are cut into pieces, so the caller cuts them in one way whatever the number of ranks.
+    Large pieces are faster. `device` must know float64.
     """
 
-    def __init__(self, dimensions: int) -> None:
+    def __init__(self, dimensions: int, device: str | torch.device = "cpu") -> None:
         self.n = 0
-        self.mean = torch.zeros(dimensions, dtype=torch.float64)
-        self.scatter = torch.zeros((dimensions, dimensions), dtype=torch.float64)  # sum of (x - mean) (x - mean)^T
+        self.mean = torch.zeros(dimensions, dtype=torch.float64, device=device)
+        # sum of (x - mean) (x - mean)^T, of which only the upper triangle is kept
+        self.scatter = torch.zeros((dimensions, dimensions), dtype=torch.float64, device=device)
 
     @classmethod
     def of(cls, n: int, mean: Tensor, scatter: Tensor) -> "Moments":
@@ -39,19 +43,23 @@ class Moments:
         """Add features (B,D) of any precision."""
         if not len(features):
             return
-        x = features.to(device="cpu", dtype=torch.float64)
+        x = features.to(self.mean.device, torch.float64)
         mean = x.mean(dim=0)
-        centred = x - mean
-        self._merge(len(x), mean, centred.T @ centred)
+        x = x - mean
+        for first in range(0, len(mean), SLAB):
+            rows = slice(first, first + SLAB)
+            self.scatter[rows, first:].addmm_(x[:, rows].T, x[:, first:])
+        self._shift(len(x), mean)
 
     def merge(self, other: "Moments") -> None:
         """Add what another one has seen."""
         if other.n:
-            self._merge(other.n, other.mean, other.scatter)
+            self.scatter += other.scatter
+            self._shift(other.n, other.mean)
 
-    def _merge(self, n: int, mean: Tensor, scatter: Tensor) -> None:
+    def _shift(self, n: int, mean: Tensor) -> None:
+        """Make the sum of two scatters that of all, around the mean of all."""
         total, shift = self.n + n, mean - self.mean
-        self.scatter += scatter
         self.scatter.addr_(shift, shift, alpha=self.n * n / total)
         self.mean += shift * (n / total)
         self.n = total
@@ -60,7 +68,8 @@ class Moments:
         """What they amount to. Raises DataError for a single image."""
         if self.n < 2:
             raise DataError(f"{self.n} images have no covariance")
-        return Statistics(self.n, self.mean.clone(), self.scatter / (self.n - 1))
+        upper = self.scatter.triu()
+        return Statistics(self.n, self.mean.cpu().clone(), ((upper + upper.triu(1).T) / (self.n - 1)).cpu())
 
 
 def check_count(n: int, dimensions: int) -> None:

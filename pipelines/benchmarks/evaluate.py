@@ -3,25 +3,29 @@
 python pipelines/benchmark.py evaluate                                  (some minutes on two cores)
 python pipelines/benchmark.py evaluate --inception inception-2015-12-05.pt
 
-Generation is left out: the images are there when the clock starts, in memory for us and as PNG files for clean-fid. Two networks:
-Inception's architecture (with random weights unless its file is given), and one that costs next to nothing, which leaves what is
-around the network: decoding, resizing, handing over, moments.
+Generation is left out: the images are in memory when the clock starts. clean-fid takes them from a folder of PNG files, which its users
+write with Pillow; its figure is given without that and with it (by one process for each core). Two networks: Inception's architecture
+(with random weights unless its file is given), and one that costs next to nothing, which leaves what is around the network: decoding,
+resizing, handing over, moments.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from benchmarks.prepare import photos
+from numpy.typing import NDArray
 from PIL import Image
 
 from cmdist import distributed, evaluation, extractors, references
@@ -41,11 +45,11 @@ def main(arguments: Sequence[str]) -> None:
         prog="benchmark.py evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--inception", metavar="FILE", help="the published weights")
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256], help="of images; Inception takes the first (default 64 256)")
     parser.add_argument("--n", type=int, default=1024, help="images for the network that costs nothing (default %(default)s)")
     parser.add_argument("--n-inception", type=int, default=256, help="images for Inception on CPU cores (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--part", nargs=5, help=argparse.SUPPRESS)  # one rank of ours: images, weights, space, metrics, scratch
+    parser.add_argument("--part", nargs=6, help=argparse.SUPPRESS)  # one rank of ours: images, how many, weights, space, metrics, scratch
     options = parser.parse_args(arguments)
     if options.part:
         ours(*options.part)
@@ -56,37 +60,58 @@ def main(arguments: Sequence[str]) -> None:
         cheap = stand_in.write(folder / "cheap.pt")
         full = options.inception or stand_in.write(folder / "full.pt", stand_in.Full())
         devices = "GPUs" if torch.cuda.is_available() else "cores"
-        print(f"\n{options.size}x{options.size} images, {ranks} {devices}; images/s, best of {options.rounds}")
-        print("| network | resizing | images | clean-fid, folder | this path | ratio |\n|---|---|---|---|---|---|")
+        print(f"\n{ranks} {devices}; images/s, best of {options.rounds}")
+        print("| network | size | resizing | images | clean-fid, of a folder | and with writing it | this path | ratio | with writing |")
+        print("|---|---|---|---|---|---|---|---|---|")
         few = options.n if torch.cuda.is_available() else options.n_inception
-        for title, weights, n in (("next to nothing", cheap, options.n), ("Inception", full, few)):
-            files, array = images(folder, options.size, n)
+        rows = [("next to nothing", size, cheap, options.n) for size in options.sizes] + [("Inception", options.sizes[0], full, few)]
+        for title, size, weights, n in rows:
+            array = images(folder, size, n)
             for mode, space in SPACES.items():
-                found: dict[str, list[float]] = {"clean-fid": [], "ours": []}
+                found: dict[str, list[float]] = {"writing": [], "clean-fid": [], "ours": []}
                 for _ in range(options.rounds):
+                    files, seconds = written(array)
+                    found["writing"].append(seconds)
                     found["clean-fid"].append(clean_fid(files, weights, mode, ranks))
-                    found["ours"].append(run(ranks, array, weights, space, space, folder)["rate"])
+                    found["ours"].append(run(ranks, array, n, weights, space, space, folder)["rate"])
                 theirs, mine = max(found["clean-fid"]), max(found["ours"])
-                print(f"| {title} | {mode} | {n:,} | {theirs:.1f} | {mine:.1f} | {mine / theirs:.2f} |", flush=True)
+                both = n / (n / theirs + min(found["writing"]))
+                print(
+                    f"| {title} | {size} | {mode} | {n:,} | {theirs:.1f} | {both:.1f} | {mine:.1f} | {mine / theirs:.2f} "
+                    f"| {mine / both:.2f} |",
+                    flush=True,
+                )
         print("\n| images | metrics | peak memory of rank 0, MiB |\n|---|---|---|")
-        for n in (4096, 16384):
-            _, array = images(folder, 32, n, files=False)
+        array = images(folder, 32, 1024)  # again and again
+        for n in (4096, 16384, 32768):
             for metrics in ("fid_legacy", "fid_legacy,is"):
                 print(
-                    f"| {n:,} | {metrics.replace(',', ', ')} | {run(ranks, array, cheap, 'fid_legacy', metrics, folder)['peak']:.0f} |",
+                    f"| {n:,} | {metrics.replace(',', ', ')} | {run(ranks, array, n, cheap, 'fid_legacy', metrics, folder)['peak']:.0f} |",
                     flush=True,
                 )
 
 
-def images(folder: Path, size: int, n: int, files: bool = True) -> tuple[list[str], Path]:
-    """Photographs, as PNG files and as one array (n,size,size,3)."""
+def images(folder: Path, size: int, n: int) -> Path:
+    """Photographs as one array (n,size,size,3) in a file."""
     source = photos(size, n)
-    array = np.stack([source.image(i) for i in range(n)])
-    np.save(folder / f"{size}-{n}.npy", array)
-    names = [str(folder / f"{size}-{i:06d}.png") for i in range(n if files else 0)]
-    for name, image in zip(names, array, strict=False):
-        Image.fromarray(image).save(name)
-    return names, folder / f"{size}-{n}.npy"
+    np.save(folder / f"{size}-{n}.npy", np.stack([source.image(i) for i in range(n)]))
+    return folder / f"{size}-{n}.npy"
+
+
+def written(array: Path) -> tuple[list[str], float]:
+    """The files of clean-fid's folder, and the seconds that all cores together take to write them."""
+    images = np.load(array)
+    names = [str(array.with_suffix("") / f"{i:06d}.png") for i in range(len(images))]
+    array.with_suffix("").mkdir(exist_ok=True)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as processes:
+        begin = time.perf_counter()
+        list(processes.map(save, names, images, chunksize=16))
+    return names, time.perf_counter() - begin
+
+
+def save(name: str, image: NDArray[np.uint8]) -> None:
+    """As Pillow does it by default."""
+    Image.fromarray(image).save(name)
 
 
 def clean_fid(files: list[str], weights: str, mode: str, workers: int) -> float:
@@ -105,17 +130,17 @@ def clean_fid(files: list[str], weights: str, mode: str, workers: int) -> float:
     return len(files) / (time.perf_counter() - begin)
 
 
-def run(ranks: int, array: Path, weights: str, space: str, metrics: str, folder: Path) -> dict[str, Any]:
+def run(ranks: int, array: Path, n: int, weights: str, space: str, metrics: str, folder: Path) -> dict[str, Any]:
     """What rank 0 says of a measurement by `ranks` processes."""
     scratch = tempfile.mkdtemp(dir=folder)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    part = ["--part", str(array), weights, space, metrics, scratch]
+    part = ["--part", str(array), str(n), weights, space, metrics, scratch]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*torchrun, sys.argv[0], "evaluate", *part], check=True, env=environment, stdout=subprocess.DEVNULL)
     return json.loads(Path(scratch, "said.json").read_text())  # type: ignore[no-any-return]
 
 
-def ours(array: str, weights: str, space: str, metrics: str, scratch: str) -> None:
+def ours(array: str, count: str, weights: str, space: str, metrics: str, scratch: str) -> None:
     """One rank: a sampler that finds the images ready, and everything else as in evaluation."""
     world = distributed.start()
     torch.set_num_threads(1)
@@ -124,9 +149,9 @@ def ours(array: str, weights: str, space: str, metrics: str, scratch: str) -> No
 
     def sample(noises: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         assert labels is not None
-        return (ready[labels.cpu()].float() - 127.75) / 127.5  # which the rounding of evaluation takes back to what it was
+        return (ready[labels.cpu() % len(ready)].float() - 127.75) / 127.5  # which the rounding of evaluation takes back to what it was
 
-    n, size = len(ready), ready.shape[2]
+    n, size = int(count), ready.shape[2]
     moments = Moments(extractor.dimensions)
     torch.manual_seed(0)
     some = torch.rand(256, extractor.dimensions)
