@@ -1,9 +1,11 @@
 import itertools
-import time
+import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from cmdist.data import order as order_module
 from cmdist.data.order import Order, permutation, schedule
 from cmdist.errors import DataError
 
@@ -45,20 +47,36 @@ def test_few_shards_are_in_use_at_a_time():
         assert (np.diff(shards[start : start + 40]) != 0).sum() > 15  # and mixed with one another
 
 
-def test_any_position_takes_the_same_time():
-    counts = [5000] * 64
+def test_any_position_takes_the_same_work():
+    """Lines run, permutations drawn and memory of a look-up in 3 million samples; clocks of busy machines say less."""
 
-    def cost(position):
-        best = float("inf")
-        for _ in range(5):
-            order = Order(counts, seed=0)
-            start = time.perf_counter()
+    def work(position):
+        order, lines, drawn = Order([5000] * 600, seed=0), 0, []
+
+        def trace(frame, event, argument):
+            nonlocal lines
+            if event == "call" and frame.f_code is permutation.__code__:
+                drawn.append(frame.f_locals["n"])
+            lines += event == "line" and frame.f_code.co_filename == order_module.__file__
+            return trace
+
+        tracemalloc.start()
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
             order.ids(position, 64)
-            best = min(best, time.perf_counter() - start)
-        return best
+        finally:
+            sys.settrace(before)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return lines, drawn, peak
 
-    near, far = cost(100), cost(10**12 + 100)
-    assert far < 3 * near
+    work(0)  # what only a first call costs
+    lines, drawn, peak = work(100)
+    assert drawn == [600, 8 * 5000]  # the epoch's shards, one block's samples
+    for position in (2_999_000, 10**12 + 100):
+        far = work(position)
+        assert far[:2] == (lines, drawn) and far[2] < 1.5 * peak
 
 
 def test_an_empty_data_set_is_refused():

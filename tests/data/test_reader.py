@@ -188,17 +188,6 @@ def test_a_killed_reading_process_is_one_sentence(dataset, children):
             pass
 
 
-def test_ids_are_found_as_fast_at_any_position_of_a_large_data_set():
-    """Three million samples: no position may cost what replaying to it would."""
-    times = {}
-    for position in (0, 2_999_000, 10**12 + 17):
-        order = Order([5000] * 600, seed=0)
-        begin = time.perf_counter()
-        order.ids(position, 64)
-        times[position] = time.perf_counter() - begin
-    assert max(times.values()) < 0.2  # a few ms; replaying 10^12 would take days
-
-
 @pytest.mark.parametrize("kind", [RuntimeError, ConnectionError])
 def test_an_error_of_the_code_in_a_reading_process_is_not_taken_for_its_death(dataset, monkeypatch, kind):
     def image(i):
