@@ -51,10 +51,13 @@ def test_one_step_of_distillation_with_lpips(tmp_path: Path, name: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["imagenet64", "lsun_bedroom256"])
 def test_the_loss_falls_over_20_steps(tmp_path: Path, name: str) -> None:
-    """With N = 2 there is one pair of noise levels, so the goal stands still and a falling loss is learning."""
-    more = ["train.steps=20", "curriculum.n_timesteps=2", "optimizer.lr=0.01", "optimizer.kind=adam"]
+    """With N = 2 there is one pair of noise levels, so the goal stands still and a falling loss is learning.
+
+    One Euler step from 80 to 0.002 is the teacher's picture; Heun's second slope, (x - D(x)) / 0.002, would throw the goal far away.
+    """
+    more = ["train.steps=20", "curriculum.n_timesteps=2", "loss.solver=euler", "optimizer.lr=0.01", "optimizer.kind=adam"]
     ranks = Ranks(2, tmp_path / "log", traced, str(tmp_path / "trace"), [*arguments(tmp_path, name), *more])
     assert ranks.join(800) == [0, 0], ranks.text
     entries = [entry for path in tmp_path.glob("trace*.json") for entry in json.loads(path.read_text())]
     losses = np.array([entry["loss"] for entry in sorted(entries, key=lambda entry: entry["g"])]).reshape(20, 2).mean(1)
-    assert losses[-5:].mean() < 0.8 * losses[:5].mean(), losses
+    assert losses[-5:].mean() < 0.5 * losses[:5].mean(), losses
