@@ -29,13 +29,15 @@ METRICS = {
     "fd_dinov2": "fd_dinov2",
 }
 NEED_ROWS = ("kid", "precision", "recall")  # all features, not their moments alone
-BATCH = 64  # images that go through a network together: a constant, since the last bits depend on it
 DINOV2 = "torch.jit.trace(torch.hub.load('facebookresearch/dinov2', 'dinov2_vitl14').eval(), torch.zeros(1, 3, 224, 224)).save(FILE)"
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """`space` is a value of METRICS; `network` takes what `prepare` makes of uint8 images (B,C,H,W) and gives features (B,dimensions)."""
+    """`space` is a value of METRICS; `network` takes what `prepare` makes of uint8 images (B,C,H,W) and gives features (B,dimensions).
+
+    `batch` images go through it together, always as many, since the last bits depend on it.
+    """
 
     space: str
     hash: str
@@ -44,6 +46,7 @@ class Extractor:
     prepare: Callable[[Tensor], Tensor]
     network: Callable[[Tensor], Tensor]
     probabilities: Callable[[Tensor], Tensor] | None = None  # of classes, for the Inception score
+    batch: int = 64
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ class Extractor:
 
     def _run(self, images: Tensor, probabilities: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Batch by batch, the next one being prepared while the network works."""
-        batches = images.split(BATCH)
+        batches = images.split(self.batch)
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(self.prepare, batches[0])
             for following in (*batches[1:], None):
@@ -94,7 +97,7 @@ def inception(url: str | None, space: str, device: torch.device) -> Extractor:
     net = Inception(url, "clean" if space == "fid" else "legacy_tensorflow", device)
     resize = "clean: Pillow bicubic to 299, not quantized" if space == "fid" else "legacy_tensorflow: bilinear inside the network"
     probabilities = net.probabilities if space == "fid_legacy" else None
-    return Extractor(space, net.hash, resize, Inception.DIMENSIONS, net.prepare, net.features, probabilities)
+    return Extractor(space, net.hash, resize, Inception.DIMENSIONS, net.prepare, net.features, probabilities, net.batch)
 
 
 def dinov2(url: str | None, device: torch.device) -> Extractor:
