@@ -116,7 +116,8 @@ def measure(
     digest, kept = hashlib.sha256(), []
     for arrays in parts.read():
         digest.update(arrays["digests"].tobytes())
-        kept.append(torch.from_numpy(arrays["images"]))
+        if not kept or len(arrays["images"]):  # what stays among large pieces that come and go would cut the heap up
+            kept.append(torch.from_numpy(arrays["images"]))
         for space in spaces:
             space.add(arrays)
     figures = {metric: value for space in spaces for metric, value in space.figures().items()}
@@ -131,7 +132,8 @@ class Space:
     ) -> None:
         assert reference is not None, "on rank 0"
         self._name, self._metrics, self._reference, self._device = extractor.space, metrics, reference, device
-        self._moments, self._waiting = frechet.Moments(extractor.dimensions, device), torch.empty(0, extractor.dimensions)
+        self._moments = frechet.Moments(extractor.dimensions, device)
+        self._waiting, self._filled = torch.empty(PIECE, extractor.dimensions), 0  # one buffer, since new ones would fragment the heap
         self._rows = Features(extractor.dimensions) if any(metric in NEED_ROWS for metric in metrics) else None
         self._n = n
         self._score: inception_score.InceptionScore | None = None
@@ -140,9 +142,7 @@ class Space:
         """A part's features."""
         features = torch.from_numpy(arrays[f"{self._name}/features"])
         if self._name in self._metrics:
-            self._waiting = torch.cat([self._waiting, features])
-            if len(self._waiting) >= PIECE:
-                self._add_waiting()
+            self._add_rows(features)
         if self._rows is not None:
             self._rows.append(features)
         if "is" in self._metrics:
@@ -150,9 +150,17 @@ class Space:
             self._score = self._score or inception_score.InceptionScore(self._n, probabilities.shape[1])
             self._score.add(probabilities)
 
+    def _add_rows(self, rows: Tensor) -> None:
+        while len(rows):
+            fitting = rows[: PIECE - self._filled]
+            self._waiting[self._filled : self._filled + len(fitting)] = fitting
+            self._filled, rows = self._filled + len(fitting), rows[len(fitting) :]
+            if self._filled == PIECE:
+                self._add_waiting()
+
     def _add_waiting(self) -> None:
-        self._moments.add(self._waiting)
-        self._waiting = self._waiting[:0]
+        self._moments.add(self._waiting[: self._filled])
+        self._filled = 0
 
     def figures(self) -> dict[str, float]:
         """By metric."""

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ from cmdist.data.images import open_dataset
 from cmdist.errors import DataError
 from cmdist.extractors import Extractor
 from cmdist.generation import Task
-from cmdist.metrics.frechet import Moments
+from cmdist.metrics.frechet import Moments, Statistics
 from cmdist.references import Reference
 from ranks import Ranks
 from runs import make_data
@@ -145,6 +146,27 @@ def test_figures_are_identical_on_one_two_and_four_ranks(alone, tmp_path):
     for size, ranks in running:
         assert ranks.join(120) == [0] * size, ranks.text
         assert json.loads((tmp_path / f"{size}.json").read_text()) == alone.figures | {"sha256": alone.sha256}
+
+
+def _peak(folder: str, n: int) -> None:
+    torch.set_num_threads(1)
+    e, mix = extractor(), torch.randn(16, 2048, generator=torch.Generator().manual_seed(0))
+    wide = dataclasses.replace(e, dimensions=2048, network=lambda x: e.network(x) @ mix)
+    real = Reference(Statistics(0, torch.zeros(2048).double(), torch.eye(2048).double()), torch.zeros(0, 2048), references.describe(wide))
+    evaluation.measure(Task(range(n), (1, 8, 8), 10, 2), sample, [(wide, ["fid_legacy"], real)], folder, WORLD)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    Path(folder, f"{n}.json").write_text(status["VmHWM"].split()[0])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    """16,384 and 65,536 of them; their features are 134 and 537 MB."""
+    peaks = {}
+    for n in (16_384, 65_536):
+        ranks = Ranks(1, tmp_path / f"log{n}", _peak, str(tmp_path / str(n)), n)
+        assert ranks.join(250) == [0], ranks.text
+        peaks[n] = int((tmp_path / str(n) / f"{n}.json").read_text())
+    assert peaks[65_536] < 1.1 * peaks[16_384], peaks
 
 
 def test_what_was_made_is_not_made_again(alone, tmp_path, monkeypatch):

@@ -43,9 +43,9 @@ class Moments:
         """Add features (B,D) of any precision."""
         if not len(features):
             return
-        x = features.to(self.mean.device, torch.float64)
+        x = features.to(self.mean.device, torch.float64, copy=True)
         mean = x.mean(dim=0)
-        x = x - mean
+        x -= mean
         for first in range(0, len(mean), SLAB):
             rows = slice(first, first + SLAB)
             self.scatter[rows, first:].addmm_(x[:, rows].T, x[:, first:])
