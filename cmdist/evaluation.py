@@ -113,7 +113,8 @@ def measure(
     if not world.first:
         return None
     spaces = [Space(len(task.seeds), *of, world.device) for of in wanted]
-    digest, kept = hashlib.sha256(), []
+    kept: list[Tensor] = []
+    digest = hashlib.sha256()
     for arrays in parts.read():
         digest.update(arrays["digests"].tobytes())
         if not kept or len(arrays["images"]):  # what stays among large pieces that come and go would cut the heap up
