@@ -43,8 +43,9 @@ def test_weights_are_the_same_with_glances_that_are_killed(digits, tmp_path):
 
 @pytest.mark.slow  # lowest priority: on a busy machine it takes as long as it likes
 def test_a_glance_that_crashes_in_the_middle_has_left_its_first_half(digits, tmp_path):
-    """This data set has no extractor, so it fails behind the validation."""
-    run = train(1, tmp_path / "log", write_config(tmp_path, digits), *SHORT, "train.glance_every=6")
+    """Without Inception's file it fails behind the validation."""
+    missing = f"evaluation.inception={tmp_path}/inception.pt"
+    run = train(1, tmp_path / "log", write_config(tmp_path, digits), *SHORT, "train.glance_every=6", missing)
     assert run.join() == [0], run.text
     folder, deadline = tmp_path / "runs" / "small", time.monotonic() + 240
     spool, record = tracking.spool_folder(str(folder)), folder / "glances" / "step-0000000006.json"
@@ -53,5 +54,5 @@ def test_a_glance_that_crashes_in_the_middle_has_left_its_first_half(digits, tmp
         time.sleep(0.1)
     with (spool / "glance.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it has ended
-    assert "error" in (spool / "glance.log").read_text()
+    assert f"the Inception weights {tmp_path}/inception.pt are not there" in (spool / "glance.log").read_text()
     assert json.loads(record.read_text())["values"]["consistency_error"] > 0
