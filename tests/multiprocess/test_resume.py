@@ -50,7 +50,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, digits: str, objective
 
 def test_a_request_to_stop_loses_no_step(tmp_path: Path, digits: str) -> None:
     config = write_config(tmp_path, digits)
-    common = [*OBJECTIVES["ct"], "train.steps=100", "train.checkpoint_every=1000"]
+    common = [*OBJECTIVES["ct"], "train.steps=40", "train.checkpoint_every=1000"]
     straight = train(2, tmp_path / "straight.log", config, "run.name=straight", *common)
     assert straight.join() == [0, 0], straight.text
     stopped = train(2, tmp_path / "stopped.log", config, "run.name=stopped", *common)
@@ -60,10 +60,10 @@ def test_a_request_to_stop_loses_no_step(tmp_path: Path, digits: str) -> None:
     stopped.signal(signal.SIGUSR1)
     assert stopped.join() == [0, 0], stopped.text
     assert "stopped by SIGUSR1 after step" in stopped.text
-    assert not committed(tmp_path / "runs" / "stopped", 100)
+    assert not committed(tmp_path / "runs" / "stopped", 40)
     resumed = train(2, tmp_path / "resumed.log", config, "run.name=stopped", *common)
     assert resumed.join() == [0, 0], resumed.text
-    assert files(tmp_path / "runs" / "stopped", 100) == files(tmp_path / "runs" / "straight", 100)
+    assert files(tmp_path / "runs" / "stopped", 40) == files(tmp_path / "runs" / "straight", 40)
 
 
 def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path, digits: str) -> None:
