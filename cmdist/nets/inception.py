@@ -54,7 +54,7 @@ class Inception:
             raise ConfigError(f"the Inception weights {url} are not there; no job downloads them: get them from {self.SOURCE}") from error
         self.hash = f"sha256:{hashlib.sha256(content).hexdigest()}"
         self._device, self._resize = device, resizer(299) if mode == "clean" else None
-        # A core's caches hold the activations of few images: 4 take half of the time of 64 there (benchmarks.md), and a GPU wants many.
+        # On a CPU core batches of 4 were a seventh faster than of 32 (LOG.md); a GPU wants many.
         self.batch = 4 if device.type == "cpu" else 64
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / FILE).write_bytes(content)
