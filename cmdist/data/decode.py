@@ -6,20 +6,33 @@ channel, of more than MAX_PIXELS pixels (by their header, before anything is dec
 """
 
 import io
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from cmdist.errors import DataError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "PPM")
+# By the first bytes; Image.open does more for each image than its pixels need (previews of cameras, say): 5 % of a JPEG of 64x64.
+FORMATS: dict[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    b"\x89PNG": PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"RIFF": WebPImageFile,
+    b"P": PpmImageFile,
+}
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "ppm", "pgm")
 RAW = "raw"  # the extension of members that are nothing but pixels, in the order (H, W, C)
 ENCODINGS = ("png", "webp", "jpg", RAW)  # those that we write
 MODES = {1: "L", 3: "RGB"}  # by channels
 MAX_PIXELS = 100_000_000  # ImageNet's largest image has 61 million
 MAX_BYTES = 2**28
+T = TypeVar("T")
 _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -37,39 +50,54 @@ def decode(data: bytes, size: int, channels: int, raw: bool = False) -> NDArray[
             raise DataError(f"has {len(data)} bytes, not the {size}x{size}x{channels} of a raw image")
         return np.frombuffer(data, np.uint8).reshape(size, size, channels)
     # np.asarray(image) does the same by way of a dictionary that describes the array, which takes 3 % of a small image's decoding
-    return np.frombuffer(load(data, MODES[channels], size).tobytes(), np.uint8).reshape(size, size, channels)
+    return np.frombuffer(_decoded(data, MODES[channels], size, _packed), np.uint8).reshape(size, size, channels)
 
 
-def load(data: bytes, mode: str, size: int | None = None) -> Image.Image:
-    """The decoded image as 'L' or 'RGB', converted as this module's docstring says.
+def load(data: bytes, mode: str) -> Image.Image:
+    """The decoded image as 'L' or 'RGB', converted as this module's docstring says. Raises BadImageError."""
+    return _decoded(data, mode, None, _loaded)
 
-    Raises BadImageError; DataError, before anything is decoded, if it is not a square of `size` where that is given.
-    """
+
+def _packed(image: Image.Image) -> bytes:
+    return image.tobytes()  # loads what is not loaded
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    image.load()
+    return image
+
+
+def _decoded(data: bytes, mode: str, size: int | None, take: Callable[[Image.Image], T]) -> T:
+    """What `take`, which decodes, makes of the image; its size is looked at before, where one is given."""
     if len(data) > MAX_BYTES:
         raise BadImageError(f"is not a readable image (it has {len(data)} bytes, {MAX_BYTES} are allowed)")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)  # nothing to close: it is memory
+        image = _open(data)
         if size is not None and image.size != (size, size):
             raise DataError(f"is {image.width}x{image.height}, not {size}x{size}")
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"it has {image.width}x{image.height} pixels, {MAX_PIXELS} in all are allowed")
-        if image.mode not in _CONVERTIBLE:
-            raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
-        if image.mode == mode:
-            image.load()
-            return image
-        return image.convert(mode)
+        if image.mode not in _CONVERTIBLE or _is_deep(image):
+            raise ValueError("more than 8 bits per channel")
+        return take(image if image.mode == mode else image.convert(mode))
     except DataError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged bytes
         raise BadImageError(f"is not a readable image ({_short(error)})") from error
 
 
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """The image by its header alone; nothing of it to close, since it is memory."""
+    for start, kind in FORMATS.items():
+        if data.startswith(start):
+            return kind(io.BytesIO(data))
+    raise ValueError("no image format that is allowed here")
+
+
 def size_of(data: bytes) -> tuple[int, int]:
     """(width, height) from the header alone. Raises BadImageError."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.size
+        return _open(data).size
     except Exception as error:
         raise BadImageError(f"is not a readable image ({_short(error)})") from error
 
@@ -90,6 +118,14 @@ def encode(pixels: NDArray[np.uint8], encoding: str, quality: int = 95) -> bytes
     return buffer.getvalue()
 
 
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether Pillow would reduce its channels of up to 16 bits to 8 without a word: as PNG and PPM files have them."""
+    for _, _, _, parameters in image.tile:
+        for parameter in parameters if isinstance(parameters, tuple) else (parameters,):
+            if (";16" in parameter) if isinstance(parameter, str) else isinstance(parameter, int) and parameter > 255:
+                return True
+    return False
+
+
 def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "no image format that is allowed here" if text.startswith("cannot identify") else text[:200]
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

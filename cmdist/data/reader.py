@@ -1,31 +1,25 @@
 """Micro-batches of a run, from any position, read ahead in the background."""
 
-import atexit
 import contextlib
 import itertools
-import mmap
-import os
-import signal
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from cmdist import seeding
 from cmdist.data.decode import BadImageError
 from cmdist.data.images import ShardedImages
 from cmdist.data.order import Order
-from cmdist.errors import CmdistError, DataError
+from cmdist.data.read_ahead import Pixels, filled
+from cmdist.errors import DataError
 
-AHEAD = 4  # micro-batches that the thread reads ahead; each process reads two ahead
+AHEAD = 4  # micro-batches that the thread reads ahead
 
 
 @dataclass(frozen=True)
@@ -61,17 +55,26 @@ def micro_batches(
 
 
 @dataclass(frozen=True)
-class _Pixels:
-    """A micro-batch as it comes from a reading process: a quarter of the bytes of floats, and one tensor alone.
-
-    For every tensor this process would call the other one back; arrays come with the message.
-    """
+class _Found:
+    """All of a micro-batch but its pixels."""
 
     number: int
     ids: NDArray[np.int64]
-    images: Tensor  # (B, H, W, C) uint8, as decoders give them
     labels: NDArray[np.int64] | None
+    mirrored: NDArray[np.bool_] | None  # (B,)
     replaced: list[tuple[str, str]]
+
+    def micro_batch(self, pixels: Pixels) -> MicroBatch:
+        """With its pixels (B, H, W, C), as decoders give them; they are copied.
+
+        All that is done to pixels but decoding is done here, outside of the reading processes, for a micro-batch at a time, and mirroring
+        where it takes least: in bytes, whose rows lie together.
+        """
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        for place in [] if self.mirrored is None else self.mirrored.nonzero()[0].tolist():
+            images[place] = images[place].flip(2)
+        labels = None if self.labels is None else torch.from_numpy(self.labels)
+        return MicroBatch(self.number, torch.from_numpy(self.ids), images.float().div_(127.5).sub_(1.0), labels, self.replaced)
 
 
 @dataclass(frozen=True)
@@ -82,29 +85,29 @@ class _Read:
     seed: int
     flip: bool
 
-    def __call__(self, number: int) -> _Pixels:
-        first, size, read = number * self.micro_batch, self.dataset.image_size, self.dataset.image
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.micro_batch, self.dataset.image_size, self.dataset.image_size, self.dataset.channels
+
+    def __call__(self, number: int, pixels: Pixels) -> _Found:
+        """Fills `pixels` (B, H, W, C), which is how decoders give them."""
+        first, read = number * self.micro_batch, self.dataset.image
         ids = self.order.ids(first, self.micro_batch)
         self.dataset.expect(self.order.shards(first))
-        pixels = np.empty((self.micro_batch, size, size, self.dataset.channels), np.uint8)
         replaced: list[tuple[str, str]] = []
         for place, i in enumerate(ids.tolist()):
             try:
                 pixels[place] = read(i)
             except BadImageError:
                 ids[place], pixels[place] = self._sample(i, first + place, replaced)
-        images = torch.from_numpy(pixels)
-        if self.flip:
-            for place in flips(self.seed, number, self.micro_batch).nonzero()[0].tolist():
-                images[place] = images[place].flip(1)  # numpy's copy of a reversed axis takes twenty times as long
+        mirrored = flips(self.seed, number, self.micro_batch) if self.flip else None
         labels = self.dataset.labels(ids).numpy() if self.dataset.labelled else None
-        return _Pixels(number, ids, images, labels, replaced)
+        return _Found(number, ids, labels, mirrored, replaced)
 
-    def __getitem__(self, number: int) -> "_Pixels | CmdistError":  # in a reading process: DataLoader would turn an error into a traceback
-        try:
-            return self(number)
-        except CmdistError as error:
-            return error
+    def new(self, number: int) -> tuple[_Found, Pixels]:
+        """With pixels of its own."""
+        pixels = np.empty(self.shape, np.uint8)
+        return self(number, pixels), pixels
 
     def _sample(self, i: int, position: int, replaced: list[tuple[str, str]]) -> tuple[int, NDArray[np.uint8]]:
         for later in range(1, 101):
@@ -122,87 +125,29 @@ def flips(seed: int, number: int, n: int) -> NDArray[np.bool_]:
     return (words >> np.uint64(63)).astype(bool)
 
 
-def _within_budget(batches: Iterator[_Pixels], bad_samples: int) -> Generator[MicroBatch, None, None]:
+def _within_budget(batches: Generator[tuple[_Found, Pixels], None, None], bad_samples: int) -> Generator[MicroBatch, None, None]:
     total = 0
-    try:
-        for batch in batches:
-            total += len(batch.replaced)
+    with contextlib.closing(batches):
+        for found, pixels in batches:
+            total += len(found.replaced)
             if total > bad_samples:
-                raise DataError(f"{batch.replaced[-1][1]} ({total} such images by now, {bad_samples} allowed)")
-            # to (B, C, H, W) here, in one pass: a strided copy of each image would cost the reading process more
-            images = batch.images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
-            labels = None if batch.labels is None else torch.from_numpy(batch.labels)
-            yield MicroBatch(batch.number, torch.from_numpy(batch.ids), images, labels, batch.replaced)
-    finally:
-        batches.close()  # type: ignore[attr-defined]
+                raise DataError(f"{found.replaced[-1][1]} ({total} such images by now, {bad_samples} allowed)")
+            yield found.micro_batch(pixels)
 
 
-def _in_thread(read: _Read, numbers: Iterator[int]) -> Iterator[_Pixels]:
+def _in_thread(read: _Read, numbers: Iterator[int]) -> Generator[tuple[_Found, Pixels], None, None]:
     with ThreadPoolExecutor(1, "reader") as pool:
         try:
-            pending = deque(pool.submit(read, number) for number in itertools.islice(numbers, AHEAD))
+            pending = deque(pool.submit(read.new, number) for number in itertools.islice(numbers, AHEAD))
             while pending:
                 batch = pending.popleft().result()
-                pending.extend(pool.submit(read, number) for number in itertools.islice(numbers, 1))
+                pending.extend(pool.submit(read.new, number) for number in itertools.islice(numbers, 1))
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)
             read.dataset.close()
 
 
-def _in_processes(read: _Read, numbers: Iterator[int], workers: int) -> Iterator[_Pixels]:
+def _in_processes(read: _Read, numbers: Iterator[int], workers: int) -> Generator[tuple[_Found, Pixels], None, None]:
     read.dataset.close()  # a shard that is open here would be locked here for as long as the run lasts
-    closing = mmap.mmap(-1, 1)  # shared with the processes
-    loader: DataLoader[Any] = DataLoader(
-        read,  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=numbers,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_Steadfast(closing),
-        multiprocessing_context="fork",  # any other leaves a helper process behind and imports the main script again
-    )
-
-    batches = iter(loader)
-
-    def end() -> None:
-        closing[0] = 1
-        with contextlib.suppress(RuntimeError):  # of torch's handler of SIGCHLD, which names a process that was killed: that is known here
-            batches._shutdown_workers()  # type: ignore[attr-defined]  # what its __del__ does, but now
-
-    atexit.register(end)  # for who leaves without closing; before multiprocessing's own handler, which waits for the processes
-    try:
-        for batch in batches:
-            if isinstance(batch, CmdistError):
-                raise batch
-            yield batch
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: it died while it handed over a micro-batch
-        text = str(error)
-        if text.startswith("Caught ") or (isinstance(error, RuntimeError) and "DataLoader worker" not in text):
-            raise  # an error of the code, in the process (torch's wording) or here
-        raise DataError(
-            f"a reading process died ({' '.join(text.split())[:160]}); if the node ran out of memory, lower data.workers"
-        ) from error
-    finally:
-        atexit.unregister(end)
-        end()
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-@dataclass(frozen=True)
-class _Steadfast:
-    """Reading processes outlive the signals that ask a run to stop: a scheduler sends them to every process, and only the rank decides."""
-
-    closing: mmap.mmap
-
-    def __call__(self, worker: int) -> None:
-        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._terminate)
-
-    def _terminate(self, number: int, frame: FrameType | None) -> None:
-        if self.closing[0]:
-            os._exit(0)
+    yield from filled(read, numbers, read.shape, workers)

@@ -108,9 +108,14 @@ def _worker(
             if number >= len(tasks):
                 return
             work(tasks[number], tally)
-    except CmdistError as error:
-        failures.put(error)
-    except Exception as error:  # with the traceback, for --debug; as text, since not every exception can be sent
-        told = RuntimeError(f"{type(error).__name__}: {error}")
-        told.add_note(traceback.format_exc())
-        failures.put(told)
+    except Exception as error:
+        failures.put(sendable(error))
+
+
+def sendable(error: Exception) -> Exception:
+    """An error being handled, for another process: with its traceback, for --debug, and as text, since not every exception can be sent."""
+    if isinstance(error, CmdistError):
+        return error
+    told = RuntimeError(f"{type(error).__name__}: {error}")
+    told.add_note(traceback.format_exc())
+    return told

@@ -81,7 +81,7 @@ def test_bad_folders_are_one_sentence(tmp_path):
         source.image(1)
     with pytest.raises(DataError, match=r"c\.png is not a readable image \("):
         source.image(2)
-    with pytest.raises(DataError, match=r"d\.png is not a readable image \(mode I;16 has more than 8 bits per channel"):
+    with pytest.raises(DataError, match=r"d\.png is not a readable image \(more than 8 bits per channel\)"):
         source.image(3)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "e.png").write_bytes(png(6))
