@@ -1,6 +1,6 @@
 """Reading: this reader, a plain webdataset pipeline, and the bare decoder (the limit), by turns, on the same shards; and resuming.
 
-python pipelines/benchmark.py data                         (about four minutes on two cores)
+python pipelines/benchmark.py data                         (about eight minutes on two cores)
 python pipelines/benchmark.py data --formats png --sizes 64
 """
 
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="benchmark.py data", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--formats", nargs="+", choices=ENCODINGS, default=["webp", "png", "jpg"])
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.7, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(
