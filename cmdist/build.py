@@ -1,5 +1,7 @@
 """From configuration to objects: one plain place to see what runs for `objective: consistency_distillation`."""
 
+import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -57,8 +59,20 @@ def compiled(config: Config, net: nn.Module) -> nn.Module:
     """`net`, compiled in place if `train.compile` says so; names of weights stay, and a copy of it is not compiled yet."""
     if config.train.compile:
         # torch's own random numbers, so that dropout masks are those of `same_dropout` in every graph: with and without gradient
-        net.compile(dynamic=False, options={"fallback_random": True})
+        options: dict[str, Any] = {"fallback_random": True}
+        if config.network.dropout:  # a mask follows the layout in memory, which inductor may choose otherwise where there is a gradient
+            options["layout_optimization"] = False
+        net.compile(dynamic=False, options=options)
     return net
+
+
+def set_arithmetic(config: Config) -> None:
+    """How GPUs compute in this process. Call it before anything runs on one."""
+    # fp32 means TF32 in all products; torch would take it for convolutions only
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 def denoiser(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.Denoiser:
@@ -248,7 +262,12 @@ def teacher(config: Config, data: ShardedImages, device: torch.device) -> Denois
         there, here = getattr(theirs.data, key), getattr(ours.data, key)
         if there != here:
             raise ConfigError(f"teacher {config.teacher} has data.{key} {there}, this run has {here}; they must be equal")
-    return _teacher(config, load_denoiser(run, device=device))
+    # its weights and architecture, computed as this run computes: a file's are, and the plan counts on it
+    how = {"precision": config.train.precision}, {"channels_last": config.network.channels_last}
+    theirs = theirs.model_copy(
+        update={"train": theirs.train.model_copy(update=how[0]), "network": theirs.network.model_copy(update=how[1])}
+    )
+    return _teacher(config, load_denoiser(dataclasses.replace(run, config=theirs), device=device))
 
 
 def _teacher(config: Config, made: preconditioning.Denoiser) -> Denoise:

@@ -131,6 +131,7 @@ class Train(Section):
     glance_device: Annotated[str, Field(pattern=r"^(cpu|\d+)$")] = "cpu"  # or the number of a GPU of rank 0's node, shared with its rank
     self_check: bool = True
     compile: bool = False  # torch.compile, for every network of the step
+    deterministic: bool = False  # on GPUs only kernels that repeat every bit: slower; an operation that has none ends the run
 
 
 class Sampling(Section):

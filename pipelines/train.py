@@ -236,6 +236,7 @@ def make_trainer(
 ) -> tuple[Trainer, Order, float | None]:
     """Everything a run needs, at the step where it starts; the order of its samples, and the result of the self-check."""
     t, o = config.train, config.optimizer
+    build.set_arithmetic(config)
     torch.manual_seed(seeding.key(config.run.seed, "weights"))
     net = build.network(config).to(world.device)
     if found is None:

@@ -75,6 +75,7 @@ def _child(
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1"
     )
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # several ranks could not share one GPU
     import torch
 
     torch.set_num_threads(1)

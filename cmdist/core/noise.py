@@ -11,7 +11,7 @@ from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x (B, C, H, W), sigma (B,), labels (B,) or None -> (B, C, H, W)
 Weighting = Callable[[Tensor, Tensor], Tensor]  # sigma (B,), sigma_next (B,) -> (B,)
-IndexDraw = Callable[[int, Tensor, torch.Generator], Tensor]  # B, descending sigmas (N,), generator -> (B,) in 0 ... N - 2
+IndexDraw = Callable[[int, Tensor, torch.Generator], Tensor]  # B, descending sigmas (N,) on the CPU, generator -> (B,) in 0 ... N - 2
 
 
 def karras_sigmas(
@@ -29,6 +29,11 @@ def karras_sigmas(
     sigmas = torch.linspace(top, bottom, n, dtype=torch.float64) ** rho
     sigmas[0], sigmas[-1] = sigma_max, sigma_min
     return sigmas.to(device, dtype)
+
+
+def onto(values: Tensor, device: torch.device) -> Tensor:
+    """`values` of the host on `device`; the host does not wait for a GPU, which it would for memory that is not pinned."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def expand(v: Tensor, x: Tensor) -> Tensor:
@@ -60,9 +65,9 @@ def lognormal_probabilities(sigmas: Tensor, mean: float, std: float) -> Tensor:
 
 def lognormal_index(n: int, sigmas: Tensor, generator: torch.Generator, mean: float = -1.1, std: float = 2.0) -> Tensor:
     """n indices i in 0 ... N - 2 with `lognormal_probabilities`."""
-    cumulative = lognormal_probabilities(sigmas, mean, std).cumsum(0).to(generator.device)
+    cumulative = lognormal_probabilities(sigmas, mean, std).cumsum(0)
     u = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
-    return torch.searchsorted(cumulative, u, right=True).clamp_max(len(sigmas) - 2)
+    return torch.searchsorted(onto(cumulative, generator.device), u, right=True).clamp_max(len(sigmas) - 2)
 
 
 def uniform(sigma: Tensor, sigma_next: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ The package brings the calibrated heads; VGG's own weights are a file of the use
 
 import hashlib
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -64,7 +65,8 @@ def load_lpips(weights: str | Path, pooling: Pooling, device: torch.device | str
     """LPIPS with VGG16's weights from a file in torchvision's layout. Raises ConfigError if it is missing or another file."""
     path = _existing(weights)
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # torchvision's file is from before torch wrote zip files, which alone can be mapped
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises several kinds for files that are no tensors
         raise ConfigError(f"loss.lpips_weights: {path} holds no plain tensors; {SOURCE} is what is needed") from error
     network = Lpips(pooling)

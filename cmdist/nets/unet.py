@@ -30,8 +30,9 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same, in x's memory format."""
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        # On GPUs torch's kernel gives back contiguous memory; the convolution behind it goes by its input's format.
-        return super().forward(wide).to(x.dtype, memory_format=_memory_format(x))
+        # Contiguous, as on GPUs torch's kernel works anyway and as forward-mode derivatives must have it; the convolution behind it goes by
+        # its input's format.
+        return super().forward(wide.contiguous()).to(x.dtype, memory_format=_memory_format(x))
 
 
 class ResBlock(nn.Module):

@@ -193,7 +193,9 @@ def all_slices(values: Tensor, start: int) -> list[tuple[int, Tensor]]:
     bounds: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(bounds, (start, values.numel()))
     longest = max(length for _, length in bounds)
-    mine = torch.zeros(longest, device=values.device)
+    mine = torch.zeros(
+        longest, device="cuda" if dist.get_backend() == "nccl" else values.device
+    )  # checkpoints come to the host, NCCL serves GPUs
     mine[: values.numel()] = values
     parts = [torch.empty_like(mine) for _ in bounds]
     dist.all_gather(parts, mine)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cmdist import distributed, seeding
 from cmdist.core.curricula import Curriculum, Point
+from cmdist.core.noise import onto
 from cmdist.core.objectives.base import Draw, Networks, Objective
 from cmdist.data.reader import MicroBatch
 from cmdist.distributed import StopRequest, World
@@ -132,14 +133,15 @@ class Trainer:
             tqdm.write(f"warning: {why}; another sample stands in for {key}", file=sys.stderr)
         with self.clock.count("useful"):
             self.engine.set_lr(self.learning_rate(self.step))
-            for _ in range(MAX_SKIPPED):
+            attempts = MAX_SKIPPED if self.engine.loss_scale.dynamic else 1  # without a scale to halve, the next one would be the same
+            for _ in range(attempts):
                 done = [self._micro_step(batch, point) for batch in micro_batches]
                 losses = torch.stack([each.mean() for _, each in done])
                 if self._taken:  # else an overflow: nothing has moved, and the same step is tried again
                     break
             else:
                 raise CmdistError(
-                    f"step {self.step}: the gradient was not finite {MAX_SKIPPED} times; loss {losses.mean():.4g}, lower optimizer.lr"
+                    f"step {self.step}: the gradient was not finite (attempts: {attempts}); loss {losses.mean():.4g}, lower optimizer.lr"
                 )
             for sigma, each in done:
                 self.buckets.add(sigma, each)
@@ -156,8 +158,8 @@ class Trainer:
 
     def _losses(self, batch: MicroBatch, point: Point, networks: Networks) -> tuple[Draw, torch.Tensor]:
         device = self.world.device
-        images = batch.images.to(device, non_blocking=True)
-        labels = batch.labels.to(device, non_blocking=True) if self.conditional and batch.labels is not None else None
+        images = onto(batch.images, device)
+        labels = onto(batch.labels, device) if self.conditional and batch.labels is not None else None
         draw = self.objective.draw(images.shape, point, seeding.generator(device, self.seed, "draw", batch.number))
         return draw, self.objective.loss(networks, images, labels, draw)
 

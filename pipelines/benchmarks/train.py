@@ -50,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def measure(config: configuration.Config, device: torch.device, steps: int, warm_up: int) -> dict[str, object]:
     """Figures of whole optimizer steps of one micro-batch: loss with teacher, target and LPIPS, backward, RAdam, averages."""
+    build.set_arithmetic(config)
     torch.manual_seed(0)
     t, o, d = config.train, config.optimizer, config.data
     net = build.network(config).to(device)

@@ -1,6 +1,7 @@
 """LPIPS against the lpips package itself, with random VGG weights: the real ones cannot be assumed to be here."""
 
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ def test_values_and_gradients_are_the_packages(weights: Path, pooling: Any) -> N
     assert (expected > 0.01).all()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(torch.autograd.grad(found.sum(), x)[0], torch.autograd.grad(expected.sum(), x2)[0], rtol=1e-3, atol=1e-7)
+
+
+def test_a_file_in_the_format_before_zip_is_read(weights: Path, tmp_path: Path) -> None:
+    """torchvision's file is of 2017; torch has written zip files since 2020."""
+    old = write_vgg(tmp_path / "vgg16-397923af.pth", zipped=False)
+    assert not zipfile.is_zipfile(old) and zipfile.is_zipfile(weights)
+    assert torch.equal(load_lpips(old, "avg")(X, Y), load_lpips(weights, "avg")(X, Y))
 
 
 def test_pooling_matters(weights: Path) -> None:

@@ -28,6 +28,9 @@ RELEASED = {
 }
 
 
+DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+
+
 def small(**changes: object) -> UNet:
     """A network of about 10,000 parameters whose zero-initialized layers are filled, so that every path counts."""
     arguments: dict = {
@@ -300,10 +303,31 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(net(x, c_noise, labels), net(x, c_noise, labels))
 
 
-def test_forward_mode_derivative_with_plain_attention() -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"channels_last": True}, {"checkpoint_activations": True}, {"dropout": 0.2}, {"precision": "bf16"}]
+)
+def test_forward_mode_derivative_with_plain_attention(changes: dict[str, object]) -> None:
     """Continuous-time objectives need the tangent dF/dt; compared with central differences in float64."""
-    net = small().double()
-    x, c_noise, labels = inputs()
+    if "precision" in changes:  # too coarse for differences: the tangent of fp32 is what it must be near
+        x, c_noise, labels = inputs()
+        tangents = []
+        for net in (small(), small(**changes)):
+            with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+                _, dy = torch.func.jvp(
+                    lambda a, b, net=net: net(a, b, labels), (x, c_noise), (torch.ones_like(x), torch.ones_like(c_noise))
+                )
+            tangents.append(dy)
+        assert 0 < float((tangents[0] - tangents[1]).norm() / tangents[0].norm()) < 0.03
+        return
+    plain = small(**changes).double()
+    x, c_noise, labels = inputs(3 if "channels_last" in changes else 1)
+    if "channels_last" in changes:
+        plain = small(in_channels=3, **changes).double()
+
+    def net(x: Tensor, c_noise: Tensor, labels: Tensor) -> Tensor:
+        with same_dropout(3, x.device):
+            return plain(x, c_noise, labels)  # type: ignore[no-any-return]
+
     x, c_noise = x.double(), c_noise.double()
     tangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
@@ -344,14 +368,16 @@ def test_images_and_labels_that_do_not_fit_are_a_sentence() -> None:
         small(num_classes=None)(x, c_noise, labels)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
-def test_student_and_target_share_dropout_masks(checkpoint_activations: bool) -> None:
+def test_student_and_target_share_dropout_masks(checkpoint_activations: bool, precision: str, device: torch.device) -> None:
     """Equal weights give equal outputs although only the student has a gradient, and its second pass in backward draws the same mask."""
-    student = small(dropout=0.5, checkpoint_activations=checkpoint_activations).train()
+    student = small(dropout=0.2, checkpoint_activations=checkpoint_activations, precision=precision).train().to(device)
     target = copy.deepcopy(student).requires_grad_(False)
     masks: list[Tensor] = []
     student.middle_block[0].out_layers[2].register_forward_hook(lambda _m, _a, out: masks.append(out == 0))
-    x, c_noise, labels = inputs()
+    x, c_noise, labels = (tensor.to(device) for tensor in inputs())
     with torch.no_grad(), same_dropout(5, x.device):
         goal = target(x, c_noise, labels)
     torch.randn(7)  # the target's pass, or anything else, between the two must not matter

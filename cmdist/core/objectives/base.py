@@ -11,6 +11,8 @@ from torch import Tensor
 from cmdist.core.curricula import Point
 from cmdist.core.noise import Denoise
 
+_DROPOUT = 0x3B9D_51E7_A6C4_082F  # any fixed number: masks must not be made of the same random numbers as the noise
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -43,9 +45,9 @@ class Objective(Protocol):
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, int]:
-    """Unit normal noise of `shape`, and a seed for the dropout masks."""
+    """Unit normal noise of `shape`, and a seed for dropout masks that follows from the generator's own: a draw of it would be waited for."""
     noise = torch.randn(tuple(shape), generator=generator, device=generator.device)
-    return noise, int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return noise, generator.initial_seed() ^ _DROPOUT
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cmdist.core.curricula import Point
 from cmdist.core.distances import Distance
-from cmdist.core.noise import IndexDraw, Weighting, add_noise
+from cmdist.core.noise import IndexDraw, Weighting, add_noise, onto
 from cmdist.core.objectives.base import Draw, Networks, draw_noise, same_dropout
 from cmdist.core.solvers import Step
 
@@ -21,7 +21,7 @@ class Consistency:
     sigma_next (training, no solver): written as image + sigma_next noise, which keeps the digits that an Euler step would lose.
     """
 
-    grid: Callable[[int], Tensor]  # N -> descending sigmas (N,)
+    grid: Callable[[int], Tensor]  # N -> descending sigmas (N,), on the CPU
     index_draw: IndexDraw
     distance: Distance
     weighting: Weighting
@@ -29,8 +29,9 @@ class Consistency:
 
     def draw(self, shape: Sequence[int], point: Point, generator: torch.Generator) -> Draw:
         """A pair of neighbours of the grid of point.n_timesteps for each image."""
-        sigmas = self.grid(point.n_timesteps).to(generator.device)
+        sigmas = self.grid(point.n_timesteps)
         i = self.index_draw(shape[0], sigmas, generator)
+        sigmas = onto(sigmas, generator.device)
         return Draw(sigmas[i], sigmas[i + 1], *draw_noise(shape, generator))
 
     def loss(self, networks: Networks, images: Tensor, labels: Tensor | None, draw: Draw) -> Tensor:
