@@ -29,6 +29,7 @@ def test_a_teacher_is_computed_as_its_students_run_computes(tmp_path: Path) -> N
     assert (net.precision, net.memory_format, net.dropout, net.training) == ("bf16", torch.channels_last, 0.0, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_deterministic_runs_resume_bit_for_bit(tmp_path: Path, digits: str, device: str) -> None:
     """On every device there is, by the command itself: with a target, dropout and the engine's own gathering of slices."""

@@ -45,7 +45,7 @@ class Objective(Protocol):
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, int]:
-    """Unit normal noise of `shape`, and a seed for dropout masks that follows from the generator's own: a draw of it would be waited for."""
+    """Unit normal noise of `shape`, and a seed for dropout masks, from the generator's own seed: a draw of it would be waited for."""
     noise = torch.randn(tuple(shape), generator=generator, device=generator.device)
     return noise, generator.initial_seed() ^ _DROPOUT
 
