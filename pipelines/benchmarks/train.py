@@ -54,11 +54,12 @@ def measure(config: configuration.Config, device: torch.device, steps: int, warm
     torch.manual_seed(0)
     t, o, d = config.train, config.optimizer, config.data
     net = build.network(config).to(device)
-    frozen = build.network(config).to(device).requires_grad_(False)
-    teacher = build.denoiser(config.model_copy(update={"objective": "denoising"}), frozen)
+    # a teacher with random weights takes as long
+    frozen = build.network(config).to(device).eval().requires_grad_(False) if config.objective == "consistency_distillation" else None
     target = Target(net) if build.needs_target(config) else None
-    for module in (net, frozen, *([target.module] if target else [])):
-        build.compiled(config, module)
+    for module in (net, frozen, target.module if target else None):
+        if module is not None:
+            build.compiled(config, module)
     optimizer = make_optimizer(o.kind, net.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     engine = Engine(
         net,
@@ -74,7 +75,7 @@ def measure(config: configuration.Config, device: torch.device, steps: int, warm
         student=build.denoiser(config, engine),
         bare_student=build.denoiser(config, engine.module),
         target=build.denoiser(config, target.module) if target else None,
-        teacher=teacher if config.objective == "consistency_distillation" else None,
+        teacher=build.denoiser(config.model_copy(update={"objective": "denoising"}), frozen) if frozen else None,
     )
     objective = build.objective(config, _distance(config, device))
     generator = seeding.generator(device, 0, "benchmark")
