@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmdist.data.decode import EXTENSIONS, MAX_BYTES, BadImageError, load
-from cmdist.data.sources.base import Names, Source, by_first_folder, refuse_unsafe, square, transform_of
+from cmdist.data.sources.base import Names, Source, by_folder, refuse_unsafe, square, transform_of
 from cmdist.errors import DataError
 
 _LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member of a zip file; its last two fields: lengths of name and extra field
@@ -20,6 +20,7 @@ _LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member of a zip fi
 def folder(path: str | Path, size: int | None = None, enlarge: bool = False) -> Source:
     """One's own images below `path` as RGB; sub-folders, if there are any, are the classes, in alphabetical order.
 
+    Where all images lie in one sub-folder and there in further ones, those are the classes: the first level at which paths part.
     Hidden files are skipped. With `size` every image is cropped to its centre square and resized as in ADM; without, all must be squares
     of one size.
     Raises DataError for a folder without images, or with some images outside of the class folders.
@@ -69,7 +70,7 @@ def _source(
 ) -> Source:
     if not names:
         raise DataError(f"{root} holds no images; files that end in {', '.join(EXTENSIONS)} are read")
-    classes, labels = by_first_folder(names, root)
+    classes, labels = by_folder(names, root)
     packed = Names(os.fsencode(name) for name in names)
     side = size or min(load(read(0, names[0]), "RGB").size)
 
