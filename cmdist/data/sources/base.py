@@ -9,7 +9,7 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmdist.data.decode import BadImageError, load
+from cmdist.data.decode import MAX_PIXELS, BadImageError, load
 from cmdist.errors import DataError
 
 Pixels = NDArray[np.uint8]  # (H, W, C)
@@ -96,8 +96,8 @@ def transform_of(size: int | None, enlarge: bool = False) -> str:
 def square(data: bytes, where: str, size: int, crop: bool, enlarge: bool) -> Pixels:
     """An encoded image as RGB pixels (size, size, 3): cropped as in ADM, or, without `crop`, as it is.
 
-    Raises BadImageError, naming `where`, if it cannot be decoded, or is smaller than `size` without `enlarge`; DataError for another
-    size without `crop`.
+    Raises BadImageError, naming `where`, if it cannot be decoded, is smaller than `size` without `enlarge`, or would have more than
+    MAX_PIXELS enlarged; DataError for another size without `crop`.
     """
     try:
         image = load(data, "RGB")
@@ -112,6 +112,12 @@ def square(data: bytes, where: str, size: int, crop: bool, enlarge: bool) -> Pix
             "or --enlarge to enlarge such images as ADM does"
         )
     else:
+        width, height = (side * size // min(image.size) for side in image.size)
+        if min(image.size) < size and width * height > MAX_PIXELS:
+            raise BadImageError(
+                f"{where} is {image.width}x{image.height}, which enlarged to {size} pixels would be {width}x{height}: "
+                f"{MAX_PIXELS} in all are allowed"
+            )
         image = centre_crop(image, size)
     return np.asarray(image)
 

@@ -131,6 +131,36 @@ def test_an_image_smaller_than_asked_is_refused_or_enlarged(tmp_path):
     assert source.image(0).shape == (24, 24, 3) and source.transform.endswith("; smaller images are enlarged")
 
 
+def test_the_size_is_that_of_the_first_readable_image(tmp_path):
+    names = {"a.png": b"", "b.png": png(6)[:50], "c.png": png(7), "d.png": png(7)}
+    for name, data in names.items():
+        (tmp_path / name).write_bytes(data)
+    for source in (folder(tmp_path), zipped(zip_of(tmp_path / "mine.zip", names))):
+        assert source.image_size == 7 and source.image(2).shape == (7, 7, 3)
+        for i, name in ((0, "a"), (1, "b")):
+            with pytest.raises(BadImageError, match=rf"/{name}\.png is not a readable image \("):
+                source.image(i)
+
+
+def test_without_a_readable_image_there_is_no_size(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"none")
+    with pytest.raises(DataError, match=rf"none of the 3 images of {tmp_path} can be read; 0\.png: is not a readable image \("):
+        folder(tmp_path)
+    assert folder(tmp_path, size=6).count == 3
+
+
+def test_enlarged_images_are_held_to_the_limit_of_pixels(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1, 1_000_000))
+    (tmp_path / "b.png").write_bytes(png(2, 20))
+    source = folder(tmp_path, size=64, enlarge=True)
+    with pytest.raises(
+        BadImageError, match=r"a\.png is 1x1000000, which enlarged to 64 pixels would be 64x64000000: 100000000 in all are al"
+    ):
+        source.image(0)
+    assert source.image(1).shape == (64, 64, 3)
+
+
 # zip files
 
 
