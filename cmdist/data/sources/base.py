@@ -9,7 +9,7 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmdist.data.decode import BadImageError, load
+from cmdist.data.decode import MAX_PIXELS, BadImageError, load
 from cmdist.errors import DataError
 
 Pixels = NDArray[np.uint8]  # (H, W, C)
@@ -55,22 +55,28 @@ class Names:
         return digest.hexdigest()
 
 
-def by_first_folder(names: list[str], where: object) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+def by_folder(names: list[str], where: object) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
     """Classes and labels of relative paths: the first folder is the class, in sorted order; no folders, no labels.
 
-    Raises DataError if only some lie in folders.
+    Folders that hold all images, each of them in a deeper folder, are passed over: of pics/cat/0.png and pics/dog/1.png the classes are
+    cat and dog. A backslash counts as '/', and './' as nothing. Raises DataError if only some lie in folders.
     """
-    firsts = [name.partition("/")[0] if "/" in name else "" for name in names]
-    classes = tuple(sorted(set(firsts) - {""}))
+    paths = [name.replace("\\", "/").rpartition("/")[0] for name in names]
+    folders = {path: [part for part in path.split("/") if part not in ("", ".")] for path in set(paths)}
+    depth = 0
+    while all(len(parts) > depth + 1 for parts in folders.values()) and len({parts[depth] for parts in folders.values()}) == 1:
+        depth += 1
+    firsts = {path: parts[depth] if parts else "" for path, parts in folders.items()}
+    classes = tuple(sorted(set(firsts.values()) - {""}))
     if not classes:
         return (), None
-    if "" in firsts:
-        bare = names[firsts.index("")]
+    if "" in firsts.values():
+        bare = next(name for name, path in zip(names, paths, strict=True) if not firsts[path])
         raise DataError(
             f"{where}/{bare} has no label: either all images of {where} lie in sub-folders, which name their classes, or none does"
         )
     number = {name: label for label, name in enumerate(classes)}
-    return classes, np.array([number[first] for first in firsts], np.int64)
+    return classes, np.array([number[firsts[path]] for path in paths], np.int64)
 
 
 def refuse_unsafe(name: str, where: object) -> None:
@@ -90,8 +96,8 @@ def transform_of(size: int | None, enlarge: bool = False) -> str:
 def square(data: bytes, where: str, size: int, crop: bool, enlarge: bool) -> Pixels:
     """An encoded image as RGB pixels (size, size, 3): cropped as in ADM, or, without `crop`, as it is.
 
-    Raises BadImageError, naming `where`, if it cannot be decoded, or is smaller than `size` without `enlarge`; DataError for another
-    size without `crop`.
+    Raises BadImageError, naming `where`, if it cannot be decoded, is smaller than `size` without `enlarge`, or would have more than
+    MAX_PIXELS enlarged; DataError for another size without `crop`.
     """
     try:
         image = load(data, "RGB")
@@ -106,6 +112,12 @@ def square(data: bytes, where: str, size: int, crop: bool, enlarge: bool) -> Pix
             "or --enlarge to enlarge such images as ADM does"
         )
     else:
+        width, height = (side * size // min(image.size) for side in image.size)
+        if min(image.size) < size and width * height > MAX_PIXELS:
+            raise BadImageError(
+                f"{where} is {image.width}x{image.height}, which enlarged to {size} pixels would be {width}x{height}: "
+                f"{MAX_PIXELS} in all are allowed"
+            )
         image = centre_crop(image, size)
     return np.asarray(image)
 

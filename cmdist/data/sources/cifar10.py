@@ -1,10 +1,12 @@
 """CIFAR-10 (Krizhevsky, 2009), as published: the binary version, or the pickled one, in a folder or a .tar.gz."""
 
+import gzip
 import io
 import pickle
 import tarfile
+import zlib
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -78,7 +80,7 @@ def _from_folder(root: Path) -> dict[str, bytes]:
 def _from_archive(root: Path) -> dict[str, bytes]:
     files = {}
     try:
-        with tarfile.open(root, "r|*") as tar:  # a stream, so that the expanded bytes can be counted as they come
+        with _expanded(root) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:  # a stream, so that bytes are counted as they come
             for member in tar:
                 refuse_unsafe(member.name, root)
                 if member.islnk() or member.issym():
@@ -90,13 +92,23 @@ def _from_archive(root: Path) -> dict[str, bytes]:
                     content = tar.extractfile(member)
                     assert content is not None
                     files[name] = content.read()
+            while stream.read(2**20):  # to the end, where gzip's checksum is
+                if stream.tell() > _MOST:
+                    raise DataError(f"{root} expands to more than CIFAR-10 has, after its end mark; give the published archive")
     except FileNotFoundError as error:
         raise DataError(f"{root} is not there; give the folder or the .tar.gz of CIFAR-10's binary version") from error
     except DataError:
         raise
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise DataError(f"{root} is truncated or no tar file: {error}") from error
     return files
+
+
+def _expanded(root: Path) -> gzip.GzipFile | BinaryIO:
+    """The archive, without its gzip; tarfile itself would not look at gzip's checksum."""
+    with open(root, "rb") as file:
+        gzipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(root) if gzipped else open(root, "rb")
 
 
 def _binary(where: str, data: bytes, records: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -111,8 +123,8 @@ def _pickled(where: str, data: bytes, records: int) -> tuple[NDArray[np.uint8], 
     rows, labels = batch.get(b"data"), batch.get(b"labels")
     if not isinstance(rows, np.ndarray) or rows.shape != (records, ROW) or rows.dtype != np.uint8:
         raise DataError(f"{where}: data is not an array ({records}, {ROW}) of uint8")
-    if not isinstance(labels, list) or len(labels) != records or not all(isinstance(label, int) for label in labels):
-        raise DataError(f"{where}: labels is not a list of {records} integers")
+    if not isinstance(labels, list) or len(labels) != records or not all(isinstance(n, int) and 0 <= n < CLASSES for n in labels):
+        raise DataError(f"{where}: labels is not a list of {records} integers from 0 to {CLASSES - 1}")
     return rows, np.array(labels, np.int64)
 
 
@@ -139,7 +151,10 @@ def _unpickle(where: str, data: bytes) -> dict[bytes, Any]:
 
 def _names(where: str, data: bytes, binary: bool) -> tuple[str, ...]:
     found = data.splitlines() if binary else _unpickle(where, data).get(b"label_names", [])
-    names = tuple(name.decode(errors="replace").strip() for name in found if name.strip())
+    if not isinstance(found, list) or not all(isinstance(name, (bytes, str)) for name in found):
+        raise DataError(f"{where}: label_names is not a list of names")
+    texts = [name.decode(errors="replace") if isinstance(name, bytes) else name for name in found]
+    names = tuple(text.strip() for text in texts if text.strip())
     if len(names) != CLASSES:
         raise DataError(f"{where} names {len(names)} classes, not {CLASSES}")
     return names

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmdist.data.decode import EXTENSIONS, MAX_BYTES, BadImageError, load
-from cmdist.data.sources.base import Names, Source, by_first_folder, refuse_unsafe, square, transform_of
+from cmdist.data.sources.base import Names, Source, by_folder, refuse_unsafe, square, transform_of
 from cmdist.errors import DataError
 
 _LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member of a zip file; its last two fields: lengths of name and extra field
@@ -20,8 +20,9 @@ _LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member of a zip fi
 def folder(path: str | Path, size: int | None = None, enlarge: bool = False) -> Source:
     """One's own images below `path` as RGB; sub-folders, if there are any, are the classes, in alphabetical order.
 
+    Where all images lie in one sub-folder and there in further ones, those are the classes: the first level at which paths part.
     Hidden files are skipped. With `size` every image is cropped to its centre square and resized as in ADM; without, all must be squares
-    of one size.
+    of one size, that of the first that can be read.
     Raises DataError for a folder without images, or with some images outside of the class folders.
     """
     root = Path(path)
@@ -69,9 +70,9 @@ def _source(
 ) -> Source:
     if not names:
         raise DataError(f"{root} holds no images; files that end in {', '.join(EXTENSIONS)} are read")
-    classes, labels = by_first_folder(names, root)
+    classes, labels = by_folder(names, root)
     packed = Names(os.fsencode(name) for name in names)
-    side = size or min(load(read(0, names[0]), "RGB").size)
+    side = size or _side(root, names, read)
 
     def image(i: int) -> NDArray[np.uint8]:
         name = os.fsdecode(packed[i])
@@ -88,6 +89,17 @@ def _source(
         classes=classes,
         fingerprint=packed.fingerprint(np.asarray(sizes, np.int64)),
     )
+
+
+def _side(root: Path, names: list[str], read: Callable[[int, str], bytes]) -> int:
+    """The shorter side of the first image that can be read; those before it are bad images like any others."""
+    reason = ""
+    for i, name in enumerate(names):
+        try:
+            return min(load(read(i, name), "RGB").size)
+        except BadImageError as error:
+            reason = reason or str(error)
+    raise DataError(f"none of the {len(names)} images of {root} can be read; {names[0]}: {reason}")
 
 
 def _below(root: Path) -> list[tuple[str, int]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest_data import link, tar_of
 
+from cmdist.data.sources import cifar10 as cifar10_module
 from cmdist.data.sources.cifar10 import cifar10
 from cmdist.errors import DataError
 
@@ -135,12 +136,28 @@ def test_wrong_files_are_one_sentence(tmp_path, change, sentence):
         (b"\x80\x02}", r"data_batch_1 is truncated or no pickle: "),
         (pickle.dumps([1]), r"data_batch_1 holds no dictionary$"),
         (pickle.dumps({b"data": b"bytes", b"labels": [0] * N}), rf"data is not an array \({N}, 3072\) of uint8$"),
-        (python2_pickle(np.zeros((N, 3072), np.uint8), [1] * (N - 1)), rf"labels is not a list of {N} integers$"),
+        (python2_pickle(np.zeros((N, 3072), np.uint8), [1] * (N - 1)), rf"labels is not a list of {N} integers from 0 to 9$"),
+        (
+            pickle.dumps({b"data": np.zeros((N, 3072), np.uint8), b"labels": [1] * (N - 1) + [2**70]}, 2),
+            rf"data_batch_1: labels is not a list of {N} integers from 0 to 9$",
+        ),
     ],
 )
 def test_wrong_pickles_are_one_sentence(tmp_path, batch, sentence):
     with pytest.raises(DataError, match=sentence):
         cifar10(in_folder(tmp_path / "c", pickled() | {"data_batch_1": batch}), records=N)
+
+
+@pytest.mark.parametrize("names", [7, [7] * 10, None])
+def test_wrong_names_of_classes_are_one_sentence(tmp_path, names):
+    files = pickled() | {"batches.meta": pickle.dumps({"label_names": names})}
+    with pytest.raises(DataError, match=r"batches\.meta: label_names is not a list of names$"):
+        cifar10(in_folder(tmp_path / "c", files), records=N)
+
+
+def test_names_of_classes_may_be_text(tmp_path):
+    files = pickled() | {"batches.meta": pickle.dumps({"label_names": NAMES})}
+    assert cifar10(in_folder(tmp_path / "c", files), records=N).classes == tuple(NAMES)
 
 
 def test_unsafe_and_damaged_archives_are_one_sentence(tmp_path):
@@ -155,6 +172,38 @@ def test_unsafe_and_damaged_archives_are_one_sentence(tmp_path):
         cifar10(path, records=N)
     with pytest.raises(DataError, match=r"none is not there; give the folder or the \.tar\.gz of CIFAR-10's binary version$"):
         cifar10(tmp_path / "none")
+
+
+@pytest.mark.parametrize("place", ["pixels", "checksum", "end"])
+def test_a_damaged_archive_of_the_right_length_is_refused(tmp_path, place):
+    """Without compression a damaged pixel changes neither a length nor the tar: only the checksum tells."""
+    path = in_archive(tmp_path / "c", binary())
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 0))
+    assert cifar10(path, records=N).count == 5 * N
+    whole = path.read_bytes()
+    image = binary()["data_batch_2.bin"][100:120]
+    if place == "end":
+        path.write_bytes(whole[:-4])
+    else:
+        changed = whole.index(image) if place == "pixels" else len(whole) - 8
+        path.write_bytes(whole[:changed] + bytes([whole[changed] ^ 1]) + whole[changed + 1 :])
+    with pytest.raises(DataError, match=r"c\.tar\.gz is truncated or no tar file: "):
+        cifar10(path, records=N)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:bz2", "w:xz"])
+def test_archives_that_are_not_gzipped_are_read(tmp_path, mode):
+    with tarfile.open(tmp_path / "c.tar", mode) as archive:
+        archive.add(in_folder(tmp_path / "c", binary()), "c")
+    assert cifar10(tmp_path / "c.tar", records=N).count == 5 * N
+
+
+def test_what_follows_the_end_mark_is_bounded(tmp_path, monkeypatch):
+    path = in_archive(tmp_path / "c", binary())
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(3 * 10**6)))
+    monkeypatch.setattr(cifar10_module, "_MOST", 2 * 10**6)
+    with pytest.raises(DataError, match=r"c\.tar\.gz expands to more than CIFAR-10 has, after its end mark; give the published archive$"):
+        cifar10(path, records=N)
 
 
 def test_an_archive_that_expands_without_end_is_refused_before_it_does(tmp_path):

@@ -41,6 +41,38 @@ def test_sub_folders_are_classes(tmp_path):
     assert np.array_equal(source.image(1), np.full((6, 6, 3), 99)) and source.image(2)[0, 0].tolist() == [10, 20, 30]
 
 
+LAYOUTS = [
+    (["cat/0.png", "cat/b/2.png", "dog/1.png"], ("cat", "dog"), [0, 0, 1]),
+    (["pics/cat/0.png", "pics/dog/1.png"], ("cat", "dog"), [0, 1]),  # what "compress folder" makes
+    (["a/b/cat/x/0.png", "a/b/cat/y/1.png", "a/b/dog/2.png"], ("cat", "dog"), [0, 0, 1]),
+    (["pics/cat/0.png", "pics/cat/1.png"], ("cat",), [0, 0]),  # they never part
+    (["pics/cat/0.png", "pics/cat/more/1.png"], ("cat",), [0, 0]),
+    (["pics/0.png", "pics/cat/1.png"], ("pics",), [0, 0]),
+]
+
+
+def write_files(root, names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(6))
+    return root
+
+
+@pytest.mark.parametrize(("names", "classes", "labels"), LAYOUTS)
+def test_classes_are_the_folders_at_which_paths_part(tmp_path, names, classes, labels):
+    source = folder(write_files(tmp_path / "in", names))
+    assert source.classes == classes and source.labels.tolist() == labels
+    for change in (lambda name: name, "./{}".format, lambda name: name.replace("/", "\\"), lambda name: ".\\" + name.replace("/", "//")):
+        source = zipped(zip_of(tmp_path / "a.zip", {change(name): png(6) for name in names}))
+        assert source.classes == classes and source.labels.tolist() == labels
+
+
+def test_images_beside_a_wrapped_folder_have_no_label(tmp_path):
+    for names in (["pics/cat/0.png", "1.png"], ["pics\\cat\\0.png", "./1.png"]):
+        with pytest.raises(DataError, match=r"a\.zip/(\./)?1\.png has no label: either all images of .*a\.zip lie in sub-folders"):
+            zipped(zip_of(tmp_path / "a.zip", dict.fromkeys(names, png(6))))
+
+
 def test_a_flat_folder_has_no_labels_and_size_crops(tmp_path):
     (tmp_path / "a.png").write_bytes(png(30, 20))
     (tmp_path / "b.png").write_bytes(png(8, 9))
@@ -97,6 +129,36 @@ def test_an_image_smaller_than_asked_is_refused_or_enlarged(tmp_path):
         folder(tmp_path, size=24).image(0)
     source = folder(tmp_path, size=24, enlarge=True)
     assert source.image(0).shape == (24, 24, 3) and source.transform.endswith("; smaller images are enlarged")
+
+
+def test_the_size_is_that_of_the_first_readable_image(tmp_path):
+    names = {"a.png": b"", "b.png": png(6)[:50], "c.png": png(7), "d.png": png(7)}
+    for name, data in names.items():
+        (tmp_path / name).write_bytes(data)
+    for source in (folder(tmp_path), zipped(zip_of(tmp_path / "mine.zip", names))):
+        assert source.image_size == 7 and source.image(2).shape == (7, 7, 3)
+        for i, name in ((0, "a"), (1, "b")):
+            with pytest.raises(BadImageError, match=rf"/{name}\.png is not a readable image \("):
+                source.image(i)
+
+
+def test_without_a_readable_image_there_is_no_size(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"none")
+    with pytest.raises(DataError, match=rf"none of the 3 images of {tmp_path} can be read; 0\.png: is not a readable image \("):
+        folder(tmp_path)
+    assert folder(tmp_path, size=6).count == 3
+
+
+def test_enlarged_images_are_held_to_the_limit_of_pixels(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1, 1_000_000))
+    (tmp_path / "b.png").write_bytes(png(2, 20))
+    source = folder(tmp_path, size=64, enlarge=True)
+    with pytest.raises(
+        BadImageError, match=r"a\.png is 1x1000000, which enlarged to 64 pixels would be 64x64000000: 100000000 in all are al"
+    ):
+        source.image(0)
+    assert source.image(1).shape == (64, 64, 3)
 
 
 # zip files
