@@ -65,6 +65,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_intermixed_args(arguments)
     config = configuration.load(options.config, options.overrides)
+    if options.ranks is not None and not (options.plan or options.dry_run):
+        raise ConfigError("--ranks is for --plan and --dry-run; a run has the ranks of its launcher")
+    if options.ranks is not None and options.ranks < 1:
+        raise ConfigError(f"--ranks must be 1 or more, not {options.ranks}")
     _, ranks, _ = distributed.place()
     ranks = options.ranks or ranks
     if config.micro_batches % ranks:
