@@ -1,15 +1,18 @@
-"""What a source of images is, and the parts that several sources share: lists of names, images as squares."""
+"""What a source of images is, and the parts that several sources share: files, lists of names, images as squares."""
 
+import errno
+import os
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmdist.data.decode import MAX_PIXELS, BadImageError, load
+from cmdist.data.decode import MAX_BYTES, MAX_PIXELS, BadImageError, load
 from cmdist.errors import DataError
 
 Pixels = NDArray[np.uint8]  # (H, W, C)
@@ -84,6 +87,33 @@ def refuse_unsafe(name: str, where: object) -> None:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if ".." in parts or name.startswith(("/", "\\")) or (parts and parts[0].endswith(":")):
         raise DataError(f"{where} holds a member '{name}': names that are absolute or hold '..' are refused")
+
+
+def length_of(entry: "os.DirEntry[str]") -> int | None:
+    """Bytes of a file in a folder, or None for anything else; 0 for a link that leads nowhere, which `read_file` will name."""
+    try:
+        found = entry.stat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of one image. Raises BadImageError if it is not there, not to be read, or too long; OSError where the disk fails."""
+    try:
+        with open(path, "rb") as file:
+            check_length(os.fstat(file.fileno()).st_size, path)
+            return file.read()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR):
+            raise
+        raise BadImageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def check_length(length: int, where: object) -> None:
+    """Raise BadImageError for an image of more than MAX_BYTES bytes, before it is read."""
+    if length > MAX_BYTES:
+        raise BadImageError(f"{where} has {length} bytes, {MAX_BYTES} are allowed")
 
 
 def transform_of(size: int | None, enlarge: bool = False) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmdist.data.decode import EXTENSIONS, MAX_BYTES, BadImageError, load
-from cmdist.data.sources.base import Names, Source, by_folder, refuse_unsafe, square, transform_of
+from cmdist.data.sources.base import Names, Source, by_folder, length_of, read_file, refuse_unsafe, square, transform_of
 from cmdist.errors import DataError
 
 _LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member of a zip file; its last two fields: lengths of name and extra field
@@ -21,18 +21,16 @@ def folder(path: str | Path, size: int | None = None, enlarge: bool = False) -> 
     """One's own images below `path` as RGB; sub-folders, if there are any, are the classes, in alphabetical order.
 
     Where all images lie in one sub-folder and there in further ones, those are the classes: the first level at which paths part.
-    Hidden files are skipped. With `size` every image is cropped to its centre square and resized as in ADM; without, all must be squares
-    of one size, that of the first that can be read.
-    Raises DataError for a folder without images, or with some images outside of the class folders.
+    Hidden files and folders are skipped, links are followed. With `size` every image is cropped to its centre square and resized as in
+    ADM; without, all must be squares of one size, that of the first that can be read.
+    Raises DataError for a folder without images, with some images outside of the class folders, or with a link to a folder that it is in.
     """
     root = Path(path)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give a folder of images, with labels as sub-folders if there are any")
     found = sorted(_below(root), key=lambda entry: entry[0].split("/"))
     names = [name for name, _ in found]
-    return _source(
-        root.resolve().name, root, names, [length for _, length in found], lambda i, name: (root / name).read_bytes(), size, enlarge
-    )
+    return _source(root.resolve().name, root, names, [length for _, length in found], lambda i, name: read_file(root / name), size, enlarge)
 
 
 def zipped(path: str | Path, size: int | None = None, enlarge: bool = False) -> Source:
@@ -45,7 +43,7 @@ def zipped(path: str | Path, size: int | None = None, enlarge: bool = False) -> 
     try:
         with zipfile.ZipFile(file) as archive:
             infos = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename.split("/"))
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise DataError(f"{file} cannot be read as a zip file: {error}") from error
     for info in infos:
         _refuse_member(info, file)
@@ -103,22 +101,35 @@ def _side(root: Path, names: list[str], read: Callable[[int, str], bytes]) -> in
 
 
 def _below(root: Path) -> list[tuple[str, int]]:
-    """(relative path, bytes) of each image; links to files are followed, links to folders are not."""
-    found, todo = [], [""]
+    """(relative path, bytes) of each image; links are followed."""
+    found: list[tuple[str, int]] = []
+    todo: list[tuple[str, tuple[str, ...]]] = [("", ())]
     while todo:
-        base = todo.pop()
+        base, above = todo.pop()
+        here = os.path.realpath(root / base)
+        if here in above:
+            raise DataError(f"{root / base} is a link to a folder that it lies in, so its images would have no end: remove the link")
         with os.scandir(root / base) as entries:
             for entry in entries:
                 name = f"{base}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    todo.append(f"{name}/")
-                elif _is_image(name) and entry.is_file():
-                    found.append((name, entry.stat().st_size))
+                if _is_folder(entry):
+                    if not entry.name.startswith("."):
+                        todo.append((f"{name}/", (*above, here)))
+                elif _is_image(name) and (length := length_of(entry)) is not None:
+                    found.append((name, length))
     return found
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def _is_image(name: str) -> bool:
-    if name.rpartition("/")[2].startswith("."):  # e.g. ._a.png, which macOS puts into every zip file
+    """By its extension; what is hidden is none, e.g. ._a.png, which macOS puts into every zip file, or .ipynb_checkpoints/a.png."""
+    if any(part.startswith(".") and part != "." for part in name.replace("\\", "/").split("/")):
         return False
     return os.path.splitext(name)[1].lower().lstrip(".") in EXTENSIONS
 

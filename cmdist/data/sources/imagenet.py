@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cmdist.data.sources.base import Names, Source, refuse_unsafe, square, transform_of
+from cmdist.data.sources.base import Names, Source, check_length, length_of, read_file, refuse_unsafe, square, transform_of
 from cmdist.data.tars import Member, members
 from cmdist.errors import DataError
 
@@ -70,14 +70,14 @@ def _in_folders(root: Path, expected: int) -> Listing:
         if not (root / synset).is_dir():
             raise DataError(f"{root / synset} is not a folder: the train folder holds one folder for each synset")
         with os.scandir(root / synset) as entries:
-            listed = sorted((entry.name, entry.is_file(), entry.stat().st_size) for entry in entries)
-        for name, is_file, length in listed:
-            if not is_file:
+            listed = sorted((entry.name, length_of(entry)) for entry in entries)
+        for name, length in listed:
+            if length is None:
                 raise DataError(f"{root / synset / name} is not a file: a synset folder holds images only")
             names.append(os.fsencode(f"{synset}/{name}"))
             sizes.append(length)
         labels += [label] * _filled(root / synset, len(listed))
-    return synsets, np.array(labels, np.int64), np.array(sizes, np.int64), names, lambda i, name: (root / name).read_bytes()
+    return synsets, np.array(labels, np.int64), np.array(sizes, np.int64), names, lambda i, name: read_file(root / name)
 
 
 def _in_tar(root: Path, expected: int) -> Listing:
@@ -85,7 +85,10 @@ def _in_tar(root: Path, expected: int) -> Listing:
         outer = {}
         for member in members(file, str(root)):
             _check_member(member, root)
-            outer[member.name.removeprefix("./").removesuffix(".tar")] = member
+            synset = member.name.removeprefix("./").removesuffix(".tar")
+            if synset in outer:
+                raise DataError(f"{root} holds '{member.name}' twice; each synset has one tar")
+            outer[synset] = member
         synsets = sorted(outer)
         _check_synsets(root, synsets, expected, "it holds one tar for each synset, e.g. n01440764.tar, and nothing else")
         names: list[bytes] = []
@@ -96,6 +99,8 @@ def _in_tar(root: Path, expected: int) -> Listing:
             inner = sorted(members(file, what, member.offset, member.offset + member.size))
             for image in inner:
                 _check_member(image, what)
+                if names and names[-1] == os.fsencode(f"{synset}/{image.name.removeprefix('./')}"):
+                    raise DataError(f"{what} holds '{image.name}' twice")
                 names.append(os.fsencode(f"{synset}/{image.name.removeprefix('./')}"))
                 places.append((image.offset, image.size))
             labels += [label] * _filled(what, len(inner))
@@ -104,6 +109,7 @@ def _in_tar(root: Path, expected: int) -> Listing:
 
     def read(i: int, name: str) -> bytes:
         offset, length = where[i].tolist()
+        check_length(length, f"{root}/{name}")
         return os.pread(number, length, offset)
 
     return synsets, np.array(labels, np.int64), where[:, 1], names, read

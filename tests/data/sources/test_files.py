@@ -1,3 +1,4 @@
+import errno
 import tracemalloc
 import zipfile
 
@@ -148,6 +149,56 @@ def test_without_a_readable_image_there_is_no_size(tmp_path):
     with pytest.raises(DataError, match=rf"none of the 3 images of {tmp_path} can be read; 0\.png: is not a readable image \("):
         folder(tmp_path)
     assert folder(tmp_path, size=6).count == 3
+
+
+def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
+    names = {"cat/0.png": png(6), "dog/0.png": png(6), ".ipynb_checkpoints/0.png": png(6), "cat/.thumbs/0.png": png(6), "dog/._0.png": b""}
+    for name, data in names.items():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_bytes(data)
+    for source in (folder(tmp_path / "mine"), zipped(zip_of(tmp_path / "mine.zip", names))):
+        assert source.classes == ("cat", "dog") and source.count == 2
+
+
+def test_links_are_followed_but_not_round_in_circles(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "0.png").write_bytes(png(6))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "cat").symlink_to(tmp_path / "far")
+    (tmp_path / "mine" / "dog").symlink_to(tmp_path / "far")
+    source = folder(tmp_path / "mine")
+    assert source.classes == ("cat", "dog") and source.labels.tolist() == [0, 1] and source.image(1).shape == (6, 6, 3)
+    (tmp_path / "far" / "again").symlink_to(tmp_path / "mine")
+    with pytest.raises(DataError, match=r"again is a link to a folder that it lies in, so its images would have no end: remove the link$"):
+        folder(tmp_path / "mine")
+
+
+def test_files_that_cannot_be_read_are_bad_images_by_name(tmp_path, monkeypatch):
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(png(6))
+    (tmp_path / "d.png").write_bytes(png(6) + bytes(1000))
+    monkeypatch.setattr("cmdist.data.sources.base.MAX_BYTES", 900)
+    source = folder(tmp_path)
+    assert source.count == 4 and source.image_size == 6 and source.image(2).shape == (6, 6, 3)
+    for i, sentence in (
+        (0, r"a\.png cannot be read: No such file"),
+        (1, r"b\.png cannot be read: Too many levels"),
+        (3, r"d\.png has \d+ bytes, 900 are"),
+    ):
+        with pytest.raises(BadImageError, match=sentence):
+            source.image(i)
+
+
+def test_a_disk_that_fails_is_no_bad_image(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "a.png").write_bytes(png(6))
+    source = folder(tmp_path, size=6)
+    monkeypatch.setattr("cmdist.data.sources.base.check_length", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        source.image(0)
 
 
 def test_enlarged_images_are_held_to_the_limit_of_pixels(tmp_path):

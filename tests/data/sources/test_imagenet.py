@@ -119,6 +119,21 @@ def test_unsafe_members_are_refused(tmp_path, member, sentence):
         imagenet(tar_of(tmp_path / "outer.tar", [member]), synsets=1)
 
 
+def test_what_a_tar_holds_twice_is_refused(data, tmp_path):
+    inner = tar_of(tmp_path / "inner.tar", data["n01440764"].items()).read_bytes()
+    with pytest.raises(DataError, match=r"train\.tar holds '\./n01440764\.tar' twice; each synset has one tar$"):
+        imagenet(tar_of(tmp_path / "train.tar", [("n01440764.tar", inner), ("./n01440764.tar", inner)]), synsets=1)
+    twice = tar_of(tmp_path / "twice.tar", [("a.JPEG", b"1"), ("b.JPEG", b"1"), ("a.JPEG", b"2")]).read_bytes()
+    with pytest.raises(DataError, match=r"n01440764\.tar holds 'a\.JPEG' twice$"):
+        imagenet(tar_of(tmp_path / "train.tar", [("n01440764.tar", twice)]), synsets=1)
+
+
+def test_an_image_too_long_is_a_bad_image_before_it_is_read(root, monkeypatch):
+    monkeypatch.setattr("cmdist.data.sources.base.MAX_BYTES", 100)
+    with pytest.raises(BadImageError, match=r"n01440764/.* has \d+ bytes, 100 are allowed$"):
+        imagenet(root, 32, synsets=3).image(0)
+
+
 def test_a_corrupt_jpeg_is_a_bad_image_by_name(root, data, tmp_path):
     broken = {"n01440764": {"n01440764_1.JPEG": next(iter(data["n01440764"].values()))[:400]}}
     for path in (as_folders(tmp_path / "b", broken), as_tar(tmp_path / "b.tar", broken)):

@@ -104,6 +104,10 @@ def test_a_missing_batch_is_named(folder):
         ({"data": np.zeros((5, 3072), np.uint8)}, r"data is \(5, 3072\) uint8, not \(n, 12288\) uint8, one row for each image$"),
         ({"data": np.zeros((5, 3, 64, 64), np.uint8)}, r"data is \(5, 3, 64, 64\) uint8, not \(n, 12288\)"),
         ({"data": np.zeros((5, ROW), np.float32)}, r"data is \(5, 12288\) float32, not"),
+        (
+            {"data": np.asfortranarray(np.zeros((5, ROW), np.uint8))},
+            r"data is \(5, 12288\) uint8 stored column by column \(Fortran order\), not",
+        ),
         ({"data": np.zeros((0, ROW), np.uint8)}, r"is empty: data has no rows$"),
         ({"labels": np.ones(4, np.int64)}, r"labels is \(4,\) int64, not \(5,\) integers, one for each row of data$"),
         ({"labels": np.ones(5)}, r"labels is \(5,\) float64, not \(5,\) integers"),
@@ -136,3 +140,28 @@ def test_a_truncated_file_and_one_that_lies_are_refused(tmp_path):
         archive.writestr("labels.npy", labels.getvalue())
     with pytest.raises(DataError, match=r"labels is \(5,\) int64, not \(1000000000,\) integers"):
         imagenet64(path)
+
+
+@pytest.mark.parametrize(("offset", "value"), [(6, 1), (8, 99)], ids=["encrypted", "unknown compression"])
+def test_encrypted_and_unknown_members_are_one_sentence(tmp_path, offset, value):
+    path = tmp_path / "val_data.npz"
+    np.savez(path, **batch(0))
+    whole = bytearray(path.read_bytes())
+    for start, shift in ((b"PK\3\4", 0), (b"PK\1\2", 2)):  # flags and method in the member's own header and in the directory
+        at = whole.find(start)
+        whole[at + offset + shift] = value
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"val_data\.npz is truncated or no npz file: "):
+        imagenet64(path)
+
+
+def test_a_row_count_beyond_any_memory_is_refused(tmp_path):
+    n, arrays = 10**15, {"data": (10**15, ROW), "labels": (10**15,)}
+    with zipfile.ZipFile(tmp_path / "val_data.npz", "w") as archive:
+        for name, shape in arrays.items():
+            header = io.BytesIO()
+            kind = "|u1" if name == "data" else "<i8"
+            np.lib.format.write_array_header_1_0(header, {"descr": kind, "fortran_order": False, "shape": shape})
+            archive.writestr(f"{name}.npy", header.getvalue() + bytes(100))
+    with pytest.raises(DataError, match=rf"data has 100 bytes, not the {n * ROW} of its shape"):
+        imagenet64(tmp_path / "val_data.npz")
