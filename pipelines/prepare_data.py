@@ -2,7 +2,7 @@
 
 python pipelines/prepare_data.py digits --out data/digits
 python pipelines/prepare_data.py lsun bedroom_train_lmdb --size 256 --out s3://bucket/bedroom
-python pipelines/prepare_data.py imagenet ILSVRC2012_img_train.tar --size 64 --out data/imagenet64     (or the folder of synset folders)
+python pipelines/prepare_data.py imagenet ILSVRC2012_img_train.tar --size 64 --enlarge --out data/imagenet64     (or the folder of synsets)
 python pipelines/prepare_data.py imagenet64 FOLDER_OF_NPZ --class-map map_clsloc.txt --out data/imagenet64-official
 python pipelines/prepare_data.py cifar10 cifar-10-binary.tar.gz --out data/cifar10
 python pipelines/prepare_data.py folder ~/pictures --size 64 --out data/pictures     (labels: the names of sub-folders, if any)
@@ -14,7 +14,7 @@ each task takes its own part, see cluster/prepare_data.sbatch), then once with -
 """
 
 import argparse
-import json
+import math
 import os
 import re
 import sys
@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from cmdist import cli, storage
 from cmdist.data import preparation
-from cmdist.data.decode import ENCODINGS
-from cmdist.data.images import INDEX
+from cmdist.data.decode import ENCODINGS, MAX_PIXELS
+from cmdist.data.images import INDEX, open_dataset
 from cmdist.data.shards import finish, index_shards, write_dataset, write_shards
 from cmdist.data.sources.base import Source
 from cmdist.data.sources.cifar10 import cifar10
@@ -45,6 +45,7 @@ from cmdist.nets.classifier import train_classifier
 
 EXTRACTOR = "extractor.safetensors"
 SEED = 0
+LARGEST = math.isqrt(MAX_PIXELS)  # pixels of a side
 
 SOURCES: dict[str, Callable[[argparse.Namespace], Source]] = {
     "lsun": lambda o: lsun(o.path, o.size, o.enlarge),
@@ -75,7 +76,12 @@ def main(arguments: Sequence[str]) -> None:
             raise DataError(f"{out} is being prepared with other arguments ({plan.described['prepared']}, now {prepared})")
         print(_summary(out, finish(out, plan, max_bad=options.max_bad)))
     else:
-        _prepare(options, prepared)
+        try:
+            _prepare(options, prepared)
+        except (DataError, FileNotFoundError):
+            if not _finished(out, prepared):  # the same command beside this one may have been faster
+                raise
+            print(f"{out} is prepared already")
     return None
 
 
@@ -124,11 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         "zip": sources.add_parser("zip", help="a zip file of your own images, as RGB"),
     }
     shards = sources.add_parser("shards", help="index WebDataset shards where they are")
-    shards.add_argument("url")
+    shards.add_argument("url", type=_not_empty)
     shards.add_argument("--name", default="shards")
     shards.add_argument("--channels", type=int, choices=(1, 3), default=3)
     for name in SOURCES:
-        sub[name].add_argument("path", type=Path)
+        sub[name].add_argument("path", type=lambda text: Path(_not_empty(text)))
     for name, size in (("lsun", 256), ("imagenet", 64), ("folder", None), ("zip", None)):
         default = "default: %(default)s" if size else "default: leave as it is"
         sub[name].add_argument("--size", type=int, default=size, help=f"crop to the centre square and resize to so many pixels; {default}")
@@ -153,12 +159,18 @@ def _parser() -> argparse.ArgumentParser:
         sub[name].add_argument("--finish", action="store_true", help="only write the index, once all parts are there")
         sub[name].add_argument("--max-bad", type=int, default=0, help="unreadable images to leave out and report (default %(default)s)")
     for name, parsed in sub.items():
-        parsed.add_argument("--out", required=True, help="folder or URL of the data set")
+        parsed.add_argument("--out", required=True, type=_not_empty, help="folder or URL of the data set")
         per_shard = 200 if name == "digits" else 5000
         parsed.add_argument("--per-shard", type=int, default=per_shard, help="images in a shard (default %(default)s)")
     for each in (parser, shards, *sub.values()):
         each.error = _refuse  # type: ignore[method-assign,assignment]
     return parser
+
+
+def _not_empty(text: str) -> str:
+    if not text.strip():  # an unset variable of the shell; it would mean the root or the folder that we are in
+        raise argparse.ArgumentTypeError("it is empty; a path is needed")
+    return text
 
 
 def _refuse(message: str) -> None:
@@ -169,6 +181,10 @@ def _check(options: argparse.Namespace) -> None:
     given = vars(options)
     if options.per_shard < 1 or (given.get("size") is not None and options.size < 1):
         raise ConfigError("--per-shard and --size must be 1 or more")
+    if given.get("synsets", 1) < 1 or given.get("batches", 1) < 1:
+        raise ConfigError("--synsets and --batches must be 1 or more")
+    if (given.get("size") or 1) > LARGEST:
+        raise ConfigError(f"--size {options.size}: at most {LARGEST} pixels are allowed")
     if given.get("workers", 1) < 1 or given.get("max_bad", 0) < 0 or not 1 <= given.get("quality", 1) <= 100:
         raise ConfigError("--workers must be 1 or more, --max-bad 0 or more, --quality 1 to 100")
     if given.get("enlarge") and options.size is None:
@@ -209,7 +225,10 @@ def _prepared(options: argparse.Namespace) -> dict[str, Any]:
 def _finished(out: str, prepared: dict[str, Any]) -> bool:
     if not storage.exists(storage.join(out, INDEX)):
         return False
-    there = json.loads(storage.read(storage.join(out, INDEX))).get("prepared")
+    try:
+        there = open_dataset(out).index.get("prepared")
+    except DataError as error:
+        raise DataError(f"{out} was prepared, but is damaged: {error}; restore it, or remove the folder and prepare it again") from error
     if there != prepared:
         raise DataError(f"{out} was prepared with other arguments ({there}, now {prepared}): give another --out, or remove it")
     preparation.end(out)  # if it was killed between the index and its end

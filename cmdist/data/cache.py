@@ -82,12 +82,14 @@ class Cache:
             os.close(number)
 
     def fetch(self, shard: Remote, keep: Collection[str] = ()) -> bool:
-        """Fetch a copy ahead of its use, unless another process is at it; other failures are left to `open`.
+        """Fetch a copy ahead of its use; other failures are left to `open`.
 
-        False if there is no room for it without removing one of the copies `keep` (names), which are needed sooner.
+        False if another process is at it, or if there is no room for it without removing one of the copies `keep` (names), which are
+        needed sooner.
         """
         try:
-            self._get(shard, wait=False, keep=keep)
+            if not self._get(shard, wait=False, keep=keep):
+                return False
         except NoRoomError:
             return False
         except DataError:
@@ -99,17 +101,19 @@ class Cache:
     def _path(self, shard: Remote) -> Path:
         return self.folder / f"{shard.name}.tar"
 
-    def _get(self, shard: Remote, wait: bool, keep: Collection[str] = ()) -> None:
+    def _get(self, shard: Remote, wait: bool, keep: Collection[str] = ()) -> bool:
+        """Whether the copy is there now: False without `wait` if another process is at it."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         target = self._path(shard)
         if _complete(target, shard.size):
-            return
+            return True
         with self._locked(f"{shard.name}.lock", wait) as mine:
             if not mine or _complete(target, shard.size):
-                return
+                return mine
             self._clear(shard.name)
             with self._room(shard, keep):
                 self._download(shard, target)
+        return True
 
     def _download(self, shard: Remote, target: Path) -> None:
         part = self.folder / f".{shard.name}.part"

@@ -75,10 +75,7 @@ def _decoded(data: bytes, mode: str, size: int | None, take: Callable[[Image.Ima
         image = _open(data)
         if size is not None and image.size != (size, size):
             raise DataError(f"is {image.width}x{image.height}, not {size}x{size}")
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"it has {image.width}x{image.height} pixels, {MAX_PIXELS} in all are allowed")
-        if image.mode not in _CONVERTIBLE or _is_deep(image):
-            raise ValueError("more than 8 bits per channel")
+        _check_header(image)
         return take(image if image.mode == mode else image.convert(mode))
     except DataError:
         raise
@@ -94,10 +91,19 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     raise ValueError("no image format that is allowed here")
 
 
+def _check_header(image: ImageFile.ImageFile) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"it has {image.width}x{image.height} pixels, {MAX_PIXELS} in all are allowed")
+    if image.mode not in _CONVERTIBLE or _is_deep(image):
+        raise ValueError("more than 8 bits per channel")
+
+
 def size_of(data: bytes) -> tuple[int, int]:
-    """(width, height) from the header alone. Raises BadImageError."""
+    """(width, height) from the header alone. Raises BadImageError, also for what `decode` would refuse by the header."""
     try:
-        return _open(data).size
+        image = _open(data)
+        _check_header(image)
+        return image.size
     except Exception as error:
         raise BadImageError(f"is not a readable image ({_short(error)})") from error
 

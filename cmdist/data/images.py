@@ -24,6 +24,7 @@ from cmdist.errors import DataError
 
 FORMAT = 1
 INDEX, SAMPLES, PREPARING = "index.json", "index.npz", "preparing.json"
+SHARD_NAME = re.compile(r"[^/\\:]+\.tar")
 OPEN_FILES = 128  # shards that a process keeps open
 MEMORY = 64 * 2**20  # bytes: a data set that is no larger when decoded is decoded once and kept, in each process
 
@@ -31,6 +32,7 @@ _KEYS = ("name", "image_size", "channels", "transform", "classes", "labelled", "
 _ARRAYS = ("keys", "offsets", "lengths", "checksums", "labels")
 
 Ids = NDArray[np.int64] | Tensor | Sequence[int]
+Blocks = list[list[int]]  # shards of each
 
 
 class ShardedImages:
@@ -55,7 +57,7 @@ class ShardedImages:
         self._local = storage.local_path(url)
         self._cache = cache or Cache(default_folder())
         self._files: dict[int, _File] = {}
-        self._expected: tuple[int, ...] = ()
+        self._expected: Blocks = []
         self._fetcher: threading.Thread | None = None
         shape = (len(self), self.image_size, self.image_size, self.channels)
         small = int(np.prod(shape, dtype=np.int64)) <= memory
@@ -104,7 +106,7 @@ class ShardedImages:
     def images(self, ids: Ids) -> Tensor:
         """Images uint8 (n, C, H, W). Raises as `image`."""
         numbers = np.asarray(ids, np.int64).tolist()
-        self.expect(list(dict.fromkeys(bisect_right(self._ends, i) for i in numbers)))
+        self.expect([list(dict.fromkeys(bisect_right(self._ends, i) for i in numbers))])
         pixels = np.empty((len(numbers), self.channels, self.image_size, self.image_size), np.uint8)
         for place, i in enumerate(numbers):
             pixels[place] = self.image(i).transpose(2, 0, 1)
@@ -116,32 +118,35 @@ class ShardedImages:
             raise DataError(f"{self.url} has no labels")
         return torch.from_numpy(self._labels[np.asarray(ids, np.int64)])
 
-    def expect(self, shards: Sequence[int]) -> None:
-        """These shards are read now and next, in this order: of a remote store they are fetched ahead, and all others are closed.
+    def expect(self, blocks: Blocks) -> None:
+        """The shards of these blocks are read now and next, in this order: of a remote store they are fetched ahead, all others closed.
 
         To be called by the process that reads; local shards need nothing.
         """
-        if self._local or tuple(shards) == self._expected:
+        if self._local or blocks == self._expected:
             return
-        self._expected = tuple(shards)
-        for shard in [shard for shard in self._files if shard not in self._expected]:
+        self._expected = blocks
+        for shard in [shard for shard in self._files if not any(shard in block for block in blocks)]:
             self._files.pop(shard, None)  # its lock goes with it, so that the cache may remove it
         # a daemon, since no process that ends is to wait for a download; the one before ends after the shard that it is at
         self._fetcher = threading.Thread(target=self._fetch, args=(self._expected, self._fetcher), name="fetch", daemon=True)
         self._fetcher.start()
 
-    def _fetch(self, shards: tuple[int, ...], before: threading.Thread | None) -> None:
+    def _fetch(self, blocks: Blocks, before: threading.Thread | None) -> None:
         if before is not None:
             before.join()  # one download ahead at a time
-        keep = {self._remote(shard).name for shard in shards}
-        for shard in shards:
-            while shards is self._expected and not self._cache.fetch(self._remote(shard), keep):
-                time.sleep(0.2)  # until a shard of the block before is no longer read
+        keep = {self._remote(shard).name for block in blocks for shard in block}
+        for block in blocks:  # the next one only once this one is there, since other processes fetch too, into the same room
+            missing = block
+            while missing and blocks is self._expected:
+                if missing is not block:
+                    time.sleep(0.05)  # until a shard of the block before is no longer read, or another process has fetched one
+                missing = [shard for shard in missing if blocks is self._expected and not self._cache.fetch(self._remote(shard), keep)]
 
     def close(self) -> None:
         """Close the open shards and stop fetching; reading opens them again."""
         self._files.clear()
-        self._expected = ()
+        self._expected = []
 
     def _shard_url(self, shard: int) -> str:
         return storage.join(self.url, self.index["shards"][shard]["name"])
@@ -209,7 +214,7 @@ def _read_index(url: str) -> dict[str, Any]:
     if not index["shards"] or not index["count"]:
         raise DataError(f"the data set at {url} is empty")
     for shard in index["shards"]:
-        if not re.fullmatch(r"[^/\\:]+\.tar", shard["name"]):
+        if not SHARD_NAME.fullmatch(shard["name"]):
             raise DataError(f"{where} names a shard '{shard['name']}'; a plain file name that ends in .tar is allowed")
     return index
 

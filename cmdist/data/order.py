@@ -55,14 +55,15 @@ class Order:
             start, n = start + len(part), n - len(part)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def shards(self, position: int, blocks: int = 2) -> list[int]:
-        """The shards of the block at a global position and of those after it, in the order in which they come."""
-        found: list[int] = []
-        for _ in range(blocks):
+    def blocks(self, position: int, n: int = 2) -> list[list[int]]:
+        """The shards of each of n blocks, from that at a global position on, in the order in which they come; each shard once."""
+        found: list[list[int]] = []
+        for _ in range(n):
             number, place = divmod(position, self.samples)
             epoch = self._epoch(number)
             block = int(np.searchsorted(epoch.bounds, place, side="right")) - 1
-            found += [int(s) for s in epoch.shards[block * self.block_shards :][: self.block_shards] if int(s) not in found]
+            shards = epoch.shards[block * self.block_shards :][: self.block_shards].tolist()
+            found.append([shard for shard in shards if not any(shard in before for before in found)])
             position += int(epoch.bounds[block + 1]) - place
         return found
 

@@ -24,6 +24,7 @@ PARTS = "preparing"  # the folder of records
 REPORT = "unreadable.txt"
 
 Bad = tuple[int, str]  # number of an image in its source, what is wrong with it
+_ESCAPED = {ord(character): repr(character)[1:-1] for character in "\t\n\r"}
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,6 @@ def load(url: str, plan: Plan, number: int, verify: bool) -> Finished | None:
     """What is known of a shard, or None if it is not there whole; with `verify`, a shard on a disk is read to compare its checksum."""
     try:
         record = storage.read(_record(url, number))
-        size = storage.size(storage.join(url, shard_name(number)))
     except FileNotFoundError:
         return None
     if xxhash.xxh3_128_digest(record[16:]) != record[:16]:
@@ -148,13 +148,33 @@ def load(url: str, plan: Plan, number: int, verify: bool) -> Finished | None:
         samples = {name: file[name] for name in file.files}
     known = json.loads(samples.pop("known").tobytes())
     entry = known["entry"]
-    if known["plan"] != plan.identity or entry["size"] != size:
-        return None
-    local = storage.local_path(storage.join(url, shard_name(number)))
-    if verify and local and checksum_of(local) != entry["checksum"]:
+    if known["plan"] != plan.identity or not _is_there(storage.join(url, shard_name(number)), entry, verify):
         return None
     scan = Scan(entry, samples, plan.described["image_size"], plan.encoding == "raw")
     return Finished(scan, [(i, text) for i, text in known["bad"]])
+
+
+def _is_there(url: str, entry: dict[str, Any], verify: bool) -> bool:
+    if not entry["count"]:  # all its images were bad: it was not written
+        return True
+    try:
+        if storage.size(url) != entry["size"]:
+            return False
+    except FileNotFoundError:
+        return False
+    local = storage.local_path(url)
+    return not (verify and local) or checksum_of(local) == entry["checksum"]
+
+
+def report(url: str, bad: list[Bad]) -> str:
+    """Write the report of unreadable images, in their order in the source, one line for each, and return its URL; none bad, no report."""
+    where = storage.join(url, REPORT)
+    lines = [f"{i}\t{text.translate(_ESCAPED)}\n" for i, text in sorted(bad)]
+    if lines:
+        storage.write(where, "".join(lines).encode(errors="backslashreplace"))  # file names need not be UTF-8
+    elif storage.exists(where):
+        storage.remove(where)
+    return where
 
 
 def end(url: str) -> None:

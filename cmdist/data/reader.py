@@ -93,7 +93,7 @@ class _Read:
         """Fills `pixels` (B, H, W, C), which is how decoders give them."""
         first, read = number * self.micro_batch, self.dataset.image
         ids = self.order.ids(first, self.micro_batch)
-        self.dataset.expect(self.order.shards(first))
+        self.dataset.expect(self.order.blocks(first))
         replaced: list[tuple[str, str]] = []
         for place, i in enumerate(ids.tolist()):
             try:

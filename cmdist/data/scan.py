@@ -15,6 +15,7 @@ from cmdist.data.decode import EXTENSIONS, RAW, BadImageError, size_of
 from cmdist.data.tars import members
 from cmdist.errors import DataError
 
+MOST_CLASSES = 1_000_000  # a larger class number is taken for a mistake: the index names every class
 PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "npy", "joblib", "dill")
 _MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # WebDataset's rule: the key ends at the first dot of the base name
 
@@ -35,6 +36,8 @@ def scan_shard(path: Path, size: int | None, channels: int = 3) -> Scan:
     """
     found: dict[str, dict[str, Any]] = {}
     kinds: set[bool] = set()  # raw or not
+    if path.is_dir():
+        raise DataError(f"shard {path.name} is a folder, not a tar file")
     with open(path, "rb") as file:
         try:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -83,10 +86,18 @@ def scan_shard(path: Path, size: int | None, channels: int = 3) -> Scan:
     return Scan(entry, samples, size, kinds.pop())
 
 
+def nothing(name: str, size: int, raw: bool) -> Scan:
+    """What is known of a shard that was not written, since none of its images could be read."""
+    kinds = {"keys": np.bytes_, "offsets": np.int64, "lengths": np.int64, "checksums": np.uint64, "labels": np.int64}
+    samples: dict[str, NDArray[Any]] = {column: np.empty(0, kind) for column, kind in kinds.items()}
+    return Scan({"name": name, "size": 0, "checksum": "", "count": 0}, samples, size, raw)
+
+
 def _label(path: Path, name: str, data: bytes) -> int:
-    if not data.strip().isdigit():
-        raise DataError(f"shard {path.name}: {name} must hold a class number of 0 or more, not {data[:20]!r}")
-    return int(data)
+    digits = data.strip()
+    if not digits.isdigit() or len(digits) > 20 or int(digits) >= MOST_CLASSES:
+        raise DataError(f"shard {path.name}: {name} must hold a class number from 0 to {MOST_CLASSES - 1}, not {data[:20]!r}")
+    return int(digits)
 
 
 def _check_image(path: Path, name: str, data: bytes, size: int | None) -> int:

@@ -6,7 +6,7 @@ A folder without index.json is no data set. Tars are never unpacked, and only im
 import io
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from cmdist import storage
 from cmdist.data import preparation, workers
 from cmdist.data.decode import BadImageError, encode
-from cmdist.data.images import FORMAT, INDEX, SAMPLES, ShardedImages, open_dataset
+from cmdist.data.images import FORMAT, INDEX, PREPARING, SAMPLES, SHARD_NAME, ShardedImages, open_dataset
 from cmdist.data.order import permutation
-from cmdist.data.preparation import Bad, Plan
-from cmdist.data.scan import Scan, scan_shard
+from cmdist.data.preparation import Bad, Finished, Plan
+from cmdist.data.scan import Scan, nothing, scan_shard
 from cmdist.data.sources.base import Source
 from cmdist.data.workers import Progress, Tally
 from cmdist.errors import DataError
@@ -73,22 +73,33 @@ def write_shards(
     def write(number: int, tally: Tally) -> None:
         if there := preparation.load(url, plan, number, verify=True):
             tally.add(len(ids[number]), len(there.bad))
-            _check_bad(tally.bad, max_bad, there.bad)
+            check(tally, there.bad)
             return
         with tempfile.TemporaryDirectory(prefix="cmdist-") as temporary:
             path = Path(temporary) / preparation.shard_name(number)
-            bad = _write_tar(path, source, plan, ids[number], max_bad, tally)
-            scan = scan_shard(path, source.image_size, source.channels)
+            bad = _write_tar(path, source, plan, ids[number], check, tally)
+            if len(bad) == len(ids[number]):
+                scan = nothing(path.name, source.image_size, plan.encoding == "raw")
+            else:
+                scan = scan_shard(path, source.image_size, source.channels)
             tally.add(0)  # a worker whose parent is gone ends here
-            storage.upload(path, storage.join(url, path.name))
+            if scan.entry["count"]:
+                storage.upload(path, storage.join(url, path.name))
         tally.add(0)
         preparation.save(url, plan, number, scan, bad)
+
+    def check(tally: Tally, bad: list[Bad]) -> None:
+        if tally.bad > max_bad:
+            done = [each for there in _finished(url, plan) if there for each in there.bad]
+            _refuse_bad(url, list({*done, *bad}), bad, tally.bad, max_bad)
 
     storage.forget()  # what follows may fork
     workers.run(range(part[0] - 1, plan.shards, part[1]), write, processes, progress)
 
 
-def _write_tar(path: Path, source: Source, plan: Plan, ids: NDArray[np.int64], max_bad: int, tally: Tally) -> list[Bad]:
+def _write_tar(
+    path: Path, source: Source, plan: Plan, ids: NDArray[np.int64], check: Callable[[Tally, list[Bad]], None], tally: Tally
+) -> list[Bad]:
     bad: list[Bad] = []
     with open(path, "wb") as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
         for i in ids.tolist():
@@ -98,7 +109,7 @@ def _write_tar(path: Path, source: Source, plan: Plan, ids: NDArray[np.int64], m
             except BadImageError as error:
                 bad.append((i, str(error)))
                 tally.add(1, 1)
-                _check_bad(tally.bad, max_bad, bad)
+                check(tally, bad)
     return bad
 
 
@@ -112,33 +123,35 @@ def _sample(source: Source, plan: Plan, i: int) -> dict[str, Any]:
     return sample
 
 
-def _check_bad(count: int, allowed: int, bad: list[Bad]) -> None:
-    if count > allowed:
-        raise DataError(f"{bad[-1][1] if bad else 'too many images'} ({count} unreadable images by now, {allowed} allowed: see --max-bad)")
+def _finished(url: str, plan: Plan) -> list[Finished | None]:
+    return [preparation.load(url, plan, number, verify=False) for number in range(plan.shards)]
+
+
+def _refuse_bad(url: str, known: list[Bad], latest: list[Bad], count: int, allowed: int) -> None:
+    where = preparation.report(url, known)
+    example = latest[-1][1] if latest else "too many images"
+    raise DataError(f"{example} ({count} unreadable images by now, {allowed} allowed: see {where}, and --max-bad)")
 
 
 def finish(url: str, plan: Plan, extractor: dict[str, Any] | None = None, max_bad: int = 0) -> dict[str, Any]:
     """Write the index of a plan whose shards are all there, and the report of unreadable images, if any; needs neither source nor shards.
 
-    Raises DataError if shards are missing or more than `max_bad` images could not be read.
+    A shard of which no image could be read has no place in the index. Raises DataError if shards are missing, or if more than `max_bad`
+    images, or all, could not be read.
     """
-    scans: list[Scan] = []
-    missing: list[str] = []
-    bad: list[Bad] = []
-    for number in range(plan.shards):
-        there = preparation.load(url, plan, number, verify=False)
-        if there is None:
-            missing.append(preparation.shard_name(number))
-        else:
-            scans.append(there.scan)
-            bad += there.bad
+    finished = _finished(url, plan)
+    missing = [preparation.shard_name(number) for number, there in enumerate(finished) if there is None]
+    bad = sorted(each for there in finished if there for each in there.bad)
+    scans = [there.scan for there in finished if there and there.scan.entry["count"]]
     if missing:
         raise DataError(
             f"{len(missing)} of {plan.shards} shards of {url} are not finished, e.g. {missing[0]}: run the parts that write them"
         )
-    _check_bad(len(bad), max_bad, sorted(bad))
-    if bad:
-        storage.write(storage.join(url, preparation.REPORT), "".join(f"{i}\t{text}\n" for i, text in sorted(bad)).encode())
+    if len(bad) > max_bad:
+        _refuse_bad(url, bad, bad, len(bad), max_bad)
+    where = preparation.report(url, bad)
+    if not scans:
+        raise DataError(f"none of the {plan.count} images of {plan.described['name']} could be read: see {where}")
     index = _write_index(url, plan.described | {"extractor": extractor}, scans)
     preparation.end(url)
     return index
@@ -151,13 +164,17 @@ def index_shards(
 
     Labels are the numbers in the .cls members, if there are any. Raises DataError for shards that are empty, truncated or damaged,
     members that are pickles, samples without image or label, images of several sizes, raw ones beside others, and a folder that has an
-    index.
+    index or is being prepared.
     """
     names = [n for n in storage.names(url) if n.endswith(".tar")]
     if storage.exists(storage.join(url, INDEX)):
         raise DataError(f"{url} has an {INDEX} already; remove it to index the shards again")
+    if storage.exists(storage.join(url, PREPARING)):
+        raise DataError(f"the preparation of {url} was not finished, so it holds a part of its shards: repeat the command that prepares it")
     if not names:
         raise DataError(f"{url} holds no shards; files that end in .tar are indexed")
+    if strange := [shard for shard in names if not SHARD_NAME.fullmatch(shard)]:
+        raise DataError(f"{url} holds a shard '{strange[0]}': a name without ':' and '\\' is needed, rename it")
     scans: list[Scan] = []
     local = storage.local_path(url)
     with tempfile.TemporaryDirectory(prefix="cmdist-") as temporary:

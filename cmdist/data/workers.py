@@ -78,8 +78,9 @@ def run(tasks: Sequence[int], work: Callable[[int, Tally], None], workers: int, 
             running = [process for process in processes if process.exitcode is None]
             wait([process.sentinel for process in running], timeout=0.2)
             if progress:
-                progress(tally.done - reported)
-                reported = tally.done
+                done = tally.done  # once: the workers go on counting
+                progress(done - reported)
+                reported = done
             if not failures.empty():
                 raise failures.get()
             if killed := [process.exitcode for process in processes if process.exitcode]:
@@ -116,6 +117,8 @@ def sendable(error: Exception) -> Exception:
     """An error being handled, for another process: with its traceback, for --debug, and as text, since not every exception can be sent."""
     if isinstance(error, CmdistError):
         return error
-    told = RuntimeError(f"{type(error).__name__}: {error}")
+    told: Exception = RuntimeError(f"{type(error).__name__}: {error}")
+    if isinstance(error, OSError) and error.strerror:
+        told = OSError(error.errno, error.strerror, error.filename)
     told.add_note(traceback.format_exc())
     return told

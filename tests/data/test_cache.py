@@ -255,7 +255,7 @@ from cmdist.data.cache import Cache
 from cmdist.data.images import open_dataset
 data, total = open_dataset(sys.argv[1], Cache(Path(sys.argv[2]), int(sys.argv[3])), memory=0), 0
 for i in range(50):
-    data.expect([i // 10])
+    data.expect([[i // 10]])
     total += int(data.image(i).sum())
 print(total)
 """
