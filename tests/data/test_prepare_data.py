@@ -177,10 +177,14 @@ def spoil(pictures, *names):
 def test_bad_images_are_left_out_named_and_limited(prepare_data, pictures, tmp_path, capsys):
     spoil(pictures, "0/3.png", "1/100.png", "2/398.png")
     arguments = ["folder", str(pictures), "--size", "8", "--per-shard", "50"]
-    with pytest.raises(DataError, match=r"png is not a readable image \(.*\) \(1 unreadable images by now, 0 allowed: see --max-bad\)$"):
+    with pytest.raises(
+        DataError, match=r"png is not a readable image \(.*\) \(1 unreadable images by now, 0 allowed: see .*/unreadable\.txt, and"
+    ):
         prepare_data.main([*arguments, "--workers", "2", "--out", str(tmp_path / "strict")])
+    assert (tmp_path / "strict" / "unreadable.txt").read_text().count("\n") == 1
     with pytest.raises(DataError, match=r"3 unreadable images by now, 2 allowed"):
         prepare_data.main([*arguments, "--workers", "1", "--max-bad", "2", "--out", str(tmp_path / "strict")])  # more may be allowed later
+    assert (tmp_path / "strict" / "unreadable.txt").read_text().count("is not a readable image") == 3
     assert not (tmp_path / "strict" / "index.json").exists()
     outs = [tmp_path / "strict", tmp_path / "two", tmp_path / "parts"]
     prepare_data.main([*arguments, "--workers", "1", "--max-bad", "3", "--out", str(outs[0])])
@@ -190,6 +194,7 @@ def test_bad_images_are_left_out_named_and_limited(prepare_data, pictures, tmp_p
         prepare_data.main([*arguments, "--workers", "1", "--max-bad", "3", "--part", part, "--out", str(outs[2])])
     with pytest.raises(DataError, match=r"\(3 unreadable images by now, 2 allowed"):
         prepare_data.main([*arguments, "--max-bad", "2", "--finish", "--out", str(outs[2])])
+    assert (outs[2] / "unreadable.txt").read_text().count("is not a readable image") == 3
     prepare_data.main([*arguments, "--max-bad", "3", "--finish", "--out", str(outs[2])])
     assert contents(outs[0]) == contents(outs[1]) == contents(outs[2])
     report = (outs[0] / "unreadable.txt").read_text().splitlines()
@@ -249,6 +254,83 @@ def test_a_folder_that_is_not_ours_is_left_alone(prepare_data, tmp_path):
     assert contents(tmp_path) == {"shard-000000.tar": b"somebody's"}
 
 
+def test_any_file_name_fits_into_the_report(prepare_data, pictures, tmp_path):
+    names = ["0/\udcff.png", "1/a\nb.png", "2/\tc.png"]  # not UTF-8; a line and a column of its own
+    for name in names:
+        (pictures / name).write_bytes(b"")
+    prepare_data.main(["folder", str(pictures), "--size", "8", "--max-bad", "3", "--workers", "1", "--out", str(tmp_path / "out")])
+    report = (tmp_path / "out" / "unreadable.txt").read_text().splitlines()
+    assert len(report) == 3 and all(line.count("\t") == 1 for line in report)
+    assert [r"0/\udcff.png" in report[0], r"1/a\nb.png" in report[1], r"2/\tc.png" in report[2]] == [True] * 3
+
+
+def test_shards_without_a_readable_image_are_left_out(prepare_data, pictures, tmp_path):
+    arguments = ["folder", str(pictures), "--size", "8", "--per-shard", "1", "--workers", "2", "--max-bad", "400", "--out"]
+    spoil(pictures, "0/3.png", "2/398.png")
+    prepare_data.main([*arguments, str(tmp_path / "out")])
+    dataset = open_dataset(str(tmp_path / "out"))
+    assert dataset.counts == (1,) * 398 and len(list((tmp_path / "out").glob("*.tar"))) == 398
+    assert dataset.labels(range(398)).bincount().tolist() == [133, 133, 132]
+    spoil(pictures, *(str(path.relative_to(pictures)) for path in pictures.rglob("*.png")))
+    for _ in range(2):  # what the records of finished shards say is the same
+        with pytest.raises(DataError, match=r"^none of the 400 images of pictures could be read: see .*/unreadable\.txt$"):
+            prepare_data.main([*arguments, str(tmp_path / "none")])
+    assert not (tmp_path / "none" / "index.json").exists()
+    assert len((tmp_path / "none" / "unreadable.txt").read_text().splitlines()) == 400
+
+
+def test_a_report_goes_once_nothing_is_bad(prepare_data, pictures, tmp_path):
+    arguments = ["folder", str(pictures), "--size", "8", "--workers", "1", "--out", str(tmp_path / "out")]
+    whole = (pictures / "0" / "3.png").read_bytes()
+    spoil(pictures, "0/3.png")
+    with pytest.raises(DataError, match="1 unreadable images by now"):
+        prepare_data.main(arguments)
+    (pictures / "0" / "3.png").write_bytes(whole)
+    prepare_data.main(arguments)
+    assert not (tmp_path / "out" / "unreadable.txt").exists() and len(open_dataset(str(tmp_path / "out"))) == 400
+
+
+def test_a_finished_folder_is_looked_at_before_it_is_called_prepared(prepare_data, pictures, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["folder", str(pictures), "--size", "8", "--per-shard", "200", "--workers", "1", "--out", str(out)]
+    prepare_data.main(arguments)
+    shard, index = out / "shard-000001.tar", out / "index.json"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-512])
+    with pytest.raises(DataError, match=r"out was prepared, but is damaged: shard .*000001\.tar is truncated: .*; restore it, or remove"):
+        prepare_data.main(arguments)
+    shard.unlink()
+    with pytest.raises(
+        DataError, match=r"is damaged: shard .*000001\.tar is missing; restore it, or remove the folder and prepare it again$"
+    ):
+        prepare_data.main(arguments)
+    shard.write_bytes(whole)
+    prepare_data.main(arguments)
+    for text in ("{", "[]", "{}"):
+        index.write_text(text)
+        with pytest.raises(DataError, match=r"out was prepared, but is damaged: .*index\.json is "):
+            prepare_data.main(arguments)
+
+
+@pytest.mark.parametrize("faster", ["before the shards", "before the index"])
+def test_the_same_command_twice_at_once_does_no_harm(prepare_data, pictures, tmp_path, monkeypatch, capsys, faster):
+    arguments = ["folder", str(pictures), "--size", "8", "--per-shard", "50", "--workers", "1", "--out", str(tmp_path / "out")]
+    write_shards = prepare_data.write_shards
+
+    def slow(*positional, **named):  # the other one comes to its end first
+        monkeypatch.setattr(prepare_data, "write_shards", write_shards)
+        if faster == "before the shards":
+            prepare_data.main(arguments)
+        write_shards(*positional, **named)
+        if faster == "before the index":
+            prepare_data.main(arguments)
+
+    monkeypatch.setattr(prepare_data, "write_shards", slow)
+    prepare_data.main(arguments)
+    assert ("is prepared already" in capsys.readouterr().out) == (faster == "before the index")
+    assert not (tmp_path / "out" / "preparing").exists() and len(open_dataset(str(tmp_path / "out"))) == 400
+
+
 def test_an_unreadable_picture_stops_with_its_name_and_leaves_no_index(prepare_data, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(png(6))
@@ -284,11 +366,27 @@ def test_shards_are_indexed_in_place(prepare_data, pictures, tmp_path):
         (["folder", "x", "--out", "y", "--enlarge"], "--enlarge needs --size"),
         (["lsun", "x", "--out", "y", "--workers", "0"], "--workers must be 1 or more, --max-bad 0 or more, --quality 1 to 100"),
         (["lsun", "x", "--out", "y", "--format", "gif"], "invalid choice: 'gif'"),
+        (["lsun", "x", "--out", ""], "argument --out: it is empty; a path is needed"),
+        (["lsun", " ", "--out", "y"], "argument path: it is empty; a path is needed"),
+        (["shards", ""], "argument url: it is empty; a path is needed"),
+        (["lsun", "x", "--out", "y", "--size", "10001"], "--size 10001: at most 10000 pixels are allowed"),
+        (["imagenet", "x", "--out", "y", "--synsets", "0"], "--synsets and --batches must be 1 or more"),
+        (["imagenet64", "x", "--out", "y", "--batches", "-1"], "--synsets and --batches must be 1 or more"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(prepare_data, arguments, sentence):
     with pytest.raises(ConfigError, match=sentence):
         prepare_data.main(arguments)
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "not to be written to"])
+def test_an_out_that_cannot_be_is_one_sentence(pictures, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    out = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "out", "not to be written to": "/proc/out"}[place]
+    done = subprocess.run([sys.executable, str(SCRIPT), "folder", str(pictures), "--out", str(out)], capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("pictures -> ")]
+    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith(f"error: {str(out)[:5]}") and "--debug" not in lines[0]
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_errors_have_no_traceback(tmp_path):

@@ -14,7 +14,8 @@ from PIL import Image
 from cmdist import storage
 from cmdist.data.decode import BadImageError
 from cmdist.data.images import open_dataset
-from cmdist.data.shards import index_shards, write_dataset
+from cmdist.data.preparation import begin, make_plan
+from cmdist.data.shards import index_shards, write_dataset, write_shards
 from cmdist.errors import CmdistError, DataError
 
 
@@ -199,6 +200,12 @@ def test_pipe_urls_are_refused(tmp_path):
 # shards that are not worth an index
 
 
+def deep(side):
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((side, side), np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("members", "sentence"),
     [
@@ -212,7 +219,10 @@ def test_pipe_urls_are_refused(tmp_path):
         ({"1__png": png(4), "1__pyd": pickle.dumps(0)}, r"^shard a\.tar holds 1\.pyd: members that may run code when read .* are refused$"),
         ({"1__png": png(4), "1__meta__pkl": pickle.dumps(0)}, r"^shard a\.tar holds 1\.meta\.pkl: members that may run code"),
         ({"1__png": png(4), "1__jpg": png(4)}, r"^shard a\.tar has two images for sample 1$"),
-        ({"1__png": png(4), "1__cls": b"cat"}, r"^shard a\.tar: 1\.cls must hold a class number of 0 or more, not b'cat'$"),
+        ({"1__png": png(4), "1__cls": b"cat"}, r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'cat'$"),
+        ({"1__png": png(4), "1__cls": b"1000000"}, r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'1000000'$"),
+        ({"1__png": png(4), "1__cls": b"9" * 5000}, r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'9999"),
+        ({"1__png": deep(4)}, r"^shard a\.tar: 1\.png is not a readable image \(more than 8 bits per channel\)$"),
         ({"1__png": png(4), "1__cls": b"0", "2__png": png(4)}, r"^only some samples of .* have a label"),
         ({}, r"^shard a\.tar is empty: it has no sample$"),
     ],
@@ -237,6 +247,30 @@ def test_indexing_finds_a_shard_cut_anywhere(tmp_path):
     (tmp_path / "set" / "a.tar").write_bytes(b"\x1f\x8b not a tar" * 100)
     with pytest.raises(DataError, match=r"^shard a\.tar is truncated or no tar file"):
         index_shards(url)
+
+
+def test_a_shard_that_the_reader_refuses_by_name_is_refused(tmp_path):
+    url = tar(tmp_path / "set", **{"1__png": png(4)})
+    (tmp_path / "set" / "a.tar").rename(tmp_path / "set" / "a:b.tar")
+    with pytest.raises(DataError, match=r"holds a shard 'a:b\.tar': a name without ':' and '\\' is needed, rename it$"):
+        index_shards(url)
+
+
+def test_a_folder_called_like_a_shard_is_one_sentence(tmp_path):
+    url = tar(tmp_path / "set", **{"1__png": png(4)})
+    (tmp_path / "set" / "b.tar").mkdir()
+    with pytest.raises(DataError, match=r"^shard b\.tar is a folder, not a tar file$"):
+        index_shards(url)
+
+
+def test_a_half_prepared_folder_is_not_indexed(tmp_path):
+    url, plan = str(tmp_path / "set"), make_plan(numbered(10), per_shard=2)
+    begin(url, plan)
+    write_shards(url, numbered(10), plan, part=(1, 2))
+    before = storage.names(url)
+    with pytest.raises(DataError, match=r"set was not finished, so it holds a part of its shards: repeat the command that prepares it$"):
+        index_shards(url)
+    assert storage.names(url) == before
 
 
 def test_an_empty_source_and_an_empty_folder_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -70,6 +71,26 @@ def test_an_unforeseen_error_comes_with_its_traceback():
     with pytest.raises(RuntimeError, match="^LookupError: who knows") as caught:
         run(range(2), work, 2)
     assert "in work" in caught.value.__notes__[0]
+
+
+def test_an_error_of_the_disk_keeps_what_failed_where():
+    def work(task, tally):
+        Path("/none/such").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match="No such file or directory: '/none/such'") as caught:
+        run(range(2), work, 2)
+    assert "in work" in caught.value.__notes__[0]
+
+
+def test_progress_reports_each_one_once_while_workers_go_on_counting():
+    reported = []
+
+    def work(task, tally):
+        for _ in range(20_000):
+            tally.add(1)
+
+    run(range(4), work, 2, progress=reported.append)
+    assert sum(reported) == 80_000 and min(reported) >= 0
 
 
 def test_a_killed_worker_is_one_sentence(nothing_left):
