@@ -25,7 +25,7 @@ from cmdist.data.cache import Cache, default_folder
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import CheckpointError, ConfigError, DataError
 from cmdist.nets import released
-from cmdist.nets.lpips import fingerprint, load_lpips
+from cmdist.nets.lpips import SOURCE, fingerprint, load_lpips
 from cmdist.nets.unet import UNet
 from cmdist.train import checkpoint as checkpoints
 from cmdist.train.checkpoint import Checkpoint
@@ -160,6 +160,25 @@ def dataset(config: Config) -> ShardedImages:
     if d.classes and d.classes != len(data.classes):
         raise DataError(f"{d.url}: the data set has {len(data.classes)} classes, data.classes says {d.classes}; 0 trains without labels")
     return data
+
+
+def check_weights(config: Config, run_url: str, mode: str) -> None:
+    """The teacher, the weights of LPIPS and, for a run that has not begun, its start are there; nothing is loaded.
+
+    `mode` is that of --resume. Raises CheckpointError, ConfigError.
+    """
+    for key, url in (("teacher", config.teacher), ("init", config.init)):
+        if url is None or url in ("exact", "teacher"):
+            continue
+        if key == "init" and (mode not in ("auto", "none") or storage.exists(storage.join(run_url, "run.json"))):
+            continue
+        if not released.is_file(url):
+            open_run(url)
+        elif not storage.exists(url):
+            raise ConfigError(f"{key} {url} is not there")
+    weights = config.loss.lpips_weights
+    if weights and not storage.exists(weights):
+        raise ConfigError(f"loss.lpips_weights {weights} is not there; get VGG16's weights from {SOURCE} and name that file")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from cmdist import config as configuration
 from cmdist.config import Config
 from cmdist.distributed import World
 from cmdist.errors import CmdistError, ConfigError, LookupFailed, StoreError
-from cmdist.nets import released
 from cmdist.train import checkpoint as checkpoints
 
 PATIENCE = 120.0  # seconds for the ranks to find each other
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         with failures.noted("data", 2):
             check_data(config)
         with failures.noted("weights", 2):
-            check_weights(config)
+            build.check_weights(config, run_url, options.resume)
         if options.resume not in ("auto", "none"):
             with failures.noted("--resume", 2):
                 build.open_run(options.resume)
@@ -130,20 +129,6 @@ def check_data(config: Config) -> None:
     if missing:
         raise ConfigError(f"{data.url} lacks {len(missing)} of {len(data.index['shards'])} shards, the first is {missing[0]}")
     data.image(0)
-
-
-def check_weights(config: Config) -> None:
-    """The teacher, the start and the weights of LPIPS are there. Raises CheckpointError, ConfigError."""
-    for key, url in (("teacher", config.teacher), ("init", config.init)):
-        if url is None or url in ("exact", "teacher"):
-            continue
-        if not released.is_file(url):
-            build.open_run(url)
-        elif not storage.exists(url):
-            raise ConfigError(f"{key} {url} is not there")
-    weights = config.loss.lpips_weights
-    if weights and not storage.exists(weights):
-        raise ConfigError(f"loss.lpips_weights {weights} is not there")
 
 
 def check_device(local: int) -> torch.device:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 import uuid
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--ranks", type=int, help="with --dry-run and --plan: the number of ranks (GPUs) to plan for")
     parser.add_argument("--gpu-memory", type=float, default=80.0, help="with --plan: GB of a GPU (80)")
-    parser.add_argument("--peak-tflops", type=float, default=312.0, help="with --plan: of a GPU in the run's precision (312, A100 in bf16)")
+    parser.add_argument("--peak-tflops", type=float, help="with --plan: of a GPU in the run's precision (an A100's: fp32 156, others 312)")
     parser.add_argument("--mfu", type=float, default=0.3, help="with --plan: the part of the peak that is assumed to be reached (0.3)")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_intermixed_args(arguments)
@@ -100,9 +101,14 @@ def print_dry_run(config: Config, net: nn.Module, ranks: int) -> None:
     print(f"# images to be seen: {t.steps * t.global_batch:,}")
 
 
-def print_plan(config: Config, ranks: int, gpu_memory: float, peak_tflops: float, mfu: float) -> None:
+def print_plan(config: Config, ranks: int, gpu_memory: float, peak_tflops: float | None, mfu: float) -> None:
     """What the run would cost."""
-    found, t = plan(config, ranks), config.train
+    t = config.train
+    peak_tflops = {"fp32": 156.0}.get(t.precision, 312.0) if peak_tflops is None else peak_tflops  # fp32 means TF32
+    for name, value, most in (("gpu-memory", gpu_memory, math.inf), ("peak-tflops", peak_tflops, math.inf), ("mfu", mfu, 1.0)):
+        if not 0 < value <= most or math.isinf(value):
+            raise ConfigError(f"--{name} {value:g}: a number above 0{'' if math.isinf(most) else f' and up to {most:g}'} is needed")
+    found = plan(config, ranks)
     share = config.micro_batches // ranks
     hours = found.gpu_hours(peak_tflops, mfu)
     each = f"ZeRO {t.zero_stage}, {t.precision}, {share} x {t.micro_batch} images"
@@ -128,6 +134,7 @@ def train(config: Config, world: World, mode: str) -> bool:
     """Train, or go on training, until the last step or a request to stop; whether the last step is done."""
     run_url = storage.join(storage.absolute(config.run.root), config.run.name)
     data = build.dataset(config)
+    build.check_weights(config, run_url, mode)
     record, changed = read_run(run_url, config, world)
     with attempt_at(run_url, world) as attempt:
         found = resume.find(run_url, record["id"], mode, world)

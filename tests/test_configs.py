@@ -1,5 +1,6 @@
 """Every recipe in configs/ can be read and built, and says what it is; the paper's numbers are where table 3 has them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,17 @@ TABLE_3 = {  # lr, batch, steps, N or (s0, s1), mu or mu0: paper, appendix C, ta
     ("lsun_bedroom256", "ct"): (1e-5, 2048, 1_000_000, (2, 150), 0.95),
     ("lsun_cat256", "cd"): (1e-5, 2048, 600_000, 40, 0.95),
     ("lsun_cat256", "ct"): (1e-5, 2048, 1_000_000, (2, 150), 0.95),
+}
+
+
+EMAS = {"cifar10": [0.9999], "imagenet64": [0.9999432189950708, 0.9999, 0.999], "lsun": [0.9999432189950708, 0.99994, 0.9999]}
+SECOND_TIME = {  # index in the grid, points of the grid: public sampling lines; none is public for CD on Cat, and none for CIFAR-10
+    ("imagenet64", "cd"): (22, 40),
+    ("imagenet64", "ct"): (106, 201),
+    ("lsun_bedroom256", "cd"): (17, 40),
+    ("lsun_bedroom256", "ct"): (67, 151),
+    ("lsun_cat256", "cd"): (17, 40),
+    ("lsun_cat256", "ct"): (62, 151),
 }
 
 
@@ -58,6 +70,58 @@ def test_the_papers_presets_have_the_numbers_of_table_3(data: str, kind: str) ->
     assert made.network.dropout == 0.0 and made.optimizer.weight_decay == 0.0 and made.optimizer.clip == 0.0
     assert made.init == ("teacher" if kind == "cd" else None)
     assert made.train.ema[0] == (0.9999 if data == "cifar10" else 0.5 ** (4096 / 50e6))
+
+
+@pytest.mark.parametrize(("data", "kind"), SECOND_TIME, ids="/".join)
+def test_two_steps_are_at_the_times_of_the_public_lines(data: str, kind: str) -> None:
+    index, points = SECOND_TIME[data, kind]
+    time = 80 ** (1 / 7) + index / (points - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))  # paper, section 4; index 0 is sigma_max
+    for name in (kind, f"{kind}_launch"):
+        path = ROOT / "configs" / data / f"{name}.yaml"
+        if path.exists():
+            assert config.load(path).sampling.times == pytest.approx([80.0, time**7], abs=0.005)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name != "digits"], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_averages_are_those_of_the_public_lines(path: Path) -> None:
+    made, data = config.load(path), path.parent.name.partition("_")[0]
+    if made.objective != "denoising":
+        assert list(made.train.ema) == EMAS[data]
+    else:  # cifar10: a half-life of 0.5 million images; the others: 50 million at a batch of 4,096
+        assert made.train.ema[0] == (pytest.approx(0.5 ** (512 / 0.5e6), abs=5e-6) if data == "cifar10" else 0.5 ** (4096 / 50e6))
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "numbers"),
+    [
+        ("cifar10", "edm", ("adam", 1e-3, 19531, 512, 400_000, 0.13)),
+        ("imagenet64", "edm", ("adam", 1e-4, 2441, 4096, 610_352, 0.1)),  # 2,500 million images
+        ("lsun_bedroom256", "edm", ("radam", 1e-4, 0, 2048, 600_000, 0.1)),
+        ("lsun_bedroom256", "edm_launch", ("radam", 1e-4, 0, 256, 600_000, 0.1)),
+        ("lsun_cat256", "edm", ("radam", 1e-4, 0, 2048, 300_000, 0.1)),
+        ("lsun_cat256", "edm_launch", ("radam", 1e-4, 0, 256, 300_000, 0.1)),
+    ],
+)
+def test_teachers_have_the_numbers_of_their_sources(data: str, kind: str, numbers: tuple[object, ...]) -> None:
+    made = config.load(ROOT / "configs" / data / f"{kind}.yaml")
+    o, t = made.optimizer, made.train
+    assert (o.kind, o.lr, o.warmup_steps, t.global_batch, t.steps, made.network.dropout) == numbers
+
+
+@pytest.mark.parametrize("data", ["lsun_bedroom256", "lsun_cat256"])
+def test_the_launch_line_of_distillation_differs_in_the_batch(data: str) -> None:
+    paper, launch = (config.load(ROOT / "configs" / data / f"{kind}.yaml") for kind in ("cd", "cd_launch"))
+    assert (launch.train.global_batch, launch.optimizer, launch.curriculum, launch.loss, launch.init) == (
+        256, paper.optimizer, paper.curriculum, paper.loss, paper.init,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name != "digits"], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_the_ranks_of_its_script_share_its_micro_batches(path: Path) -> None:
+    made = config.load(path)
+    script = (ROOT / "cluster" / ("train_imagenet64.sbatch" if made.data.image_size <= 64 else "train_lsun.sbatch")).read_text()
+    nodes, tasks = (int(re.findall(rf"^#SBATCH --{option}=(\d+)$", script, re.M)[0]) for option in ("nodes", "ntasks-per-node"))
+    assert made.micro_batches % (nodes * tasks) == 0, f"{made.micro_batches} micro-batches on {nodes} nodes of {tasks}"
 
 
 @pytest.mark.parametrize(("data", "lr", "batch"), [("imagenet64", 1e-4, 2048), ("lsun_bedroom256", 5e-5, 256), ("lsun_cat256", 5e-5, 256)])

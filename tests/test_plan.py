@@ -1,5 +1,6 @@
 """The plan's figures against counts by hand and against what a real pass needs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from cmdist import build, config
 from cmdist.core.objectives.base import Draw, Networks
+from cmdist.errors import ConfigError
 from cmdist.plan import Counter, plan
 from ranks import pipeline
 
@@ -99,6 +101,35 @@ def test_a_plan_that_does_not_fit_says_what_helps(capsys: pytest.CaptureFixture[
     path = ROOT / "configs" / "imagenet64" / "edm.yaml"
     pipeline("train").main([str(path), "--plan", "--ranks", "8", "--gpu-memory", "4", "train.micro_batch=1"])
     assert "does not fit: lower train.micro_batch, or set network.checkpoint_activations=true" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--mfu", "0"], "--mfu 0: a number above 0 and up to 1 is needed"),
+        (["--mfu", "1.5"], "--mfu 1.5: a number above 0 and up to 1 is needed"),
+        (["--peak-tflops", "nan"], "--peak-tflops nan: a number above 0 is needed"),
+        (["--peak-tflops", "-3"], "--peak-tflops -3: a number above 0 is needed"),
+        (["--gpu-memory", "inf"], "--gpu-memory inf: a number above 0 is needed"),
+        (["--ranks", "0"], "--ranks must be 1 or more, not 0"),
+        (["--ranks", "3"], "3 ranks cannot share train.global_batch / train.micro_batch = 16 micro-batches evenly"),
+    ],
+)
+def test_impossible_plans_are_one_sentence(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        pipeline("train").main([str(ROOT / "configs" / "cifar10" / "cd.yaml"), "--plan", *arguments])
+
+
+def test_a_run_has_the_ranks_of_its_launcher() -> None:
+    with pytest.raises(ConfigError, match="--ranks is for --plan and --dry-run; a run has the ranks of its launcher"):
+        pipeline("train").main([str(ROOT / "configs" / "cifar10" / "cd.yaml"), "--ranks", "8"])
+
+
+def test_the_peak_is_that_of_the_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "narrow.yaml").write_text(NARROW)
+    for precision, peak in (("fp32", 156), ("bf16", 312), ("fp16", 312)):
+        pipeline("train").main([str(tmp_path / "narrow.yaml"), "--plan", f"train.precision={precision}"])
+        assert f"if 30% of {peak} TFLOP/s are reached: an assumption, not a measurement" in capsys.readouterr().out
 
 
 def test_more_ranks_need_less_memory() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cmdist import build, storage
 from cmdist import config as configuration
-from cmdist import storage
 from ranks import Ranks, pipeline, run_pipeline
 from training import SMALL, write_config
 
@@ -77,11 +77,22 @@ def test_weights_and_starts_that_are_not_there(tmp_path: Path, digits: str) -> N
     text = text.replace("channels: 1, classes: 10", "channels: 3")
     config = configuration.load(write_config(tmp_path, digits, text), [])
     with pytest.raises(ValueError, match=r"teacher nowhere/edm.pt is not there"):
-        pipeline("preflight").check_weights(config)
+        build.check_weights(config, str(tmp_path / "run"), "auto")
     with pytest.raises(ValueError, match=r"loss.lpips_weights nowhere/vgg.pth is not there"):
-        pipeline("preflight").check_weights(config.model_copy(update={"teacher": "exact"}))
+        build.check_weights(config.model_copy(update={"teacher": "exact"}), str(tmp_path / "run"), "auto")
     with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):
-        pipeline("preflight").check_weights(config.model_copy(update={"teacher": "exact", "init": "nowhere/init.safetensors"}))
+        build.check_weights(
+            config.model_copy(update={"teacher": "exact", "init": "nowhere/init.safetensors"}), str(tmp_path / "run"), "auto"
+        )
+
+
+def test_a_run_that_has_begun_needs_its_start_no_more(tmp_path: Path, digits: str) -> None:
+    config = configuration.load(write_config(tmp_path, digits), []).model_copy(update={"init": "nowhere/init.safetensors"})
+    with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):
+        build.check_weights(config, str(tmp_path / "run"), "none")
+    build.check_weights(config, str(tmp_path / "run"), "s3://bucket/another")
+    storage.write(f"{tmp_path}/run/run.json", b"{}")
+    build.check_weights(config, str(tmp_path / "run"), "auto")
 
 
 def test_a_start_that_is_not_there(tmp_path: Path, digits: str) -> None:
