@@ -46,6 +46,7 @@ def describe(world: World) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(world.device) if cuda else f"CPU, {os.cpu_count()} cores",
         "devices of the node": torch.cuda.device_count() if cuda else 0,
         "CUDA": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version() if cuda else None,
         "threads": torch.get_num_threads(),
         "job": os.environ.get("SLURM_JOB_ID"),
     }

@@ -3,16 +3,21 @@
 import argparse
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cmdist import build, distributed, seeding
+from cmdist import build, distributed, environment, seeding
 from cmdist import config as configuration
 from cmdist.core import distances
 from cmdist.core.objectives.base import Networks
+from cmdist.errors import CmdistError, ConfigError
 from cmdist.nets.lpips import Lpips
 from cmdist.plan import plan
 from cmdist.train.averages import Averages, Target
@@ -21,7 +26,7 @@ from cmdist.train.optim import make_optimizer
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print one line for each of the given settings of train.compile."""
+    """Print one line for each of the given settings of train.compile, each measured in a process of its own."""
     parser = argparse.ArgumentParser(prog="benchmark.py train", description=__doc__)
     parser.add_argument("config", help="a recipe, e.g. configs/imagenet64/cd.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -30,25 +35,45 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--compile", choices=("no", "yes", "both"), default="no")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_intermixed_args(arguments)
-    compiled = {"no": [False], "yes": [True], "both": [False, True]}[options.compile]
-    world = distributed.start()
-    results = []
-    for each in compiled:
-        overrides = [*options.overrides, "init=null", f"train.compile={str(each).lower()}"]
-        results.append(measure(configuration.load(options.config, overrides), world.device, options.steps, options.warm_up))
-        r = results[-1]
-        print(
-            f"{r['config']} on {r['device']}, torch {r['torch']}, {r['precision']}, compile {'on' if each else 'off'}, micro-batch "
-            f"{r['micro_batch']}: {r['images_per_second']:.4g} images/s, peak {r['peak_memory_gb']:.1f} GB, {r['tflops']:.4g} TFLOP/s = "
-            f"{r['mfu']:.1%} of the measured {r['matmul_tflops']:.4g}",
-            flush=True,
-        )
+    if options.steps < 1 or options.warm_up < 0:
+        raise ConfigError("--steps must be 1 or more, --warm-up 0 or more")
+    if options.compile == "both":
+        results = [r for each in ("no", "yes") for r in _apart(options, each)]
+    else:
+        overrides = [*options.overrides, "init=null", f"train.compile={str(options.compile == 'yes').lower()}"]
+        config = configuration.load(options.config, overrides)
+        world = distributed.start()
+        results = [measure(config, world.device, options.steps, options.warm_up) | {"environment": environment.describe(world)}]
+        distributed.stop(world)
+        print(_line(results[0]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
-    distributed.stop(world)
 
 
-def measure(config: configuration.Config, device: torch.device, steps: int, warm_up: int) -> dict[str, object]:
+def _apart(options: argparse.Namespace, compiled: str) -> list[dict[str, Any]]:
+    """Figures of another process: what one engine leaves behind in memory must not count as the other's."""
+    with tempfile.TemporaryDirectory(prefix="cmdist-") as folder:
+        file = Path(folder) / "figures.json"
+        command = [sys.executable, sys.argv[0], "train", options.config, *options.overrides, "--compile", compiled]
+        numbers = ["--steps", str(options.steps), "--warm-up", str(options.warm_up), "--json", str(file)]
+        if subprocess.run([*command, *numbers], check=False).returncode:
+            raise CmdistError(f"the measurement with --compile {compiled} failed")
+        return json.loads(file.read_text())  # type: ignore[no-any-return]
+
+
+def _line(r: dict[str, Any]) -> str:
+    e = r["environment"]
+    versions = [f"{name} {e['packages'][name]}" for name in ("torch", "deepspeed")]
+    versions += [f"CUDA {e['CUDA']}", f"cuDNN {e['cuDNN']}"] if e["CUDA"] else []
+    return (
+        f"{r['config']} on {r['device']}, {', '.join(versions)}, commit {e['commit'][:7]}{'-dirty' * e['commit'].endswith('-dirty')}, "
+        f"{r['precision']}, compile {'on' if r['compile'] else 'off'}, micro-batch {r['micro_batch']}: "
+        f"{r['images_per_second']:.4g} images/s, peak {r['peak_memory_gb']:.1f} GB, {r['tflops']:.4g} TFLOP/s = {r['mfu']:.1%} of the "
+        f"measured {r['matmul_tflops']:.4g} (matrix product in {r['matmul_type']})"
+    )
+
+
+def measure(config: configuration.Config, device: torch.device, steps: int, warm_up: int) -> dict[str, Any]:
     """Figures of whole optimizer steps of one micro-batch: loss with teacher, target and LPIPS, backward, RAdam, averages."""
     build.set_arithmetic(config)
     torch.manual_seed(0)
@@ -96,12 +121,14 @@ def measure(config: configuration.Config, device: torch.device, steps: int, warm
         torch.cuda.reset_peak_memory_stats()
     seconds = timed(step, steps, warm_up, device)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    matmul = matmul_flops(device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[t.precision])
-    flops = plan(config, 1).flops * t.micro_batch / seconds
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    rates = {name: matmul_flops(device, kinds[name]) for name in {"fp32", t.precision}}
+    best = max(rates, key=rates.__getitem__)  # a CPU may well be slower in 16 bits
+    plainly = config.network.model_copy(update={"checkpoint_activations": False})  # MFU: what is computed twice counts once
+    flops = plan(config.model_copy(update={"network": plainly}), 1).flops * t.micro_batch / seconds
     return {
         "config": f"{config.run.root}/{config.run.name}",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
         "precision": t.precision,
         "compile": t.compile,
         "micro_batch": t.micro_batch,
@@ -110,8 +137,9 @@ def measure(config: configuration.Config, device: torch.device, steps: int, warm
         "images_per_second": t.micro_batch / seconds,
         "peak_memory_gb": peak / 1e9,
         "tflops": flops / 1e12,
-        "matmul_tflops": matmul / 1e12,
-        "mfu": flops / matmul,
+        "matmul_tflops": rates[best] / 1e12,
+        "matmul_type": "TF32" if best == "fp32" and device.type == "cuda" else best,
+        "mfu": flops / rates[best],
     }
 
 
