@@ -33,6 +33,7 @@ MODES = {1: "L", 3: "RGB"}  # by channels
 MAX_PIXELS = 100_000_000  # ImageNet's largest image has 61 million
 MAX_BYTES = 2**28
 T = TypeVar("T")
+_MAY_BE_DEEP = (PngImageFile, PpmImageFile)
 _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -94,7 +95,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 def _check_header(image: ImageFile.ImageFile) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it has {image.width}x{image.height} pixels, {MAX_PIXELS} in all are allowed")
-    if image.mode not in _CONVERTIBLE or _is_deep(image):
+    if image.mode not in _CONVERTIBLE or (isinstance(image, _MAY_BE_DEEP) and _is_deep(image)):
         raise ValueError("more than 8 bits per channel")
 
 

@@ -51,30 +51,16 @@ def micro_batches(
     if len(dataset) != order.samples:
         raise DataError(f"the order is one of {order.samples} samples, but {dataset.url} has {len(dataset)}")
     read = _Read(dataset, order, micro_batch, seed, flip)
-    return _within_budget(_in_processes(read, numbers, workers) if workers else _in_thread(read, numbers), bad_samples)
+    return _finished(read, _in_processes(read, numbers, workers) if workers else _in_thread(read, numbers), bad_samples)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """All of a micro-batch but its pixels."""
+    """What was read for a micro-batch, beside its pixels."""
 
     number: int
     ids: NDArray[np.int64]
-    labels: NDArray[np.int64] | None
-    mirrored: NDArray[np.bool_] | None  # (B,)
     replaced: list[tuple[str, str]]
-
-    def micro_batch(self, pixels: Pixels) -> MicroBatch:
-        """With its pixels (B, H, W, C), as decoders give them; they are copied.
-
-        All that is done to pixels but decoding is done here, outside of the reading processes, for a micro-batch at a time, and mirroring
-        where it takes least: in bytes, whose rows lie together.
-        """
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        for place in [] if self.mirrored is None else self.mirrored.nonzero()[0].tolist():
-            images[place] = images[place].flip(2)
-        labels = None if self.labels is None else torch.from_numpy(self.labels)
-        return MicroBatch(self.number, torch.from_numpy(self.ids), images.float().div_(127.5).sub_(1.0), labels, self.replaced)
 
 
 @dataclass(frozen=True)
@@ -100,9 +86,19 @@ class _Read:
                 pixels[place] = read(i)
             except BadImageError:
                 ids[place], pixels[place] = self._sample(i, first + place, replaced)
-        mirrored = flips(self.seed, number, self.micro_batch) if self.flip else None
-        labels = self.dataset.labels(ids).numpy() if self.dataset.labelled else None
-        return _Found(number, ids, labels, mirrored, replaced)
+        return _Found(number, ids, replaced)
+
+    def finish(self, found: _Found, pixels: Pixels) -> MicroBatch:
+        """The micro-batch of pixels (B, H, W, C), as decoders give them; they are copied.
+
+        All but decoding is done here, outside of the reading processes, for a micro-batch at a time, and mirroring where it takes least: in
+        bytes, whose rows lie together.
+        """
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        for place in flips(self.seed, found.number, self.micro_batch).nonzero()[0].tolist() if self.flip else []:
+            images[place] = images[place].flip(2)
+        labels = self.dataset.labels(found.ids) if self.dataset.labelled else None
+        return MicroBatch(found.number, torch.from_numpy(found.ids), images.float().div_(127.5).sub_(1.0), labels, found.replaced)
 
     def new(self, number: int) -> tuple[_Found, Pixels]:
         """With pixels of its own."""
@@ -125,14 +121,14 @@ def flips(seed: int, number: int, n: int) -> NDArray[np.bool_]:
     return (words >> np.uint64(63)).astype(bool)
 
 
-def _within_budget(batches: Generator[tuple[_Found, Pixels], None, None], bad_samples: int) -> Generator[MicroBatch, None, None]:
+def _finished(read: _Read, batches: Generator[tuple[_Found, Pixels], None, None], bad_samples: int) -> Generator[MicroBatch, None, None]:
     total = 0
     with contextlib.closing(batches):
         for found, pixels in batches:
             total += len(found.replaced)
             if total > bad_samples:
                 raise DataError(f"{found.replaced[-1][1]} ({total} such images by now, {bad_samples} allowed)")
-            yield found.micro_batch(pixels)
+            yield read.finish(found, pixels)
 
 
 def _in_thread(read: _Read, numbers: Iterator[int]) -> Generator[tuple[_Found, Pixels], None, None]:
