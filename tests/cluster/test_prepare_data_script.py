@@ -53,6 +53,16 @@ def test_an_array_and_the_last_step_make_the_data_set_of_one_job(tmp_path):
     assert all((parts / name).read_bytes() == (whole / name).read_bytes() for name in ["index.npz", *names])
 
 
+def test_what_one_process_does_is_not_told_how_many_to_take(tmp_path):
+    for i in range(4):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "in" / f"{i}.png")
+    write_dataset(str(tmp_path / "out"), folder(tmp_path / "in"))
+    (tmp_path / "out" / "index.json").unlink()
+    job = submit(tmp_path, ["shards", str(tmp_path / "out")])
+    assert "4 images of 8x8x3 in 1 shards, no labels" in job.communicate()[0] and job.returncode == 0
+
+
 def test_without_arguments_it_says_how_to_use_it(tmp_path):
     job = submit(tmp_path, [])
     assert job.communicate()[0].startswith("usage: sbatch [--array=1-N]") and job.returncode == 2
