@@ -163,21 +163,25 @@ def dataset(config: Config) -> ShardedImages:
 
 
 def check_weights(config: Config, run_url: str, mode: str) -> None:
-    """The teacher, the weights of LPIPS and, for a run that has not begun, its start are there; nothing is loaded.
+    """The teacher, the weights of LPIPS and, unless run.json is there, the start are there if the run needs them; nothing is loaded.
 
     `mode` is that of --resume. Raises CheckpointError, ConfigError.
     """
-    for key, url in (("teacher", config.teacher), ("init", config.init)):
-        if url is None or url in ("exact", "teacher"):
-            continue
-        if key == "init" and (mode not in ("auto", "none") or storage.exists(storage.join(run_url, "run.json"))):
+    needed: dict[str, str | None] = {}
+    if config.objective == "consistency_distillation":
+        needed["teacher"] = config.teacher
+    start = ("teacher", config.teacher) if config.init == "teacher" else ("init", config.init)
+    if start[1] and start[0] not in needed and mode in ("auto", "none") and not storage.exists(storage.join(run_url, "run.json")):
+        needed |= [start]
+    for key, url in needed.items():
+        if url is None or url == "exact":
             continue
         if not released.is_file(url):
             open_run(url)
         elif not storage.exists(url):
             raise ConfigError(f"{key} {url} is not there")
     weights = config.loss.lpips_weights
-    if weights and not storage.exists(weights):
+    if weights and uses_lpips(config) and not storage.exists(weights):
         raise ConfigError(f"loss.lpips_weights {weights} is not there; get VGG16's weights from {SOURCE} and name that file")
 
 

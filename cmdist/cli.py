@@ -28,6 +28,6 @@ def sentence(error: BaseException) -> str:
     """One line for `error`; a failure that we did not foresee is named by its type and where to see more."""
     if isinstance(error, CmdistError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
-        return " ".join(f"{error.filename}: {error.strerror}".split()) if error.filename else f"{error.strerror} (see --debug for where)"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return " ".join(f"{error.filename}: {error.strerror}".split())
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (run again with --debug for the traceback)"

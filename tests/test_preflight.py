@@ -86,6 +86,17 @@ def test_weights_and_starts_that_are_not_there(tmp_path: Path, digits: str) -> N
         )
 
 
+def test_what_a_run_does_not_use_is_not_missed(tmp_path: Path, digits: str) -> None:
+    config = configuration.load(write_config(tmp_path, digits), [])
+    loss = config.loss.model_copy(update={"lpips_weights": "nowhere/vgg.pth"})
+    build.check_weights(config.model_copy(update={"teacher": "nowhere/edm.pt", "loss": loss}), str(tmp_path / "run"), "auto")
+    training = config.model_copy(update={"objective": "consistency_training", "teacher": "nowhere/edm.pt", "init": "teacher"})
+    with pytest.raises(ValueError, match=r"teacher nowhere/edm.pt is not there"):
+        build.check_weights(training, str(tmp_path / "run"), "auto")
+    storage.write(f"{tmp_path}/run/run.json", b"{}")
+    build.check_weights(training, str(tmp_path / "run"), "auto")
+
+
 def test_a_run_that_has_begun_needs_its_start_no_more(tmp_path: Path, digits: str) -> None:
     config = configuration.load(write_config(tmp_path, digits), []).model_copy(update={"init": "nowhere/init.safetensors"})
     with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):

@@ -82,17 +82,16 @@ class Cache:
             os.close(number)
 
     def fetch(self, shard: Remote, keep: Collection[str] = ()) -> bool:
-        """Fetch a copy ahead of its use; other failures are left to `open`.
+        """Fetch a copy ahead of its use; False if another process is at it. Failures are left to `open`.
 
-        False if another process is at it, or if there is no room for it without removing one of the copies `keep` (names), which are
-        needed sooner.
+        Raises NoRoomError if there is no room for it without removing one of the copies `keep` (names), which are needed sooner.
         """
         try:
             if not self._get(shard, wait=False, keep=keep):
                 return False
         except NoRoomError:
-            return False
-        except DataError:
+            raise
+        except CmdistError:
             return True
         with contextlib.suppress(OSError):
             os.utime(self._path(shard))  # about to be used: other processes' fetching ahead is not to remove it

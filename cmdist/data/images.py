@@ -1,5 +1,6 @@
 """A finished data set, read sample by sample: one pread and one decode each, at offsets that the index knows."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmdist import storage
-from cmdist.data.cache import Cache, Remote, default_folder
+from cmdist.data.cache import Cache, NoRoomError, Remote, default_folder
 from cmdist.data.decode import BadImageError, decode
 from cmdist.errors import DataError
 
@@ -139,9 +140,10 @@ class ShardedImages:
         for block in blocks:  # the next one only once this one is there, since other processes fetch too, into the same room
             missing = block
             while missing and blocks is self._expected:
-                if missing is not block:
-                    time.sleep(0.05)  # until a shard of the block before is no longer read, or another process has fetched one
-                missing = [shard for shard in missing if blocks is self._expected and not self._cache.fetch(self._remote(shard), keep)]
+                with contextlib.suppress(NoRoomError):
+                    missing = [shard for shard in missing if blocks is self._expected and not self._cache.fetch(self._remote(shard), keep)]
+                if missing:
+                    time.sleep(0.2)  # until a shard of the block before is no longer read, or another process has fetched one
 
     def close(self) -> None:
         """Close the open shards and stop fetching; reading opens them again."""

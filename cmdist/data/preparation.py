@@ -137,7 +137,10 @@ def save(url: str, plan: Plan, number: int, scan: Scan, bad: list[Bad]) -> None:
 
 
 def load(url: str, plan: Plan, number: int, verify: bool) -> Finished | None:
-    """What is known of a shard, or None if it is not there whole; with `verify`, a shard on a disk is read to compare its checksum."""
+    """What is known of a shard, or None if it is not there whole.
+
+    With `verify`, a shard on a disk is read to compare its checksum, and one without a readable image is not there: to be tried again.
+    """
     try:
         record = storage.read(_record(url, number))
     except FileNotFoundError:
@@ -156,7 +159,7 @@ def load(url: str, plan: Plan, number: int, verify: bool) -> Finished | None:
 
 def _is_there(url: str, entry: dict[str, Any], verify: bool) -> bool:
     if not entry["count"]:  # all its images were bad: it was not written
-        return True
+        return not verify
     try:
         if storage.size(url) != entry["size"]:
             return False
@@ -166,15 +169,30 @@ def _is_there(url: str, entry: dict[str, Any], verify: bool) -> bool:
     return not (verify and local) or checksum_of(local) == entry["checksum"]
 
 
+def report_so_far(url: str, bad: list[Bad]) -> str:
+    """Add to the report of a preparation that is refused, which other parts may have begun; a finished one is left. Returns its URL."""
+    where = storage.join(url, REPORT)
+    if storage.exists(storage.join(url, INDEX)):
+        return where
+    rows = storage.read(where).decode(errors="replace").splitlines() if storage.exists(where) else []
+    there = [(int(i), text) for i, tab, text in (row.partition("\t") for row in rows) if tab and i.isdigit()]
+    return report(url, list({*there, *((i, _printable(text)) for i, text in bad)}))
+
+
 def report(url: str, bad: list[Bad]) -> str:
     """Write the report of unreadable images, in their order in the source, one line for each, and return its URL; none bad, no report."""
     where = storage.join(url, REPORT)
-    lines = [f"{i}\t{text.translate(_ESCAPED)}\n" for i, text in sorted(bad)]
+    lines = [f"{i}\t{_printable(text)}\n" for i, text in sorted(bad)]
     if lines:
-        storage.write(where, "".join(lines).encode(errors="backslashreplace"))  # file names need not be UTF-8
+        storage.write(where, "".join(lines).encode())
     elif storage.exists(where):
         storage.remove(where)
     return where
+
+
+def _printable(text: str) -> str:
+    """On one line and in one column; file names need not be UTF-8."""
+    return text.translate(_ESCAPED).encode(errors="backslashreplace").decode()
 
 
 def end(url: str) -> None:

@@ -38,8 +38,9 @@ def filled(
 ) -> Generator[tuple[T, Pixels], None, None]:
     """`fill(number, array)` for each number, by turns in `workers` processes: in the order of the numbers, what it returned and the array.
 
-    An array, of `shape` and uint8, may be used until the next one is asked for. Raises what `fill` raises (as RuntimeError unless it is
-    a CmdistError), DataError if a process dies. Closing the generator ends the processes; if this one is killed, they end by themselves.
+    An array, of `shape` and uint8, may be used until the next one is asked for. Raises what `fill` raises (as RuntimeError unless it is a
+    CmdistError or an OSError), DataError if a process dies. Closing the generator ends the processes; if this one is killed, they end by
+    themselves.
     """
     crew: list[_Worker] = []
 

@@ -6,7 +6,7 @@ A folder without index.json is no data set. Tars are never unpacked, and only im
 import io
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,11 @@ def write_shards(
     def write(number: int, tally: Tally) -> None:
         if there := preparation.load(url, plan, number, verify=True):
             tally.add(len(ids[number]), len(there.bad))
-            check(tally, there.bad)
+            _check_bad(tally.bad, max_bad, there.bad)
             return
         with tempfile.TemporaryDirectory(prefix="cmdist-") as temporary:
             path = Path(temporary) / preparation.shard_name(number)
-            bad = _write_tar(path, source, plan, ids[number], check, tally)
+            bad = _write_tar(path, source, plan, ids[number], max_bad, tally)
             if len(bad) == len(ids[number]):
                 scan = nothing(path.name, source.image_size, plan.encoding == "raw")
             else:
@@ -85,21 +85,39 @@ def write_shards(
             tally.add(0)  # a worker whose parent is gone ends here
             if scan.entry["count"]:
                 storage.upload(path, storage.join(url, path.name))
+            elif storage.exists(storage.join(url, path.name)):  # of an attempt that could read some
+                storage.remove(storage.join(url, path.name))
         tally.add(0)
         preparation.save(url, plan, number, scan, bad)
 
-    def check(tally: Tally, bad: list[Bad]) -> None:
-        if tally.bad > max_bad:
-            done = [each for there in _finished(url, plan) if there for each in there.bad]
-            _refuse_bad(url, list({*done, *bad}), bad, tally.bad, max_bad)
-
     storage.forget()  # what follows may fork
-    workers.run(range(part[0] - 1, plan.shards, part[1]), write, processes, progress)
+    try:
+        workers.run(range(part[0] - 1, plan.shards, part[1]), write, processes, progress)
+    except _TooManyBad as error:
+        done = [each for there in _finished(url, plan) if there for each in there.bad]
+        raise error.sentence(preparation.report_so_far(url, [*done, *error.bad])) from error
 
 
-def _write_tar(
-    path: Path, source: Source, plan: Plan, ids: NDArray[np.int64], check: Callable[[Tally, list[Bad]], None], tally: Tally
-) -> list[Bad]:
+class _TooManyBad(DataError):
+    """Raised where an image is found to be bad, in whatever process; its sentence comes when the report is written."""
+
+    def __init__(self, bad: list[Bad], count: int, allowed: int) -> None:
+        super().__init__(bad, count, allowed)
+        self.bad, self._count, self._allowed = bad, count, allowed
+
+    def sentence(self, report: str) -> DataError:
+        return DataError(
+            f"{self.bad[-1][1]} ({self._count} unreadable images by now, {self._allowed} allowed: see {report}, and --max-bad)"
+        )
+
+
+def _check_bad(count: int, allowed: int, bad: list[Bad]) -> None:
+    """Raise for the latest of the bad images that this shard has, if there are any."""
+    if count > allowed and bad:
+        raise _TooManyBad(bad, count, allowed)
+
+
+def _write_tar(path: Path, source: Source, plan: Plan, ids: NDArray[np.int64], max_bad: int, tally: Tally) -> list[Bad]:
     bad: list[Bad] = []
     with open(path, "wb") as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
         for i in ids.tolist():
@@ -109,7 +127,7 @@ def _write_tar(
             except BadImageError as error:
                 bad.append((i, str(error)))
                 tally.add(1, 1)
-                check(tally, bad)
+                _check_bad(tally.bad, max_bad, bad)
     return bad
 
 
@@ -127,12 +145,6 @@ def _finished(url: str, plan: Plan) -> list[Finished | None]:
     return [preparation.load(url, plan, number, verify=False) for number in range(plan.shards)]
 
 
-def _refuse_bad(url: str, known: list[Bad], latest: list[Bad], count: int, allowed: int) -> None:
-    where = preparation.report(url, known)
-    example = latest[-1][1] if latest else "too many images"
-    raise DataError(f"{example} ({count} unreadable images by now, {allowed} allowed: see {where}, and --max-bad)")
-
-
 def finish(url: str, plan: Plan, extractor: dict[str, Any] | None = None, max_bad: int = 0) -> dict[str, Any]:
     """Write the index of a plan whose shards are all there, and the report of unreadable images, if any; needs neither source nor shards.
 
@@ -147,9 +159,9 @@ def finish(url: str, plan: Plan, extractor: dict[str, Any] | None = None, max_ba
         raise DataError(
             f"{len(missing)} of {plan.shards} shards of {url} are not finished, e.g. {missing[0]}: run the parts that write them"
         )
-    if len(bad) > max_bad:
-        _refuse_bad(url, bad, bad, len(bad), max_bad)
     where = preparation.report(url, bad)
+    if len(bad) > max_bad:
+        raise _TooManyBad(bad, len(bad), max_bad).sentence(where)
     if not scans:
         raise DataError(f"none of the {plan.count} images of {plan.described['name']} could be read: see {where}")
     index = _write_index(url, plan.described | {"extractor": extractor}, scans)

@@ -264,6 +264,46 @@ def test_any_file_name_fits_into_the_report(prepare_data, pictures, tmp_path):
     assert [r"0/\udcff.png" in report[0], r"1/a\nb.png" in report[1], r"2/\tc.png" in report[2]] == [True] * 3
 
 
+def test_parts_that_are_refused_add_to_one_report(prepare_data, pictures, tmp_path):
+    spoil(pictures, *(str(path.relative_to(pictures)) for path in pictures.rglob("*.png")))
+    arguments = ["folder", str(pictures), "--size", "8", "--per-shard", "50", "--workers", "3", "--out", str(tmp_path / "out"), "--part"]
+    named = []
+    for part in ("1/2", "2/2", "1/2"):
+        with pytest.raises(DataError, match=r"unreadable images by now, 0 allowed: see .*/unreadable\.txt, and --max-bad\)$") as caught:
+            prepare_data.main([*arguments, part])
+        named.append(str(caught.value).partition(" is not")[0])
+    report = (tmp_path / "out" / "unreadable.txt").read_text().splitlines()
+    assert all(sum(f"\t{name} " in line for line in report) == 1 for name in set(named)) and len(report) == len(set(named))
+    assert report == sorted(report, key=lambda line: int(line.partition("\t")[0]))
+
+
+def test_a_shard_without_a_readable_image_is_tried_again(prepare_data, pictures, tmp_path):
+    whole = {path: path.read_bytes() for path in pictures.rglob("*.png")}
+    spoil(pictures, *(str(path.relative_to(pictures)) for path in whole))
+    for path in whole:  # of the sizes that they will have
+        path.write_bytes(path.read_bytes().ljust(len(whole[path]), b"-"))
+    arguments = [
+        "folder",
+        str(pictures),
+        "--size",
+        "8",
+        "--per-shard",
+        "50",
+        "--workers",
+        "2",
+        "--max-bad",
+        "400",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    with pytest.raises(DataError, match="none of the 400 images of pictures could be read"):
+        prepare_data.main(arguments)
+    for path, data in whole.items():
+        path.write_bytes(data)
+    prepare_data.main(arguments)
+    assert len(open_dataset(str(tmp_path / "o"))) == 400 and not (tmp_path / "o" / "unreadable.txt").exists()
+
+
 def test_shards_without_a_readable_image_are_left_out(prepare_data, pictures, tmp_path):
     arguments = ["folder", str(pictures), "--size", "8", "--per-shard", "1", "--workers", "2", "--max-bad", "400", "--out"]
     spoil(pictures, "0/3.png", "2/398.png")

@@ -90,10 +90,15 @@ def refuse_unsafe(name: str, where: object) -> None:
 
 
 def length_of(entry: "os.DirEntry[str]") -> int | None:
-    """Bytes of a file in a folder, or None for anything else; 0 for a link that leads nowhere, which `read_file` will name."""
+    """Bytes of a file in a folder, or None for anything else; 0 for a link that leads nowhere, which `read_file` will name.
+
+    Raises OSError for what cannot be looked at: a disk that fails for a moment must not change the listing.
+    """
     try:
         found = entry.stat()
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
         return 0
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
@@ -105,7 +110,7 @@ def read_file(path: Path) -> bytes:
             check_length(os.fstat(file.fileno()).st_size, path)
             return file.read()
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR):
+        if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
             raise
         raise BadImageError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -1,5 +1,6 @@
 """One's own images: a folder, or a zip file that is read in place."""
 
+import errno
 import os
 import struct
 import zipfile
@@ -123,7 +124,9 @@ def _below(root: Path) -> list[tuple[str, int]]:
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link to itself
+            raise
         return False
 
 

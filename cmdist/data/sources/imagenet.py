@@ -96,7 +96,7 @@ def _in_tar(root: Path, expected: int) -> Listing:
         for label, synset in enumerate(synsets):
             member = outer[synset]
             what = f"{root}/{member.name}"
-            inner = sorted(members(file, what, member.offset, member.offset + member.size))
+            inner = sorted(members(file, what, member.offset, member.offset + member.size), key=lambda m: m.name.removeprefix("./"))
             for image in inner:
                 _check_member(image, what)
                 if names and names[-1] == os.fsencode(f"{synset}/{image.name.removeprefix('./')}"):

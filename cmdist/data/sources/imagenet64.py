@@ -3,10 +3,12 @@
 Its pixels are another variant than ADM's crop of the full images, and its label numbers follow map_clsloc.txt, not the sorted synsets.
 """
 
+import lzma
 import re
 import shutil
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,6 +23,8 @@ from cmdist.errors import DataError
 
 SIDE, CLASSES, BATCHES = 64, 1000, 10
 ROW = 3 * SIDE * SIDE
+# what zipfile and numpy raise for damaged bytes; RuntimeError is that of encrypted members and unknown methods
+_DAMAGED = (OSError, zipfile.BadZipFile, ValueError, EOFError, zlib.error, lzma.LZMAError, tokenize.TokenError, RuntimeError)
 _LINE = re.compile(r"(n\d{8})\s+(\d+)\s+\S+")
 
 
@@ -89,14 +93,7 @@ def _batch(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
                 labels = npy.read_array(member, allow_pickle=False).astype(np.int64)
     except DataError:
         raise
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        ValueError,
-        EOFError,
-        zlib.error,
-        RuntimeError,
-    ) as error:  # RuntimeError: encrypted, unknown method
+    except _DAMAGED as error:
         raise DataError(f"{file} is truncated or no npz file: {error}") from error
     if labels.min() < 1 or labels.max() > CLASSES:
         raise DataError(f"{file}: labels go from {labels.min()} to {labels.max()}; those of ImageNet64 go from 1 to {CLASSES}")

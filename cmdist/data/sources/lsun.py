@@ -14,7 +14,7 @@ from cmdist.errors import DataError
 def lsun(path: str | Path, size: int = 256, enlarge: bool = False) -> Source:
     """The images of one category, unlabelled, cropped to `size` as in ADM; they are numbered in the order of their keys.
 
-    LSUN's images have a short side of 256, for which this crop and ADM's own LSUN script (one box resize) agree; for others they differ.
+    At size 256 this crop and ADM's own LSUN script (one box resize) agree for images with a short side of 256, as LSUN's are.
 
     Raises DataError if there is no LMDB, or a truncated, damaged or empty one.
     """

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cmdist.data.decode import BadImageError
 from cmdist.data.sources import files
-from cmdist.data.sources.base import centre_crop
+from cmdist.data.sources.base import centre_crop, length_of
 from cmdist.data.sources.digits import digits
 from cmdist.data.sources.files import folder, zipped
 from cmdist.errors import DataError
@@ -188,6 +188,17 @@ def test_files_that_cannot_be_read_are_bad_images_by_name(tmp_path, monkeypatch)
     ):
         with pytest.raises(BadImageError, match=sentence):
             source.image(i)
+
+
+def test_a_folder_that_fails_is_not_listed_as_if_it_were_whole():
+    class Failing:
+        name = "a.png"
+
+        def stat(self):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    with pytest.raises(OSError, match="Stale file handle"):
+        length_of(Failing())
 
 
 def test_a_disk_that_fails_is_no_bad_image(tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def test_what_a_tar_holds_twice_is_refused(data, tmp_path):
     inner = tar_of(tmp_path / "inner.tar", data["n01440764"].items()).read_bytes()
     with pytest.raises(DataError, match=r"train\.tar holds '\./n01440764\.tar' twice; each synset has one tar$"):
         imagenet(tar_of(tmp_path / "train.tar", [("n01440764.tar", inner), ("./n01440764.tar", inner)]), synsets=1)
-    twice = tar_of(tmp_path / "twice.tar", [("a.JPEG", b"1"), ("b.JPEG", b"1"), ("a.JPEG", b"2")]).read_bytes()
+    twice = tar_of(tmp_path / "twice.tar", [("./a.JPEG", b"1"), ("./b.JPEG", b"1"), ("a.JPEG", b"2")]).read_bytes()
     with pytest.raises(DataError, match=r"n01440764\.tar holds 'a\.JPEG' twice$"):
         imagenet(tar_of(tmp_path / "train.tar", [("n01440764.tar", twice)]), synsets=1)
 

@@ -155,6 +155,15 @@ def test_encrypted_and_unknown_members_are_one_sentence(tmp_path, offset, value)
         imagenet64(path)
 
 
+def test_a_damaged_array_header_is_one_sentence(tmp_path):
+    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (5,"
+    with zipfile.ZipFile(tmp_path / "val_data.npz", "w") as archive:
+        archive.writestr("data.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
+        archive.writestr("labels.npy", b"")
+    with pytest.raises(DataError, match=r"val_data\.npz is truncated or no npz file: "):
+        imagenet64(tmp_path / "val_data.npz")
+
+
 def test_a_row_count_beyond_any_memory_is_refused(tmp_path):
     n, arrays = 10**15, {"data": (10**15, ROW), "labels": (10**15,)}
     with zipfile.ZipFile(tmp_path / "val_data.npz", "w") as archive:
