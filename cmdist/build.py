@@ -180,6 +180,8 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
             open_run(url)
         elif not storage.exists(url):
             raise ConfigError(f"{key} {url} is not there")
+        elif key == "teacher":
+            released.check_kind(url, denoising=True)
     weights = config.loss.lpips_weights
     if weights and uses_lpips(config) and not storage.exists(weights):
         raise ConfigError(f"loss.lpips_weights {weights} is not there; get VGG16's weights from {SOURCE} and name that file")

@@ -1,5 +1,6 @@
 """The frame around every command in pipelines/: one sentence and an exit code for a failure, a traceback only with --debug."""
 
+import io
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """Call `main(arguments)`; end the process with 0, a CmdistError's own code, 130 on Ctrl-C, else 1."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = "--debug" in sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
         main(arguments)
     except Exception as error:

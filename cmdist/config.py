@@ -48,9 +48,9 @@ class Data(Section):
 class Network(Section):
     """The ADM U-Net (Dhariwal & Nichol 2021), in the terms of the released models."""
 
-    model_channels: Positive
-    channel_mult: tuple[Positive, ...]
-    num_res_blocks: Positive
+    model_channels: Annotated[int, Field(ge=1, le=65536)]
+    channel_mult: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)]
+    num_res_blocks: Annotated[int, Field(ge=1, le=100)]
     attention_resolutions: tuple[Positive, ...] = ()  # in pixels
     head_channels: Positive = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -118,7 +118,9 @@ class Train(Section):
     micro_batch: Positive
     zero_stage: Literal[0, 1, 2] = 1
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # inside the network; everything else is fp32
-    loss_scale: PositiveFloat = 65536.0  # fp16: the first one; halved at an overflow, doubled after 1,000 steps without one
+    loss_scale: Annotated[float, Field(gt=0, le=2.0**32)] = (
+        65536.0  # fp16: the first one; halved at an overflow, doubled after 1,000 steps without one
+    )
     ema: Annotated[tuple[Decay, ...], Field(min_length=1)] = (0.9999,)
     log_every: Positive = 50
     checkpoint_every: Positive = 1000

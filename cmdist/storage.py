@@ -58,6 +58,8 @@ def check_url(url: str) -> None:
 
 def _resolve(url: str) -> tuple[Any, str]:
     check_url(url)
+    if "::" in url:
+        raise CmdistError(f"{url}: names with '::', which chain file systems, are refused; give a path or one fsspec URL")
     options: dict[str, Any] = {}
     if "://" in url and not url.startswith(("file:", "local:")):
         options["use_listings_cache"] = False  # what another process has written counts
@@ -72,7 +74,7 @@ def _resolve(url: str) -> tuple[Any, str]:
         }
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, TypeError, OSError) as error:
         raise CmdistError(f"{url}: {error}; give a path or a URL that fsspec knows, e.g. s3://bucket/folder") from error
     if hasattr(fs, "retries"):
         fs.retries = 1  # s3fs would repeat those calls five times

@@ -187,6 +187,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--size {options.size}: at most {LARGEST} pixels are allowed")
     if given.get("workers", 1) < 1 or given.get("max_bad", 0) < 0 or not 1 <= given.get("quality", 1) <= 100:
         raise ConfigError("--workers must be 1 or more, --max-bad 0 or more, --quality 1 to 100")
+    if options.out.startswith("memory:") and given.get("workers", 1) > 1:
+        raise ConfigError(f"--out {options.out}: memory is shared by no processes and ends with this one; it needs --workers 1")
     if given.get("enlarge") and options.size is None:
         raise ConfigError("--enlarge needs --size")
     if given.get("finish") and options.part:
@@ -203,7 +205,10 @@ def _part(given: str | None, environment: Mapping[str, str]) -> tuple[int, int] 
     names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX")
     if names[0] not in environment:
         return None
-    task, count, first, last = (int(environment.get(name, environment[names[0]] if name != names[1] else "1")) for name in names)
+    texts = [environment.get(name, environment[names[0]] if name != names[1] else "1") for name in names]
+    if strange := [f"{name}={text}" for name, text in zip(names, texts, strict=True) if not text.isdigit()]:
+        raise ConfigError(f"{strange[0]}: a number is needed; give --part, or unset it outside of a Slurm array")
+    task, count, first, last = map(int, texts)
     if last - first + 1 != count:
         raise ConfigError(
             f"the Slurm array {first} to {last} has {count} tasks, so some parts would be missing: use one without gaps, e.g. 1-{count}"

@@ -48,6 +48,10 @@ def test_flat_names_every_leaf() -> None:
         ("data.image_size=9", "data.image_size (9) must be divisible by 2"),
         ("noise.sigma_min=100", "noise.sigma_min (100.0) must be below noise.sigma_max (80.0)"),
         ("train.ema=[0.9, 0.9]", "names a decay twice"),
+        ("network.channel_mult=[]", "key 'network.channel_mult' = []: "),
+        ("network.model_channels=4000000000", "key 'network.model_channels' = 4000000000: input should be less than or equal to 65536"),
+        ("network.num_res_blocks=3000000", "key 'network.num_res_blocks' = 3000000: input should be less than or equal to 100"),
+        ("train.loss_scale=1.0e+30", "key 'train.loss_scale' = 1e+30: input should be less than or equal to 4294967296"),
         ("train.zero_stage=3", "key 'train.zero_stage' = 3: input should be 0, 1 or 2"),
     ],
 )

@@ -97,6 +97,14 @@ def test_what_a_run_does_not_use_is_not_missed(tmp_path: Path, digits: str) -> N
     build.check_weights(training, str(tmp_path / "run"), "auto")
 
 
+def test_a_teacher_of_the_wrong_kind_is_found_before_anything_starts(tmp_path: Path, digits: str) -> None:
+    (tmp_path / "cd_x.pt").write_bytes(b"")
+    config = configuration.load(write_config(tmp_path, digits), [])
+    config = config.model_copy(update={"objective": "consistency_distillation", "teacher": f"{tmp_path}/cd_x.pt"})
+    with pytest.raises(ValueError, match=r"cd_x\.pt is a consistency model by its name, and a denoiser is needed here"):
+        build.check_weights(config, str(tmp_path / "run"), "auto")
+
+
 def test_a_run_that_has_begun_needs_its_start_no_more(tmp_path: Path, digits: str) -> None:
     config = configuration.load(write_config(tmp_path, digits), []).model_copy(update={"init": "nowhere/init.safetensors"})
     with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):

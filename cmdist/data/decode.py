@@ -26,7 +26,7 @@ FORMATS: dict[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     b"RIFF": WebPImageFile,
     b"P": PpmImageFile,
 }
-EXTENSIONS = ("png", "jpg", "jpeg", "webp", "ppm", "pgm")
+EXTENSIONS = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "ppm", "pgm")
 RAW = "raw"  # the extension of members that are nothing but pixels, in the order (H, W, C)
 ENCODINGS = ("png", "webp", "jpg", RAW)  # those that we write
 MODES = {1: "L", 3: "RGB"}  # by channels
@@ -89,7 +89,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     for start, kind in FORMATS.items():
         if data.startswith(start):
             return kind(io.BytesIO(data))
-    raise ValueError("no image format that is allowed here")
+    raise ValueError("no image format that is allowed here: PNG, JPEG, WebP, PPM")
 
 
 def _check_header(image: ImageFile.ImageFile) -> None:

@@ -106,6 +106,8 @@ def begin(url: str, plan: Plan) -> None:
             )
     elif names:
         raise DataError(f"{url} is not empty and holds no prepared data set; give another --out")
+    if REPORT in names:  # of another plan
+        storage.remove(storage.join(url, REPORT))
     storage.write(storage.join(url, PREPARING), json.dumps(asdict(plan)).encode())
 
 

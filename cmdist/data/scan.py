@@ -17,7 +17,7 @@ from cmdist.errors import DataError
 
 MOST_CLASSES = 1_000_000  # a larger class number is taken for a mistake: the index names every class
 PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "npy", "joblib", "dill")
-_MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # WebDataset's rule: the key ends at the first dot of the base name
+_MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)  # WebDataset's rule: the key ends at the first dot of the base name
 
 
 class Scan(NamedTuple):
@@ -46,15 +46,23 @@ def scan_shard(path: Path, size: int | None, channels: int = 3) -> Scan:
         with data:
             for name, offset, length, regular in members(file, f"shard {path.name}"):
                 match = _MEMBER.fullmatch(name)
-                if match is None or not regular:
+                if match is None:
                     continue
                 key, extension = match[1], match[2].lower()
+                if extension not in (*EXTENSIONS, RAW, "cls") and not regular:
+                    continue
+                if not regular:
+                    raise DataError(f"shard {path.name} holds '{name}', a link or another thing that is not a file: refused")
+                if not name.isascii() and name != name.encode(errors="replace").decode():
+                    raise DataError(f"shard {path.name} holds {name!a}: names of samples must be UTF-8")
                 if extension.rsplit(".", 1)[-1] in PICKLES:
                     raise DataError(
                         f"shard {path.name} holds {name}: members that may run code when read ({', '.join(PICKLES)}) are refused"
                     )
                 sample = found.setdefault(key, {})
                 if extension == "cls":
+                    if "label" in sample:
+                        raise DataError(f"shard {path.name} has two labels for sample {key}")
                     sample["label"] = _label(path, name, data[offset : offset + length])
                 elif extension in (*EXTENSIONS, RAW):
                     if "offset" in sample:

@@ -25,7 +25,7 @@ def members(file: IO[bytes], what: str, start: int = 0, stop: int | None = None)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             found = [Member(m.name, m.offset_data, m.size, m.isreg() and not m.issparse()) for m in tar.getmembers() if not m.isdir()]
             end = tar.offset
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:  # the latter for sizes that no file has
         raise DataError(f"{what} is truncated or no tar file: {error}") from error
     file.seek(end)
     if file.read(512) != bytes(512) or (stop is not None and end + 512 > stop):

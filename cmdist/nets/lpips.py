@@ -6,7 +6,7 @@ The package brings the calibrated heads; VGG's own weights are a file of the use
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,18 +66,19 @@ def load_lpips(weights: str | Path, pooling: Pooling, device: torch.device | str
     path = _existing(weights)
     try:
         # torchvision's file is from before torch wrote zip files, which alone can be mapped
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises several kinds for files that are no tensors
         raise ConfigError(f"loss.lpips_weights: {path} holds no plain tensors; {SOURCE} is what is needed") from error
+    state = state if isinstance(state, Mapping) else {}
     network = Lpips(pooling)
     for part in network.slices:
         for number, layer in part.named_children():  # numbers are those of torchvision's `features`
             if isinstance(layer, nn.Conv2d):
                 for name, own in layer.named_parameters():
                     key = f"features.{number}.{name}"
-                    if key not in state or state[key].shape != own.shape:
+                    if not isinstance(found := state.get(key), Tensor) or found.shape != own.shape:
                         raise ConfigError(f"loss.lpips_weights: {path} has no {key} of shape {list(own.shape)}; {SOURCE} is what is needed")
-                    own.data.copy_(state[key])
+                    own.data.copy_(found)
     return network.to(device)
 
 

@@ -10,13 +10,12 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from cmdist import storage
-from cmdist.errors import CheckpointError, ConfigError
+from cmdist.errors import CheckpointError, CmdistError, ConfigError
 
 QkvOrder = Literal["legacy", "new"]  # guided-diffusion's words: (heads, 3, head_channels), its default, or (3, heads, head_channels)
 ENDINGS = (".pt", ".pth", ".safetensors")
@@ -40,21 +39,36 @@ def read(url: str, head_channels: int, qkv_order: QkvOrder | None = None) -> dic
     """The tensors of a file by name, fp32, in the layout of unet.py.
 
     Attention weights of guided-diffusion are 3-D, and their order, which no shape shows, must be given: `qkv_order`.
-    Raises CheckpointError for a file that is missing, damaged, not a flat dictionary of tensors, or holds anything that would be executed.
+    Raises CheckpointError for a file that is missing, damaged, not a flat dictionary of finite floating-point tensors, or holds anything
+    that would be executed.
     """
     try:
         found = _safetensors(url) if url.endswith(".safetensors") else _torch(url)
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {url}") from None
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{url} holds more than tensors and is refused, nothing of it was run; a flat state_dict is needed"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{url} cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+    except CmdistError:
+        raise
+    except Exception as error:  # of what is damaged torch says almost anything
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error).upper():
+            what = "holds more than tensors and is refused, nothing of it was run; a flat state_dict is needed"
+        elif isinstance(error, OSError) and error.strerror:
+            what = f"cannot be read: {error.strerror}"
+        else:
+            what = (
+                "cannot be read: it is damaged, holds more than tensors (nothing of it was run), or is no file of weights; "
+                "a flat state_dict (.pt, .pth) or a .safetensors file is needed"
+            )
+        raise CheckpointError(f"{url} {what}") from error
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         inside = ", ".join(map(str, list(found)[:5])) if isinstance(found, Mapping) and found else type(found).__name__
         raise CheckpointError(f"{url} is not a flat dictionary of tensors, it holds: {inside}; save the state_dict inside it by itself")
+    for name, value in found.items():
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+            raise CheckpointError(
+                f"{url}: {name} is a tensor of {value.dtype}, {value.layout}, {value.device}; plain floating-point ones are read"
+            )
+        if not value.isfinite().all():
+            raise CheckpointError(f"{url}: {name} has values that are not finite")
     weights = {str(name): value.float() for name, value in found.items()}
     flat = any(name.endswith(".qkv.weight") and value.dim() == 3 for name, value in weights.items())
     if flat and qkv_order is None:
@@ -86,10 +100,13 @@ def check(net: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
 
 def _torch(url: str) -> Any:
     path = storage.local_path(url)
-    if path is None:
-        return torch.load(io.BytesIO(storage.read(url)), map_location="cpu", weights_only=True)
-    # files from before torch 1.6 are no archives, and cannot be mapped
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    file: Any = path or io.BytesIO(storage.read(url))
+    zipped = zipfile.is_zipfile(file)  # files from before torch 1.6 are not
+    if zipped:
+        with zipfile.ZipFile(file) as archive:
+            if wrong := archive.testzip():  # torch does not compare checksums
+                raise CheckpointError(f"{url} is damaged: {wrong} in it does not have its checksum; fetch it again")
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped and path is not None)
 
 
 def _safetensors(url: str) -> dict[str, Tensor]:
@@ -100,6 +117,8 @@ def _safetensors(url: str) -> dict[str, Tensor]:
 def _attention(name: str, value: Tensor, head_channels: int, legacy: bool) -> Tensor:
     """guided-diffusion's weights of a 1x1 convolution over places, (out, in, 1), as a 2-D one, and its qkv in the order (3, heads, ...)."""
     if legacy and name.endswith((".qkv.weight", ".qkv.bias")):
+        if len(value) % (3 * head_channels):
+            raise ConfigError(f"{name} has {len(value)} rows, which are not heads of 3 x {head_channels}: network.head_channels is another")
         value = value.unflatten(0, (-1, 3, head_channels)).transpose(0, 1).flatten(0, 2)
     return value[..., None] if name.endswith((".qkv.weight", ".proj_out.weight")) and value.dim() == 3 else value
 

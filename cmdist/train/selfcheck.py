@@ -27,7 +27,7 @@ def self_check(
 
     `plain` and `through`: for each micro-batch of this rank its mean loss, by the bare module and by the engine. From zero
     moments, a step with learning rate 0 leaves exp_avg = (1 - beta1) gradient and the weights as they are, so the whole path is seen:
-    accumulation, reduction, partition, clipping. Raises CmdistError above `tolerance`.
+    accumulation, reduction, partition, clipping. Raises CmdistError above `tolerance`, or if there is no finite gradient.
     """
     world = dist.get_world_size()
     parameters = [p for p in engine.module.parameters() if p.requires_grad]
@@ -60,8 +60,13 @@ def self_check(
 
     squares = torch.stack([(found - expected).double().square().sum(), expected.double().square().sum()])
     dist.all_reduce(squares)
+    if not taken or not squares[1].isfinite():
+        raise CmdistError(
+            "self-check: the loss or its gradient is not finite before the first step; look at the weights that the run starts from "
+            f"(teacher, init, loss.lpips_weights){' and at train.loss_scale' if scale != 1 else ''}"
+        )
     difference = float((squares[0] / squares[1].clamp_min(1e-30)).sqrt())
-    if not taken or not difference <= tolerance:
+    if not difference <= tolerance:
         raise CmdistError(
             f"self-check: the gradient through DeepSpeed differs from autograd's by {difference:.2g} (relative, at most {tolerance:g}); "
             "another deepspeed version may be installed than pyproject.toml allows, or train.self_check=false skips this"

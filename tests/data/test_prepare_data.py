@@ -124,6 +124,10 @@ def test_parts_in_any_order_give_the_bytes_of_one_run(prepare_data, pictures, tm
         prepare_data.main([*arguments, str(slurm)])
     prepare_data.main([*arguments, str(slurm), "--finish"])
     assert contents(whole) == contents(parts) == contents(slurm) and len(contents(whole)) == 10
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "abc")
+    with pytest.raises(ConfigError, match="^SLURM_ARRAY_TASK_MIN=abc: a number is needed; give --part, or unset it"):
+        prepare_data.main([*arguments, str(tmp_path / "new")])
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "3")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "5")
     with pytest.raises(ConfigError, match="the Slurm array 3 to 4 has 5 tasks, so some parts would be missing"):
         prepare_data.main([*arguments, str(tmp_path / "new")])
@@ -321,11 +325,16 @@ def test_shards_without_a_readable_image_are_left_out(prepare_data, pictures, tm
 
 def test_a_report_goes_once_nothing_is_bad(prepare_data, pictures, tmp_path):
     arguments = ["folder", str(pictures), "--size", "8", "--workers", "1", "--out", str(tmp_path / "out")]
-    whole = (pictures / "0" / "3.png").read_bytes()
+    whole, other = ((pictures / name).read_bytes() for name in ("0/3.png", "1/100.png"))
     spoil(pictures, "0/3.png")
     with pytest.raises(DataError, match="1 unreadable images by now"):
         prepare_data.main(arguments)
     (pictures / "0" / "3.png").write_bytes(whole)
+    spoil(pictures, "1/100.png")
+    with pytest.raises(DataError, match=r"1/100\.png is not a readable image .*1 unreadable images by now"):
+        prepare_data.main(arguments)
+    assert [line.count("1/100.png") for line in (tmp_path / "out" / "unreadable.txt").read_text().splitlines()] == [1]
+    (pictures / "1" / "100.png").write_bytes(other)
     prepare_data.main(arguments)
     assert not (tmp_path / "out" / "unreadable.txt").exists() and len(open_dataset(str(tmp_path / "out"))) == 400
 
@@ -409,6 +418,10 @@ def test_shards_are_indexed_in_place(prepare_data, pictures, tmp_path):
         (["lsun", "x", "--out", ""], "argument --out: it is empty; a path is needed"),
         (["lsun", " ", "--out", "y"], "argument path: it is empty; a path is needed"),
         (["shards", ""], "argument url: it is empty; a path is needed"),
+        (
+            ["lsun", "x", "--out", "memory://y", "--workers", "2"],
+            "memory is shared by no processes and ends with this one; it needs --workers 1",
+        ),
         (["lsun", "x", "--out", "y", "--size", "10001"], "--size 10001: at most 10000 pixels are allowed"),
         (["imagenet", "x", "--out", "y", "--synsets", "0"], "--synsets and --batches must be 1 or more"),
         (["imagenet64", "x", "--out", "y", "--batches", "-1"], "--synsets and --batches must be 1 or more"),

@@ -211,7 +211,7 @@ def deep(side):
     [
         (
             {"1__png": b"no picture", "1__cls": b"0"},
-            r"^shard a\.tar: 1\.png is not a readable image \(no image format that is allowed here\)$",
+            r"^shard a\.tar: 1\.png is not a readable image \(no image format that is allowed here: PNG, JPEG, WebP, PPM\)$",
         ),
         ({"1__txt": b"words"}, r"^shard a\.tar: sample 1 has no image member \(one that ends in png, "),
         ({"1__png": png(4), "2__png": png(5)}, r"^shard a\.tar: 2\.png is 5x5, not 4x4$"),
@@ -222,6 +222,7 @@ def deep(side):
         ({"1__png": png(4), "1__cls": b"cat"}, r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'cat'$"),
         ({"1__png": png(4), "1__cls": b"1000000"}, r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'1000000'$"),
         ({"1__png": png(4), "1__cls": b"9" * 5000}, r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'9999"),
+        ({"1__png": png(4), "1__cls": b"1", "1__CLS": b"2"}, r"^shard a\.tar has two labels for sample 1$"),
         ({"1__png": deep(4)}, r"^shard a\.tar: 1\.png is not a readable image \(more than 8 bits per channel\)$"),
         ({"1__png": png(4), "1__cls": b"0", "2__png": png(4)}, r"^only some samples of .* have a label"),
         ({}, r"^shard a\.tar is empty: it has no sample$"),
@@ -254,6 +255,46 @@ def test_a_shard_that_the_reader_refuses_by_name_is_refused(tmp_path):
     (tmp_path / "set" / "a.tar").rename(tmp_path / "set" / "a:b.tar")
     with pytest.raises(DataError, match=r"holds a shard 'a:b\.tar': a name without ':' and '\\' is needed, rename it$"):
         index_shards(url)
+
+
+@pytest.mark.parametrize(
+    ("member", "sentence"),
+    [
+        (
+            {"name": "b.png", "type": tarfile.LNKTYPE, "linkname": "a.png"},
+            r"^shard a\.tar holds 'b\.png', a link or another thing that is not a",
+        ),
+        ({"name": "b\udcff.png"}, r"^shard a\.tar holds 'b\\udcff\.png': names of samples must be UTF-8$"),
+    ],
+)
+def test_links_and_names_that_are_no_text_are_refused(tmp_path, member, sentence):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for fields in ({"name": "a.png"}, member):
+            info = tarfile.TarInfo()
+            for name, value in fields.items():
+                setattr(info, name, value)
+            info.size = len(png(4)) if info.isreg() else 0
+            archive.addfile(info, io.BytesIO(png(4)))
+    with pytest.raises(DataError, match=sentence):
+        index_shards(str(tmp_path))
+
+
+def test_names_of_two_lines_are_names(tmp_path):
+    url = tar(tmp_path / "set", **{"a\nb/1__png": png(4)})
+    assert index_shards(url)["count"] == 1 and open_dataset(url).key(0) == "a\nb/1"
+
+
+def test_a_size_that_no_file_has_is_one_sentence(tmp_path):
+    url = tar(tmp_path / "set", **{"1__png": png(4)})
+    whole = bytearray((tmp_path / "set" / "a.tar").read_bytes())
+    for field in (b"\xff" * 12, b"\x80" + b"\x7f" * 11):  # base 256: -1, and more than any offset
+        whole[124:136] = field
+        header = bytearray(whole[:512])
+        header[148:156] = b" " * 8
+        whole[148:156] = b"%06o\0 " % sum(header)
+        (tmp_path / "set" / "a.tar").write_bytes(whole)
+        with pytest.raises(DataError, match=r"^shard a\.tar is truncated"):
+            index_shards(url)
 
 
 def test_a_folder_called_like_a_shard_is_one_sentence(tmp_path):

@@ -71,15 +71,15 @@ def test_all_precisions_train_alike(tmp_path: Path, digits: str) -> None:
         assert 0 < float((half - full).norm() / full.norm()) < limit
 
 
-def not_finite(arguments: list[str]) -> None:
-    """pipelines/train.py, whose loss is not a number at step 1."""
+def not_finite(step: int, arguments: list[str]) -> None:
+    """pipelines/train.py, whose loss is not a number at a step."""
     from cmdist.train.trainer import Trainer
 
     losses = Trainer._losses
 
     def spoilt(self: Trainer, batch: Any, *rest: Any) -> Any:
         draw, loss = losses(self, batch, *rest)
-        return draw, loss * float("nan") if self.step == 1 else loss
+        return draw, loss * float("nan") if self.step == step else loss
 
     Trainer._losses = spoilt  # type: ignore[method-assign]
     run_pipeline("train", arguments)
@@ -88,7 +88,16 @@ def not_finite(arguments: list[str]) -> None:
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_gradient_that_is_not_finite_ends_the_run_at_once_where_no_scale_is_to_blame(tmp_path: Path, digits: str, stage: int) -> None:
     config = write_config(tmp_path, digits)
-    run = Ranks(1, tmp_path / "log", not_finite, [config, f"train.zero_stage={stage}", "train.steps=3"])
+    run = Ranks(1, tmp_path / "log", not_finite, 1, [config, f"train.zero_stage={stage}", "train.steps=3"])
     assert run.join() == [1]
     assert "error: step 1: the gradient was not finite (attempts: 1); loss nan, lower optimizer.lr" in run.text
     assert "Traceback" not in run.text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_start_without_a_finite_gradient_does_not_blame_the_engine(tmp_path: Path, digits: str, precision: str) -> None:
+    run = Ranks(2, tmp_path / "log", not_finite, 0, [write_config(tmp_path, digits), f"train.precision={precision}"])
+    assert run.join() == [1, 1]
+    says = "error: self-check: the loss or its gradient is not finite before the first step; look at the weights that the run starts from "
+    assert f"{says}(teacher, init, loss.lpips_weights){' and at train.loss_scale' if precision == 'fp16' else ''}\n" in run.text
+    assert "DeepSpeed" not in run.text.partition("error: ")[2] and "Traceback" not in run.text

@@ -124,6 +124,11 @@ def test_other_files_are_refused(weights: Path, tmp_path: Path, capsys: pytest.C
     for name in ("text.pth", "danger.pth"):
         with pytest.raises(ConfigError, match="holds no plain tensors"):
             load_lpips(tmp_path / name, "avg")
+    first = f"features.{CONVOLUTIONS[0][0]}.weight"
+    for content in (torch.zeros(3), {first: 3}):
+        torch.save(content, tmp_path / "odd.pth")
+        with pytest.raises(ConfigError, match=rf"odd.pth has no {first} of shape"):
+            load_lpips(tmp_path / "odd.pth", "avg")
     assert "code was run" not in capsys.readouterr().out
     state: dict[str, Tensor] = torch.load(weights, weights_only=True)
     last = f"features.{CONVOLUTIONS[-1][0]}.weight"

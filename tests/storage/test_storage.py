@@ -131,6 +131,8 @@ def test_pipe_is_refused_for_writing(tmp_path):
     ):
         with pytest.raises(CmdistError, match="'pipe:' URLs"):
             use("pipe:cat > x")
+        with pytest.raises(CmdistError, match="names with '::', which chain file systems, are refused"):
+            use("simplecache::file:///x")
 
 
 def test_an_unknown_protocol_is_a_sentence():

@@ -15,6 +15,7 @@ from cmdist.data.decode import EXTENSIONS, MAX_BYTES, BadImageError, load
 from cmdist.data.sources.base import Names, Source, by_folder, length_of, read_file, refuse_unsafe, square, transform_of
 from cmdist.errors import DataError
 
+_OTHERS = ("gif", "bmp", "tif", "tiff", "heic", "avif", "jp2", "jxl")
 _LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member of a zip file; its last two fields: lengths of name and extra field
 
 
@@ -44,7 +45,7 @@ def zipped(path: str | Path, size: int | None = None, enlarge: bool = False) -> 
     try:
         with zipfile.ZipFile(file) as archive:
             infos = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename.split("/"))
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, IndexError) as error:
         raise DataError(f"{file} cannot be read as a zip file: {error}") from error
     for info in infos:
         _refuse_member(info, file)
@@ -131,10 +132,13 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _is_image(name: str) -> bool:
-    """By its extension; what is hidden is none, e.g. ._a.png, which macOS puts into every zip file, or .ipynb_checkpoints/a.png."""
+    """By its extension, also of formats that are not read, so that they count as bad.
+
+    What is hidden is none, e.g. ._a.png, which macOS puts into every zip file, or .ipynb_checkpoints/a.png.
+    """
     if any(part.startswith(".") and part != "." for part in name.replace("\\", "/").split("/")):
         return False
-    return os.path.splitext(name)[1].lower().lstrip(".") in EXTENSIONS
+    return os.path.splitext(name)[1].lower().lstrip(".") in (*EXTENSIONS, *_OTHERS)
 
 
 def _refuse_member(info: zipfile.ZipInfo, file: Path) -> None:
@@ -154,7 +158,7 @@ def _refuse_member(info: zipfile.ZipInfo, file: Path) -> None:
 def _member(number: int, place: list[int], where: str) -> bytes:
     """The bytes of one member by pread, since a ZipFile has one position for all processes; never more than its size in the directory."""
     offset, packed, size, checksum, method = place
-    header = os.pread(number, _LOCAL.size, offset)
+    header = os.pread(number, _LOCAL.size, offset) if offset >= 0 else b""
     if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
         raise DataError(f"{where} is not where the zip file's directory says: the file is damaged")
     name, extra = _LOCAL.unpack(header)[-2:]

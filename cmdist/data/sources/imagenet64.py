@@ -9,6 +9,7 @@ import shutil
 import struct
 import tempfile
 import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,7 +25,7 @@ from cmdist.errors import DataError
 SIDE, CLASSES, BATCHES = 64, 1000, 10
 ROW = 3 * SIDE * SIDE
 # what zipfile and numpy raise for damaged bytes; RuntimeError is that of encrypted members and unknown methods
-_DAMAGED = (OSError, zipfile.BadZipFile, ValueError, EOFError, zlib.error, lzma.LZMAError, tokenize.TokenError, RuntimeError)
+_DAMAGED = (OSError, zipfile.BadZipFile, ValueError, EOFError, zlib.error, lzma.LZMAError, tokenize.TokenError, RuntimeError, TypeError)
 _LINE = re.compile(r"(n\d{8})\s+(\d+)\s+\S+")
 
 
@@ -73,7 +74,8 @@ def imagenet64(path: str | Path, batches: int = BATCHES, class_map: str | Path |
 def _batch(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Rows (n, 12288) and labels (n,) from 0 of one npz file."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with warnings.catch_warnings(), zipfile.ZipFile(file) as archive:
+            warnings.simplefilter("ignore", UserWarning)  # numpy's, of headers that it takes for Python 2's
             present = set(archive.namelist())
             for name in ("data", "labels"):
                 if f"{name}.npy" not in present:
