@@ -67,9 +67,9 @@ def read(url: str, head_channels: int, qkv_order: QkvOrder | None = None) -> dic
             raise CheckpointError(
                 f"{url}: {name} is a tensor of {value.dtype}, {value.layout}, {value.device}; plain floating-point ones are read"
             )
-        if not value.isfinite().all():
-            raise CheckpointError(f"{url}: {name} has values that are not finite")
     weights = {str(name): value.float() for name, value in found.items()}
+    if strange := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{url}: {strange[0]} has values that are not finite")
     flat = any(name.endswith(".qkv.weight") and value.dim() == 3 for name, value in weights.items())
     if flat and qkv_order is None:
         raise ConfigError(
@@ -106,6 +106,8 @@ def _torch(url: str) -> Any:
         with zipfile.ZipFile(file) as archive:
             if wrong := archive.testzip():  # torch does not compare checksums
                 raise CheckpointError(f"{url} is damaged: {wrong} in it does not have its checksum; fetch it again")
+    if path is None:
+        file.seek(0)
     return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped and path is not None)
 
 

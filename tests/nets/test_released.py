@@ -12,7 +12,7 @@ import torch
 from test_unet import inputs, small
 from torch import Tensor
 
-from cmdist import build, config
+from cmdist import build, config, storage
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.nets import released
 from cmdist.nets.unet import Attention, UNet
@@ -164,6 +164,18 @@ def test_what_is_no_flat_dictionary_or_damaged_is_a_sentence(tmp_path: Path) -> 
             assert "\n" not in str(error.value)
         with pytest.raises(CheckpointError, match=rf"there is no file .*missing{ending}"):
             released.read(str(tmp_path / f"missing{ending}"), 8)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_on_a_store_is_the_same(tmp_path: Path, ending: str, zipped: bool) -> None:
+    weights, path = two_heads().state_dict(), tmp_path / f"a{ending}"
+    write(path, weights)
+    if ending != ".safetensors":
+        torch.save(weights, path, _use_new_zipfile_serialization=zipped)
+    storage.write(f"memory://released/a{ending}", path.read_bytes())
+    found = released.read(f"memory://released/a{ending}", 8)
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
