@@ -180,7 +180,7 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
             open_run(url)
         elif not storage.exists(url):
             raise ConfigError(f"{key} {url} is not there")
-        elif key == "teacher":
+        elif key == "teacher" and config.objective == "consistency_distillation":
             released.check_kind(url, denoising=True)
     weights = config.loss.lpips_weights
     if weights and uses_lpips(config) and not storage.exists(weights):

@@ -91,6 +91,8 @@ def _prepare(options: argparse.Namespace, prepared: dict[str, Any]) -> None:
     plan = preparation.make_plan(
         source, seed=SEED, per_shard=options.per_shard, encoding=options.format, quality=options.quality, prepared=prepared
     )
+    if source.passed_over:
+        print(f"warning: {source.passed_over} pictures of other formats are passed over; PNG, JPEG, WebP, PPM are read", file=sys.stderr)
     preparation.begin(out, plan)
     number, parts = part or (1, 1)
     images = sum(len(ids) for ids in np.array_split(np.arange(plan.count), plan.shards)[number - 1 :: parts])

@@ -103,6 +103,8 @@ def test_a_teacher_of_the_wrong_kind_is_found_before_anything_starts(tmp_path: P
     config = config.model_copy(update={"objective": "consistency_distillation", "teacher": f"{tmp_path}/cd_x.pt"})
     with pytest.raises(ValueError, match=r"cd_x\.pt is a consistency model by its name, and a denoiser is needed here"):
         build.check_weights(config, str(tmp_path / "run"), "auto")
+    start = config.model_copy(update={"objective": "consistency_training", "init": "teacher"})
+    build.check_weights(start, str(tmp_path / "run"), "auto")
 
 
 def test_a_run_that_has_begun_needs_its_start_no_more(tmp_path: Path, digits: str) -> None:

@@ -26,7 +26,7 @@ FORMATS: dict[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     b"RIFF": WebPImageFile,
     b"P": PpmImageFile,
 }
-EXTENSIONS = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "ppm", "pgm")
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "ppm", "pgm")
 RAW = "raw"  # the extension of members that are nothing but pixels, in the order (H, W, C)
 ENCODINGS = ("png", "webp", "jpg", RAW)  # those that we write
 MODES = {1: "L", 3: "RGB"}  # by channels

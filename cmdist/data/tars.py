@@ -1,5 +1,6 @@
 """Tar files in place: where each member lies. Nothing is unpacked."""
 
+import errno
 import tarfile
 from typing import IO, NamedTuple
 
@@ -25,7 +26,9 @@ def members(file: IO[bytes], what: str, start: int = 0, stop: int | None = None)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             found = [Member(m.name, m.offset_data, m.size, m.isreg() and not m.issparse()) for m in tar.getmembers() if not m.isdir()]
             end = tar.offset
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:  # the latter for sizes that no file has
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of a size that no file has; others are the disk's
+            raise
         raise DataError(f"{what} is truncated or no tar file: {error}") from error
     file.seek(end)
     if file.read(512) != bytes(512) or (stop is not None and end + 512 > stop):

@@ -51,6 +51,8 @@ def read(url: str, head_channels: int, qkv_order: QkvOrder | None = None) -> dic
     except Exception as error:  # of what is damaged torch says almost anything
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error).upper():
             what = "holds more than tensors and is refused, nothing of it was run; a flat state_dict is needed"
+        elif isinstance(error, MemoryError) or "allocate memory" in str(error):
+            what = "cannot be read: there is not enough memory for it"
         elif isinstance(error, OSError) and error.strerror:
             what = f"cannot be read: {error.strerror}"
         else:
@@ -104,11 +106,27 @@ def _torch(url: str) -> Any:
     zipped = zipfile.is_zipfile(file)  # files from before torch 1.6 are not
     if zipped:
         with zipfile.ZipFile(file) as archive:
-            if wrong := archive.testzip():  # torch does not compare checksums
-                raise CheckpointError(f"{url} is damaged: {wrong} in it does not have its checksum; fetch it again")
+            _check(url, archive)
     if path is None:
         file.seek(0)
     return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped and path is not None)
+
+
+def _check(url: str, archive: zipfile.ZipFile) -> None:
+    """Compare the checksums, which torch does not: it takes a flipped bit for a weight. It reads the file once.
+
+    A file without any right checksum was saved without them (torch.serialization.set_crc32_options).
+    """
+    wrong = []
+    for info in archive.infolist():
+        try:
+            with archive.open(info) as member:
+                while member.read(2**22):
+                    pass
+        except zipfile.BadZipFile:
+            wrong.append(info.filename)
+    if wrong and len(wrong) < len(archive.infolist()):
+        raise CheckpointError(f"{url} is damaged: {wrong[0]} in it does not have its checksum; fetch it again")
 
 
 def _safetensors(url: str) -> dict[str, Tensor]:

@@ -187,6 +187,15 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
         released.read(str(path), 8)
 
 
+def test_a_file_that_was_saved_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        url = write(tmp_path / "a.pt", two_heads().state_dict())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    released.read(url, 8)
+
+
 def test_rubbish_is_one_sentence_of_ours(tmp_path: Path) -> None:
     rubbish = {"stop": b"\x80\x02.", "text": b"plain text", "nothing": bytes(1000), "empty archive": b"PK\5\6" + bytes(18)}
     for name, content in rubbish.items():

@@ -33,6 +33,7 @@ class Source:
     image: Callable[[int], Pixels]  # i -> (H, W, C)
     labels: NDArray[np.int64] | None = None  # (count,), None: unlabelled
     classes: tuple[str, ...] = ()  # names, by label
+    passed_over: int = 0  # files of image formats that are not read, by their names
     fingerprint: str = ""  # of what the images are read from: names and sizes, not every byte
 
 

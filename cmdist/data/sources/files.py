@@ -5,7 +5,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from cmdist.data.decode import EXTENSIONS, MAX_BYTES, BadImageError, load
 from cmdist.data.sources.base import Names, Source, by_folder, length_of, read_file, refuse_unsafe, square, transform_of
 from cmdist.errors import DataError
 
+_READ = (*EXTENSIONS, "jpe", "jfif")
 _OTHERS = ("gif", "bmp", "tif", "tiff", "heic", "avif", "jp2", "jxl")
 _LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member of a zip file; its last two fields: lengths of name and extra field
 
@@ -30,9 +31,11 @@ def folder(path: str | Path, size: int | None = None, enlarge: bool = False) -> 
     root = Path(path)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give a folder of images, with labels as sub-folders if there are any")
-    found = sorted(_below(root), key=lambda entry: entry[0].split("/"))
+    found, others = _below(root)
+    found.sort(key=lambda entry: entry[0].split("/"))
     names = [name for name, _ in found]
-    return _source(root.resolve().name, root, names, [length for _, length in found], lambda i, name: read_file(root / name), size, enlarge)
+    sizes = [length for _, length in found]
+    return _source(root.resolve().name, root, names, sizes, lambda i, name: read_file(root / name), size, enlarge, others)
 
 
 def zipped(path: str | Path, size: int | None = None, enlarge: bool = False) -> Source:
@@ -49,13 +52,14 @@ def zipped(path: str | Path, size: int | None = None, enlarge: bool = False) -> 
         raise DataError(f"{file} cannot be read as a zip file: {error}") from error
     for info in infos:
         _refuse_member(info, file)
-    infos = [info for info in infos if _is_image(info.filename)]
+    others = sum(_ends_in(info.filename, _OTHERS) for info in infos)
+    infos = [info for info in infos if _ends_in(info.filename, _READ)]
     places = np.array([(i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type) for i in infos], np.int64).reshape(-1, 5)
     names = [info.filename for info in infos]
     del infos  # half a kilobyte each
     number = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     return _source(
-        file.stem, file, names, places[:, 3], lambda i, name: _member(number, places[i].tolist(), f"{file}/{name}"), size, enlarge
+        file.stem, file, names, places[:, 3], lambda i, name: _member(number, places[i].tolist(), f"{file}/{name}"), size, enlarge, others
     )
 
 
@@ -67,6 +71,7 @@ def _source(
     read: Callable[[int, str], bytes],
     size: int | None,
     enlarge: bool,
+    others: int,
 ) -> Source:
     if not names:
         raise DataError(f"{root} holds no images; files that end in {', '.join(EXTENSIONS)} are read")
@@ -87,6 +92,7 @@ def _source(
         image=image,
         labels=labels,
         classes=classes,
+        passed_over=others,
         fingerprint=packed.fingerprint(np.asarray(sizes, np.int64)),
     )
 
@@ -102,9 +108,10 @@ def _side(root: Path, names: list[str], read: Callable[[int, str], bytes]) -> in
     raise DataError(f"none of the {len(names)} images of {root} can be read; {names[0]}: {reason}")
 
 
-def _below(root: Path) -> list[tuple[str, int]]:
-    """(relative path, bytes) of each image; links are followed."""
+def _below(root: Path) -> tuple[list[tuple[str, int]], int]:
+    """(relative path, bytes) of each image, and the number of other pictures; links are followed."""
     found: list[tuple[str, int]] = []
+    others = 0
     todo: list[tuple[str, tuple[str, ...]]] = [("", ())]
     while todo:
         base, above = todo.pop()
@@ -117,9 +124,11 @@ def _below(root: Path) -> list[tuple[str, int]]:
                 if _is_folder(entry):
                     if not entry.name.startswith("."):
                         todo.append((f"{name}/", (*above, here)))
-                elif _is_image(name) and (length := length_of(entry)) is not None:
+                elif _ends_in(name, _READ) and (length := length_of(entry)) is not None:
                     found.append((name, length))
-    return found
+                else:
+                    others += _ends_in(name, _OTHERS)
+    return found, others
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -131,21 +140,18 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _is_image(name: str) -> bool:
-    """By its extension, also of formats that are not read, so that they count as bad.
-
-    What is hidden is none, e.g. ._a.png, which macOS puts into every zip file, or .ipynb_checkpoints/a.png.
-    """
+def _ends_in(name: str, endings: Collection[str]) -> bool:
+    """By its extension; what is hidden does not, e.g. ._a.png, which macOS puts into every zip file, or .ipynb_checkpoints/a.png."""
     if any(part.startswith(".") and part != "." for part in name.replace("\\", "/").split("/")):
         return False
-    return os.path.splitext(name)[1].lower().lstrip(".") in (*EXTENSIONS, *_OTHERS)
+    return os.path.splitext(name)[1].lower().lstrip(".") in endings
 
 
 def _refuse_member(info: zipfile.ZipInfo, file: Path) -> None:
     refuse_unsafe(info.filename, file)
     if (info.external_attr >> 16) & 0o170000 == 0o120000:
         raise DataError(f"{file} holds a link '{info.filename}': links are refused")
-    if not _is_image(info.filename):
+    if not _ends_in(info.filename, _READ):
         return
     if info.flag_bits & 1:
         raise DataError(f"{file}/{info.filename} is encrypted; make a zip file without a password")

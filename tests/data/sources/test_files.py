@@ -160,17 +160,13 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
         assert source.classes == ("cat", "dog") and source.count == 2
 
 
-def test_pictures_that_are_not_read_count_as_bad(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(6))
-    (tmp_path / "b.jfif").write_bytes(encoded(photo(0, 6, 6)))
-    Image.fromarray(np.zeros((6, 6), np.uint8)).save(tmp_path / "c.gif")
-    (tmp_path / "notes.txt").write_text("mine")
-    source = folder(tmp_path)
-    assert source.count == 3 and source.image(1).shape == (6, 6, 3)
-    with pytest.raises(
-        BadImageError, match=r"c\.gif is not a readable image \(no image format that is allowed here: PNG, JPEG, WebP, PPM\)$"
-    ):
-        source.image(2)
+def test_pictures_that_are_not_read_are_counted(tmp_path):
+    names = {"x/a.png": png(6), "x/b.jfif": encoded(photo(0, 6, 6)), "preview.gif": b"", "y/c.TIF": b"", "notes.txt": b"", "y/._d.gif": b""}
+    for name, data in names.items():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_bytes(data)
+    for source in (folder(tmp_path / "mine"), zipped(zip_of(tmp_path / "mine.zip", names))):
+        assert (source.count, source.passed_over, source.classes) == (2, 2, ("x",)) and source.image(1).shape == (6, 6, 3)
 
 
 def test_links_are_followed_but_not_round_in_circles(tmp_path):
