@@ -134,9 +134,9 @@ def train(config: Config, world: World, mode: str) -> bool:
     """Train, or go on training, until the last step or a request to stop; whether the last step is done."""
     run_url = storage.join(storage.absolute(config.run.root), config.run.name)
     data = build.dataset(config)
+    record, changed = read_run(run_url, config, world)
     if not storage.exists(storage.join(run_url, "run.json")):  # before a folder is made for it
         build.check_weights(config, run_url, mode)
-    record, changed = read_run(run_url, config, world)
     with attempt_at(run_url, world) as attempt:
         found = resume.find(run_url, record["id"], mode, world)
         if found is not None:
