@@ -118,9 +118,8 @@ class Train(Section):
     micro_batch: Positive
     zero_stage: Literal[0, 1, 2] = 1
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # inside the network; everything else is fp32
-    loss_scale: Annotated[float, Field(gt=0, le=2.0**32)] = (
-        65536.0  # fp16: the first one; halved at an overflow, doubled after 1,000 steps without one
-    )
+    # fp16: the first one; halved at an overflow, doubled after 1,000 steps without one
+    loss_scale: Annotated[float, Field(gt=0, le=2.0**32)] = 65536.0
     ema: Annotated[tuple[Decay, ...], Field(min_length=1)] = (0.9999,)
     log_every: Positive = 50
     checkpoint_every: Positive = 1000

@@ -106,14 +106,14 @@ def _torch(url: str) -> Any:
     zipped = zipfile.is_zipfile(file)  # files from before torch 1.6 are not
     if zipped:
         with zipfile.ZipFile(file) as archive:
-            _check(url, archive)
+            _compare_checksums(url, archive)
     if path is None:
         file.seek(0)
     return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped and path is not None)
 
 
-def _check(url: str, archive: zipfile.ZipFile) -> None:
-    """Compare the checksums, which torch does not: it takes a flipped bit for a weight. It reads the file once.
+def _compare_checksums(url: str, archive: zipfile.ZipFile) -> None:
+    """Raise CheckpointError for a wrong one. torch does not compare them: it takes a flipped bit for a weight. The file is read once.
 
     A file without any right checksum was saved without them (torch.serialization.set_crc32_options).
     """

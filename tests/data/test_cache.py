@@ -1,4 +1,5 @@
 import contextlib
+import fcntl
 import functools
 import http.server
 import os
@@ -131,6 +132,27 @@ def test_equal_shard_names_of_two_data_sets_do_not_meet_in_the_cache(tmp_path):
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 6
     finally:
         storage.remove("memory://cache-test")
+
+
+def test_the_next_block_waits_for_a_shard_that_another_process_fetches(store, tmp_path):
+    url, gets, _ = store
+    kept = Cache(tmp_path / "cache")
+    data = open_dataset(url, kept, memory=0)
+    first = Remote(f"{url}/{data.index['shards'][0]['name']}", data.index["shards"][0]["size"], data.index["shards"][0]["checksum"])
+    kept.folder.mkdir()
+    with (kept.folder / f"{first.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a process has it that fetches
+        data.expect([[0, 1], [2]])
+        deadline = time.monotonic() + 20
+        while not any("shard-000001" in name for name in gets):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.5)
+        assert not any(name.endswith(("shard-000000.tar", "shard-000002.tar")) for name in gets)
+    while not any("shard-000002" in name for name in gets):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    data.close()
 
 
 def test_what_a_killed_fetch_left_is_cleared_away(dataset, tmp_path):
