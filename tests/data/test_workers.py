@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cmdist.data.workers import run
+from cmdist.data.workers import Tally, run
 from cmdist.errors import DataError
 
 
@@ -82,15 +82,22 @@ def test_an_error_of_the_disk_keeps_what_failed_where():
     assert "in work" in caught.value.__notes__[0]
 
 
-def test_progress_reports_each_one_once_while_workers_go_on_counting():
-    reported = []
+def test_progress_reports_each_one_once_while_workers_go_on_counting(monkeypatch):
+    done, reported = Tally.done.fget, []
+
+    def slowly(tally):
+        found = done(tally)
+        time.sleep(0.02)
+        return found
 
     def work(task, tally):
-        for _ in range(20_000):
+        for _ in range(200):
             tally.add(1)
+            time.sleep(0.002)
 
+    monkeypatch.setattr(Tally, "done", property(slowly))
     run(range(4), work, 2, progress=reported.append)
-    assert sum(reported) == 80_000 and min(reported) >= 0
+    assert sum(reported) == 800 and min(reported) >= 0
 
 
 def test_a_killed_worker_is_one_sentence(nothing_left):
