@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from cmdist import cli, storage
 from cmdist import config as configuration
+from cmdist.checkpoints import checkpoint as checkpoints
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.train import checkpoint as checkpoints
+from cmdist.system import cli, storage
 
 HERE = Path(__file__).parent
 # of a job or a launcher that this was started in; the new job has its own

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from cmdist import config as configuration
-from cmdist import storage
+from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.config import Config
 from cmdist.core import curricula, distances, noise, preconditioning, solvers
 from cmdist.core.exact import FiniteDataSet
@@ -27,8 +28,7 @@ from cmdist.errors import CheckpointError, ConfigError, DataError
 from cmdist.nets import released
 from cmdist.nets.lpips import SOURCE, fingerprint, load_lpips
 from cmdist.nets.unet import UNet
-from cmdist.train import checkpoint as checkpoints
-from cmdist.train.checkpoint import Checkpoint
+from cmdist.system import storage
 from cmdist.train.optim import learning_rate
 
 SOLVERS = {"euler": solvers.euler_step, "heun": solvers.heun_step}

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from cmdist import tracking
-from cmdist.distributed import free_port
+from cmdist.system.distributed import free_port
+from cmdist.tracking import mlflow as tracking
 
 DOCS = Path(__file__).parent
 RUNS = ("edm", "cd", "ct", "ict")

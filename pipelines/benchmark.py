@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from cmdist import cli
 from cmdist.errors import ConfigError
+from cmdist.system import cli
 
 FOLDER = Path(__file__).parent / "benchmarks"
 PARTS = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))

@@ -10,13 +10,13 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from cmdist import cli, storage
 from cmdist import config as configuration
+from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.checkpoints import retention, sealed
+from cmdist.checkpoints.checkpoint import Checkpoint, Entry
+from cmdist.checkpoints.retention import Keep
 from cmdist.errors import CheckpointError, CmdistError, ConfigError, Damaged
-from cmdist.train import checkpoint as checkpoints
-from cmdist.train import retention, sealed
-from cmdist.train.checkpoint import Checkpoint, Entry
-from cmdist.train.retention import Keep
+from cmdist.system import cli, storage
 
 
 def main(arguments: Sequence[str]) -> None:

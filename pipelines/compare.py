@@ -14,9 +14,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cmdist import charts, cli, comparison, pictures, report, storage, tracking
-from cmdist.comparison import Column, Row
 from cmdist.errors import ConfigError, DataError
+from cmdist.evaluation import pictures
+from cmdist.report import charts, comparison, sections
+from cmdist.report.comparison import Column, Row
+from cmdist.system import cli, storage
+from cmdist.tracking import mlflow as tracking
 
 HEADS = ("run", "objective", "steps", "EMA")
 
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         storage.write(storage.join(out, "samples.png"), picture)
         print(f"samples: {storage.join(out, 'samples.png')}")
     page = storage.absolute(options.html) if options.html else storage.join(out, "report.html")
-    storage.write(page, report.render(rows, columns, notes).encode())
+    storage.write(page, sections.render(rows, columns, notes).encode())
     print(f"report:  {page}")
 
 
@@ -100,7 +103,7 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
                 figure, mark = teacher.newest(column.metric, column.protocol), "({})"
             letter = f" [{letters[figure.protocol]}]" if figure and column.protocol is None and letters[figure.protocol] != "A" else ""
             figures.append(mark.format(figure.text + letter) if figure else "-")
-        wall = "-" if row.wall_seconds is None else report.duration(row.wall_seconds)
+        wall = "-" if row.wall_seconds is None else sections.duration(row.wall_seconds)
         cells.append([row.name, row.params.get("objective", "-"), row.step, row.ema, *figures, wall])
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [

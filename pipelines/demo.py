@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from cmdist import cli, storage
 from cmdist import config as configuration
+from cmdist.checkpoints import checkpoint as checkpoints
 from cmdist.config import Config
-from cmdist.distributed import free_port
 from cmdist.errors import CmdistError
-from cmdist.train import checkpoint as checkpoints
+from cmdist.system import cli, storage
+from cmdist.system.distributed import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BINARIES = Path(sys.executable).parent

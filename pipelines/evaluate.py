@@ -22,15 +22,18 @@ import reference  # pipelines/reference.py
 import torch
 from tqdm import tqdm
 
-from cmdist import build, cli, distributed, evaluation, extractors, generation, pictures, storage, tracking
+from cmdist import build
+from cmdist.checkpoints.checkpoint import checksum, ema_file
 from cmdist.config import Config
 from cmdist.core.noise import Denoise
-from cmdist.distributed import World
 from cmdist.errors import ConfigError
-from cmdist.extractors import Extractor
-from cmdist.generation import Sampler, Task
-from cmdist.references import Reference
-from cmdist.train.checkpoint import checksum, ema_file
+from cmdist.evaluation import extractors, generation, measurement, pictures
+from cmdist.evaluation.extractors import Extractor
+from cmdist.evaluation.generation import Sampler, Task
+from cmdist.evaluation.references import Reference
+from cmdist.system import cli, distributed, storage
+from cmdist.system.distributed import World
+from cmdist.tracking import mlflow as tracking
 
 ROWS = 4  # of the sample grid
 
@@ -98,14 +101,14 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
     wanted = extractors.spaces(options.metrics or ["fd" if data.index.get("extractor") else "fid"])
     spaces = reference.load_extractors(options, config.evaluation, wanted, data, world.device)
     for extractor in spaces:
-        evaluation.check(options.n, extractor, wanted[extractor.space])
+        measurement.check(options.n, extractor, wanted[extractor.space])
     every = [(subject, sampler) for subject in measured for sampler in samplers(options, config, subject.denoise)]
     real = reference.given(options, config, spaces, wanted) if world.first else {}
     if world.first and not options.weights:  # retention keeps the averages of this step from now on
         storage.create(storage.join(folder, f"step-{step:010d}.begun"), b"")
     for extractor in spaces:
         if not distributed.gather(extractor.space in real, world.control)[0]:
-            evaluation.check(len(data), extractor, wanted[extractor.space], data.url)
+            measurement.check(len(data), extractor, wanted[extractor.space], data.url)
             made = reference.statistics(data, extractor, folder, world)
             if made is not None:
                 real[extractor.space] = made
@@ -156,7 +159,7 @@ def describe(
         "extractor": extractor.hash,
         "reference": real.hash,
         "resize": extractor.resize,
-        "definitions": evaluation.DEFINITIONS.get(extractor.space, ""),
+        "definitions": measurement.DEFINITIONS.get(extractor.space, ""),
         "n": options.n,
         "seeds": [options.seed, options.seed + options.n - 1],
         "labels": f"seed modulo {config.data.classes}" if config.data.classes else "none",
@@ -168,11 +171,11 @@ def describe(
         "title": sampler.title,
         "step": step,
         "protocol": protocol,
-        "protocol_id": evaluation.identity(protocol),
+        "protocol_id": measurement.identity(protocol),
         "sampling": sampler.described | sampling,
         "checkpoint": subject.source,
     }
-    return record | {"measured": evaluation.identity(record | {"checkpoint": subject.source["weights"]})}  # a run may be moved
+    return record | {"measured": measurement.identity(record | {"checkpoint": subject.source["weights"]})}  # a run may be moved
 
 
 def read_records(folder: str, step: int) -> list[dict[str, Any]]:
@@ -205,9 +208,9 @@ def make(
     columns = pictures.columns(classes)
     task = Task(range(options.seed, options.seed + options.n), (config.data.channels, size, size), classes, sampler.draws)
     content = {"of": [base["measured"] for base in bases], "probabilities": any("is" in metrics for _, metrics, _ in todo)}
-    parts = storage.join(folder, f"parts-{distributed.gather(evaluation.identity(content), world.control)[0]}")
+    parts = storage.join(folder, f"parts-{distributed.gather(measurement.identity(content), world.control)[0]}")
     with tqdm(total=options.n, desc=sampler.name, unit=" images", disable=not world.first, leave=False, file=sys.stderr) as bar:
-        made = evaluation.measure(
+        made = measurement.measure(
             task,
             sampler.sample,
             todo,
@@ -224,7 +227,7 @@ def make(
     picture = pictures.png(pictures.grid(images, columns, max(1, 40 // size)))
     how = {
         "images": f"sha256:{made.sha256}",
-        "code": evaluation.code_version(),
+        "code": measurement.code_version(),
         "device": world.device.type,
         "ranks": world.size,
         "time": time.time_ns() // 1_000_000,
@@ -233,7 +236,7 @@ def make(
     records = []
     for base, (_, metrics, _) in zip(bases, todo, strict=True):
         record = base | {"metrics": {f"{metric}_{sampler.name}": made.figures[metric] for metric in metrics}} | how
-        record["identity"] = evaluation.identity({"measured": base["measured"], "metrics": list(metrics)})
+        record["identity"] = measurement.identity({"measured": base["measured"], "metrics": list(metrics)})
         record["stem"] = storage.join(folder, f"step-{base['step']:010d}-{metrics[0]}_{sampler.name}-{record['identity']}")
         storage.write(f"{record['stem']}.png", picture)
         storage.write(f"{record['stem']}.npz", pictures.pack(images, columns))

@@ -15,12 +15,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cmdist import build, cli, storage
+from cmdist import build
 from cmdist import config as configuration
 from cmdist.build import Model
 from cmdist.core.noise import karras_sigmas
 from cmdist.errors import ConfigError
 from cmdist.nets import diffusers, released
+from cmdist.system import cli, storage
 
 
 def main(arguments: Sequence[str]) -> None:

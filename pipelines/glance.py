@@ -18,15 +18,19 @@ from typing import Any
 import evaluate  # pipelines/evaluate.py
 import torch
 
-from cmdist import build, cli, environment, generation, pictures, seeding, storage, tracking
+from cmdist import build, seeding
 from cmdist.build import TrainedRun
+from cmdist.checkpoints.checkpoint import ema_file
 from cmdist.core import sampling, validation
 from cmdist.core.noise import Denoise, karras_sigmas
 from cmdist.core.solvers import heun_step
 from cmdist.data.images import ShardedImages
-from cmdist.generation import Task
-from cmdist.journal import Journal, now
-from cmdist.train.checkpoint import ema_file
+from cmdist.evaluation import generation, pictures
+from cmdist.evaluation.generation import Task
+from cmdist.system import cli, storage
+from cmdist.tracking import environment
+from cmdist.tracking import mlflow as tracking
+from cmdist.tracking.journal import Journal, now
 
 IMAGES = 64  # of the validation
 LEVELS = 18  # of its grid

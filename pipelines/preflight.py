@@ -21,12 +21,13 @@ import torch
 import torch.distributed as dist
 
 import cmdist
-from cmdist import build, cli, distributed, storage
+from cmdist import build
 from cmdist import config as configuration
+from cmdist.checkpoints import checkpoint as checkpoints
 from cmdist.config import Config
-from cmdist.distributed import World
 from cmdist.errors import CmdistError, ConfigError, LookupFailed, StoreError
-from cmdist.train import checkpoint as checkpoints
+from cmdist.system import cli, distributed, storage
+from cmdist.system.distributed import World
 
 PATIENCE = 120.0  # seconds for the ranks to find each other
 

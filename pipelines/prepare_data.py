@@ -28,20 +28,20 @@ import xxhash
 from safetensors.torch import save
 from tqdm import tqdm
 
-from cmdist import cli, storage
-from cmdist.data import preparation
 from cmdist.data.decode import ENCODINGS, MAX_PIXELS
 from cmdist.data.images import INDEX, open_dataset
-from cmdist.data.shards import finish, index_shards, write_dataset, write_shards
-from cmdist.data.sources.base import Source
-from cmdist.data.sources.cifar10 import cifar10
-from cmdist.data.sources.digits import digits
-from cmdist.data.sources.files import folder, zipped
-from cmdist.data.sources.imagenet import SYNSETS, imagenet
-from cmdist.data.sources.imagenet64 import BATCHES, imagenet64
-from cmdist.data.sources.lsun import lsun
+from cmdist.data.preparing import preparation
+from cmdist.data.preparing.shards import finish, index_shards, write_dataset, write_shards
+from cmdist.data.preparing.sources.base import Source
+from cmdist.data.preparing.sources.cifar10 import cifar10
+from cmdist.data.preparing.sources.digits import digits
+from cmdist.data.preparing.sources.files import folder, zipped
+from cmdist.data.preparing.sources.imagenet import SYNSETS, imagenet
+from cmdist.data.preparing.sources.imagenet64 import BATCHES, imagenet64
+from cmdist.data.preparing.sources.lsun import lsun
 from cmdist.errors import ConfigError, DataError
 from cmdist.nets.classifier import train_classifier
+from cmdist.system import cli, storage
 
 EXTRACTOR = "extractor.safetensors"
 SEED = 0

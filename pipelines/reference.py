@@ -17,14 +17,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from tqdm import tqdm
 
-from cmdist import distributed, evaluation, extractors, references, storage
 from cmdist.config import Config, Evaluation
 from cmdist.data.images import ShardedImages, open_dataset
-from cmdist.distributed import World
 from cmdist.errors import ConfigError, DataError
-from cmdist.extractors import METRICS, Extractor
-from cmdist.metrics.frechet import Moments, frechet_distance
-from cmdist.references import Reference
+from cmdist.evaluation import extractors, measurement, references
+from cmdist.evaluation.extractors import METRICS, Extractor
+from cmdist.evaluation.metrics.frechet import Moments, frechet_distance
+from cmdist.evaluation.references import Reference
+from cmdist.system import distributed, storage
+from cmdist.system.distributed import World
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +65,7 @@ def given(
     for extractor in spaces:
         if extractor.space in urls:
             found[extractor.space] = references.load(urls[extractor.space], extractor, config.data.image_size)
-            evaluation.check(found[extractor.space].statistics.n, extractor, wanted[extractor.space])
+            measurement.check(found[extractor.space].statistics.n, extractor, wanted[extractor.space])
             need = [metric for metric in wanted[extractor.space] if metric in extractors.NEED_ROWS]
             if need and found[extractor.space].features is None:
                 raise DataError(f"{need[0]} needs features of real images, and {urls[extractor.space]} has mean and covariance alone")
@@ -79,7 +80,7 @@ def advance(bar: tqdm, images: int) -> None:  # type: ignore[type-arg]
 
 def statistics(data: ShardedImages, extractor: Extractor, scratch: str, world: World) -> Reference | None:
     """Statistics of all real images, on rank 0; made once, on all ranks, which must all call, and kept beside them. Raises DataError."""
-    name = evaluation.identity(references.describe(extractor) | {"data": data.index_hash})
+    name = measurement.identity(references.describe(extractor) | {"data": data.index_hash})
     url = storage.join(data.url, f"statistics-{name}.npz")
     if distributed.gather(storage.exists(url) if world.first else None, world.control)[0]:
         return references.load(url, extractor, data.index["image_size"]) if world.first else None
@@ -134,9 +135,9 @@ def measure(options: argparse.Namespace, world: World) -> None:
     data = open_dataset(options.source)
     wanted = extractors.spaces(options.metrics or ["fd" if data.index.get("extractor") else "fid"])
     for extractor in load_extractors(options, Evaluation(), wanted, data, world.device):
-        evaluation.check(len(data), extractor, wanted[extractor.space], data.url)
+        measurement.check(len(data), extractor, wanted[extractor.space], data.url)
         if extractor.space == "fd":
-            evaluation.check(options.n, extractor, ["fd"])
+            measurement.check(options.n, extractor, ["fd"])
         real = statistics(data, extractor, data.url, world)
         if real is not None:
             print(f"{extractor.space}   {real.hash}   {real.statistics.n} images")
@@ -148,7 +149,7 @@ def scores(data: ShardedImages, extractor: Extractor, real: Reference, options: 
     """What a perfect copy of the data, and what two moments of its pixels alone, score: two ends to hold figures against."""
     images = torch.cat([data.images(range(first, min(first + 512, len(data)))) for first in range(0, len(data), 512)])
     values = {}
-    for name, make_images in (("bootstrap", evaluation.bootstrap), ("matched_gaussian", evaluation.matched_gaussian)):
+    for name, make_images in (("bootstrap", measurement.bootstrap), ("matched_gaussian", measurement.matched_gaussian)):
         moments = Moments(extractor.dimensions)
         for piece in make_images(images, options.n, options.seed).split(512):
             moments.add(extractor.features(piece))

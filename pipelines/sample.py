@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
-from cmdist import build, cli, generation, pictures, storage
+from cmdist import build
 from cmdist.errors import ConfigError
-from cmdist.generation import Task
+from cmdist.evaluation import generation, pictures
+from cmdist.evaluation.generation import Task
+from cmdist.system import cli, storage
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -14,29 +14,32 @@ import torch
 from torch import nn
 
 import cmdist
-from cmdist import build, cli, distributed, environment, seeding, storage
+from cmdist import build, seeding
 from cmdist import config as configuration
+from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.checkpoints import sealed
+from cmdist.checkpoints.attempt import Attempt, attempt_at
+from cmdist.checkpoints.checkpoint import Checkpoint
+from cmdist.checkpoints.retention import Keep
+from cmdist.checkpoints.saver import Saver
 from cmdist.config import Config
 from cmdist.core.objectives.base import Networks
 from cmdist.data.images import ShardedImages
 from cmdist.data.order import Order, schedule
 from cmdist.data.reader import micro_batches
-from cmdist.distributed import StopRequest, World
 from cmdist.errors import CheckpointError, ConfigError
-from cmdist.journal import Tracker
 from cmdist.plan import plan
-from cmdist.tracking import spool_folder
-from cmdist.train import checkpoint as checkpoints
-from cmdist.train import resume, sealed
-from cmdist.train.attempt import Attempt, attempt_at
+from cmdist.system import cli, distributed, storage
+from cmdist.system.distributed import StopRequest, World
+from cmdist.tracking import environment
+from cmdist.tracking.journal import Tracker
+from cmdist.tracking.mlflow import spool_folder
+from cmdist.train import resume
 from cmdist.train.averages import Averages, Target
-from cmdist.train.checkpoint import Checkpoint
 from cmdist.train.engine import Engine
 from cmdist.train.glance import Glances
 from cmdist.train.meters import Clock, SigmaBuckets
 from cmdist.train.optim import make_optimizer
-from cmdist.train.retention import Keep
-from cmdist.train.saver import Saver
 from cmdist.train.snapshots import Snapshots
 from cmdist.train.trainer import Schedule, Trainer
 

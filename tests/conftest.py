@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The real digits in shards of 300, without the extractor."""
-    from cmdist.data.shards import write_dataset
-    from cmdist.data.sources.digits import digits as source
+    from cmdist.data.preparing.shards import write_dataset
+    from cmdist.data.preparing.sources.digits import digits as source
 
     url = str(tmp_path_factory.mktemp("digits"))
     write_dataset(url, source(), per_shard=300)

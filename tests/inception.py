@@ -50,7 +50,7 @@ class Full(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from cmdist import torchvision_ops
+        from cmdist.nets import torchvision_ops
 
         torchvision_ops.declare_missing()
         from torch_fidelity import feature_extractor_inceptionv3 as theirs

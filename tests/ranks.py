@@ -24,8 +24,8 @@ CONTEXT.set_forkserver_preload(
         "deepspeed.runtime.zero.muon.original_muon",  # imported by deepspeed.initialize, and with it all of torch's compiler
         "cmdist.build",
         "cmdist.train.engine",
-        "cmdist.tracking",
-        "cmdist.evaluation",
+        "cmdist.tracking.mlflow",
+        "cmdist.evaluation.measurement",
         "s3fs",
     ]
 )
@@ -58,7 +58,7 @@ def pipeline(name: str) -> Any:
 
 def run_pipeline(name: str, arguments: Sequence[str]) -> None:
     """What `python pipelines/NAME.py ARGUMENTS` does."""
-    from cmdist import cli
+    from cmdist.system import cli
 
     sys.argv = [f"{name}.py", *arguments]
     cli.run(pipeline(name).main)

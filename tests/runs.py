@@ -12,12 +12,13 @@ import safetensors.torch
 import torch
 import xxhash
 
-from cmdist import build, config, tracking
-from cmdist.data.shards import write_dataset
-from cmdist.data.sources.base import Source
+from cmdist import build, config
+from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.data.preparing.shards import write_dataset
+from cmdist.data.preparing.sources.base import Source
 from cmdist.nets.classifier import Classifier
-from cmdist.tracking import Tracker, spool_folder
-from cmdist.train import checkpoint as checkpoints
+from cmdist.tracking import mlflow as tracking
+from cmdist.tracking.mlflow import Tracker, spool_folder
 
 
 def make_data(folder: Path, n: int = 300, extractor: bool = True) -> Path:

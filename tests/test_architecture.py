@@ -12,24 +12,23 @@ LONGEST = 350  # lines
 
 DOORS = {
     "deepspeed": "cmdist/train/engine.py",
-    "webdataset": "cmdist/data/shards.py",
+    "webdataset": "cmdist/data/preparing/shards.py",
     "lpips": "cmdist/nets/lpips.py",
     "cleanfid": "cmdist/nets/inception.py",
-    "mlflow": "cmdist/tracking.py",
-    "fsspec": "cmdist/storage.py",
-    "lmdb": "cmdist/data/sources/lsun.py",
+    "mlflow": "cmdist/tracking/mlflow.py",
+    "fsspec": "cmdist/system/storage.py",
+    "lmdb": "cmdist/data/preparing/sources/lsun.py",
 }
 
 # Each part may import from the parts of the layers below it, and from itself; pipelines and cluster may import all of them.
 LAYERS = [
-    {"errors", "seeding", "machine", "svg", "page"},
-    {"store_errors"},
-    {"core", "metrics", "storage", "distributed", "journal", "pictures", "charts", "cli", "torchvision_ops"},
-    {"tracking", "environment"},
-    {"data", "nets", "generation", "comparison", "parts"},
-    {"extractors"},
-    {"references"},
-    {"train", "evaluation", "report"},
+    {"errors", "seeding"},
+    {"system"},
+    {"core"},
+    {"tracking"},
+    {"data", "nets", "checkpoints"},
+    {"evaluation"},
+    {"train", "report"},
     {"config"},
     {"build"},
     {"plan"},
@@ -61,7 +60,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def part_of(module: str) -> str:
-    """'train' for 'cmdist.train.engine', 'storage' for 'cmdist.storage'; '' for cmdist itself and what it alone defines (its version)."""
+    """'train' for 'cmdist.train.engine', 'storage' for 'cmdist.system.storage'; '' for cmdist itself."""
     part = module.partition(".")[2].partition(".")[0]
     return part if part in LAYER or (ROOT / "cmdist" / part).is_dir() or (ROOT / "cmdist" / f"{part}.py").exists() else ""
 

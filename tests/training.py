@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from cmdist.train import checkpoint as checkpoints
+from cmdist.checkpoints import checkpoint as checkpoints
 
 SMALL = """
 objective: denoising

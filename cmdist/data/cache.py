@@ -17,8 +17,8 @@ from pathlib import Path
 
 import xxhash
 
-from cmdist import storage
 from cmdist.errors import CmdistError, DataError
+from cmdist.system import storage
 
 ATTEMPTS = 4
 PAUSE = 1.0  # seconds after the first failure; doubles

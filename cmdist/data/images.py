@@ -18,10 +18,10 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmdist import storage
 from cmdist.data.cache import Cache, NoRoomError, Remote, default_folder
 from cmdist.data.decode import BadImageError, decode
 from cmdist.errors import DataError
+from cmdist.system import storage
 
 FORMAT = 1
 INDEX, SAMPLES, PREPARING = "index.json", "index.npz", "preparing.json"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmdist.data.workers import sendable
+from cmdist.data.preparing.workers import sendable
 from cmdist.errors import DataError
 
 AHEAD = 3  # arrays of each process: one with the caller, one being filled, one filled before

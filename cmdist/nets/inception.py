@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmdist import storage, torchvision_ops
 from cmdist.errors import ConfigError
+from cmdist.nets import torchvision_ops
+from cmdist.system import storage
 
 FILE = "inception-2015-12-05.pt"  # clean-fid looks for this name
 

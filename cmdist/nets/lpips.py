@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cmdist import torchvision_ops
 from cmdist.errors import ConfigError
+from cmdist.nets import torchvision_ops
 
 Pooling = Literal["avg", "max"]
 SOURCE = "https://download.pytorch.org/models/vgg16-397923af.pth"

@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cmdist import storage
 from cmdist.errors import CheckpointError, CmdistError, ConfigError
+from cmdist.system import storage
 
 QkvOrder = Literal["legacy", "new"]  # guided-diffusion's words: (heads, 3, head_channels), its default, or (3, heads, head_channels)
 ENDINGS = (".pt", ".pth", ".safetensors")

@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from cmdist.checkpoints.layout import Layout, Piece, load_slice, overlap, whole
 from cmdist.train.engine import Engine, all_slices
-from cmdist.train.layout import Layout, Piece, load_slice, overlap, whole
 
 
 class Averages:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cmdist.train.layout import Layout, Piece, load_slice, overlap, parameters, read_slice, whole
+from cmdist.checkpoints.layout import Layout, Piece, load_slice, overlap, parameters, read_slice, whole
 from cmdist.train.loss_scale import LossScale
 
 Kind = Literal["master", "exp_avg", "exp_avg_sq"]

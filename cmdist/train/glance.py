@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmdist.errors import ConfigError
-from cmdist.machine import step_aside
+from cmdist.tracking.machine import step_aside
 
 # what launchers and Slurm say of a rank: a glance is none, and joins no group
 _OF_RANKS = re.compile(

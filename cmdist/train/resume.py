@@ -4,12 +4,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cmdist import distributed, storage
-from cmdist.distributed import World
+from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
-from cmdist.train import checkpoint as checkpoints
+from cmdist.system import distributed, storage
+from cmdist.system.distributed import World
 from cmdist.train.averages import Averages, Target
-from cmdist.train.checkpoint import Checkpoint
 from cmdist.train.engine import KINDS, Engine
 from cmdist.train.loss_scale import LossScale
 

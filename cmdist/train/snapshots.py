@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
+from cmdist.checkpoints.layout import Piece, copy_slice
+from cmdist.checkpoints.saver import Snapshot
 from cmdist.train.averages import Averages, Target
 from cmdist.train.engine import KINDS, Engine
-from cmdist.train.layout import Piece, copy_slice
-from cmdist.train.saver import Snapshot
 
 
 class Snapshots:

@@ -11,19 +11,20 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from cmdist import distributed, seeding
+from cmdist import seeding
+from cmdist.checkpoints.saver import Saver
 from cmdist.core.curricula import Curriculum, Point
 from cmdist.core.noise import onto
 from cmdist.core.objectives.base import Draw, Networks, Objective
 from cmdist.data.reader import MicroBatch
-from cmdist.distributed import StopRequest, World
 from cmdist.errors import CmdistError
-from cmdist.journal import Tracker
+from cmdist.system import distributed
+from cmdist.system.distributed import StopRequest, World
+from cmdist.tracking.journal import Tracker
 from cmdist.train.averages import Averages, Target
 from cmdist.train.engine import Engine
 from cmdist.train.glance import Glances
 from cmdist.train.meters import Clock, SigmaBuckets
-from cmdist.train.saver import Saver
 from cmdist.train.selfcheck import self_check
 from cmdist.train.snapshots import Snapshots
 

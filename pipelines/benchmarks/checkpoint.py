@@ -18,14 +18,14 @@ import s3fs
 import torch
 from torch import nn
 
-from cmdist import distributed, storage
-from cmdist.distributed import World
+from cmdist.checkpoints import checkpoint
+from cmdist.checkpoints.saver import Saver
 from cmdist.errors import ConfigError
-from cmdist.train import checkpoint
+from cmdist.system import distributed, storage
+from cmdist.system.distributed import World
 from cmdist.train.averages import Averages
 from cmdist.train.engine import KINDS, Engine
 from cmdist.train.optim import make_optimizer
-from cmdist.train.saver import Saver
 from cmdist.train.snapshots import Snapshots
 
 

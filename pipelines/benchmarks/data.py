@@ -23,12 +23,12 @@ import webdataset as wds
 from benchmarks.prepare import photos
 from PIL import Image
 
-from cmdist.data import preparation
 from cmdist.data.decode import ENCODINGS, RAW
 from cmdist.data.images import open_dataset
 from cmdist.data.order import Order
+from cmdist.data.preparing import preparation
+from cmdist.data.preparing.shards import finish, write_shards
 from cmdist.data.reader import micro_batches
-from cmdist.data.shards import finish, write_shards
 
 BATCH = 64
 POSITIONS = (0, 1_000_003, 10**9 + 7)  # micro-batches, far beyond the first epoch

@@ -28,10 +28,11 @@ from benchmarks.prepare import photos
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmdist import distributed, evaluation, extractors, references
-from cmdist.generation import Task
-from cmdist.metrics.frechet import Moments, Statistics
-from cmdist.references import Reference
+from cmdist.evaluation import extractors, measurement, references
+from cmdist.evaluation.generation import Task
+from cmdist.evaluation.metrics.frechet import Moments, Statistics
+from cmdist.evaluation.references import Reference
+from cmdist.system import distributed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 import inception as stand_in  # tests/inception.py: the architecture without its weights
@@ -170,9 +171,9 @@ def ours(array: str, count: str, weights: str, space: str, metrics: str, scratch
         end = time.perf_counter()  # clean-fid's clock stops at the covariance, too
         return 0.0
 
-    evaluation.frechet.frechet_distance = stamped
+    measurement.frechet.frechet_distance = stamped
     task = Task(range(n), (3, size, size), n, 1)
-    evaluation.measure(task, sample, [(extractor, metrics.split(","), real)], scratch, world)
+    measurement.measure(task, sample, [(extractor, metrics.split(","), real)], scratch, world)
     if world.first:
         peak = int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
         Path(scratch, "said.json").write_text(json.dumps({"rate": n / (end - begin), "peak": peak / 1024}))

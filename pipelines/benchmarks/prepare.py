@@ -21,13 +21,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from cmdist import seeding
-from cmdist.data import preparation
 from cmdist.data.decode import ENCODINGS, decode, encode
 from cmdist.data.images import open_dataset
 from cmdist.data.order import Order
+from cmdist.data.preparing import preparation
+from cmdist.data.preparing.shards import finish, write_shards
+from cmdist.data.preparing.sources.base import Source, square
 from cmdist.data.reader import micro_batches
-from cmdist.data.shards import finish, write_shards
-from cmdist.data.sources.base import Source, square
 
 BATCH = 128
 

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
-from cmdist import build, distributed, environment, seeding
+from cmdist import build, seeding
 from cmdist import config as configuration
 from cmdist.core import distances
 from cmdist.core.objectives.base import Networks
 from cmdist.errors import CmdistError, ConfigError
 from cmdist.nets.lpips import Lpips
 from cmdist.plan import plan
+from cmdist.system import distributed
+from cmdist.tracking import environment
 from cmdist.train.averages import Averages, Target
 from cmdist.train.engine import Engine
 from cmdist.train.optim import make_optimizer

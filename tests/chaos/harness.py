@@ -31,8 +31,9 @@ def die(after: float = 0.0) -> None:
 
 def mortal(moment: str, victim: int, nth: int, delay: float, arguments: list[str]) -> None:
     """pipelines/train.py, in which rank `victim` dies when it comes to the `nth` such moment."""
-    from cmdist import storage
-    from cmdist.train import checkpoint, retention, snapshots
+    from cmdist.checkpoints import checkpoint, retention
+    from cmdist.system import storage
+    from cmdist.train import snapshots
     from cmdist.train.trainer import Trainer
 
     count = [0]

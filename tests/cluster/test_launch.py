@@ -18,9 +18,9 @@ import xxhash
 from PIL import Image
 from slurm import Slurm, until
 
-from cmdist import tracking
 from cmdist.errors import ConfigError
 from cmdist.nets.classifier import Classifier
+from cmdist.tracking import mlflow as tracking
 from ranks import REPOSITORY
 from runs import make_data, make_run
 from training import OBJECTIVES, SMALL, write_config

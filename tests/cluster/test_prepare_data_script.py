@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmdist.data.shards import write_dataset
-from cmdist.data.sources.files import folder
+from cmdist.data.preparing.shards import write_dataset
+from cmdist.data.preparing.sources.files import folder
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "prepare_data.sbatch"

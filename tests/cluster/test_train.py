@@ -13,9 +13,9 @@ import psutil
 import pytest
 from slurm import Job, Slurm, missing, until
 
-from cmdist import tracking
-from cmdist.journal import Journal
-from cmdist.train import checkpoint as checkpoints
+from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.tracking import mlflow as tracking
+from cmdist.tracking.journal import Journal
 from ranks import train
 from servers import Rclone, environment
 from training import OBJECTIVES, committed, files, write_config

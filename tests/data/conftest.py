@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest_data import numbered
 
 from cmdist.data.images import open_dataset
-from cmdist.data.shards import write_dataset
+from cmdist.data.preparing.shards import write_dataset
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from cmdist.data.sources.base import Source
+from cmdist.data.preparing.sources.base import Source
 
 
 def numbered(count, size=4, channels=1, labelled=True):

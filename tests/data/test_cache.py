@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from conftest_data import numbered
 
-from cmdist import storage
 from cmdist.data import cache, images
 from cmdist.data.cache import Cache, Remote
 from cmdist.data.images import open_dataset
 from cmdist.data.order import Order
+from cmdist.data.preparing.shards import index_shards, write_dataset
 from cmdist.data.reader import micro_batches
-from cmdist.data.shards import index_shards, write_dataset
 from cmdist.errors import DataError
+from cmdist.system import storage
 
 
 class Store(http.server.SimpleHTTPRequestHandler):

@@ -14,8 +14,9 @@ STEPS = 3
 
 def losses(config_path: str, overrides: list[str], out: str) -> None:
     """The losses of the first steps of a run, each micro-batch by itself."""
-    from cmdist import build, config, distributed
-    from cmdist.train.attempt import attempt_at
+    from cmdist import build, config
+    from cmdist.checkpoints.attempt import attempt_at
+    from cmdist.system import distributed
 
     c = config.load(config_path, overrides)
     world = distributed.start()

@@ -13,8 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cmdist import build, extractors, torchvision_ops, tracking
+from cmdist import build
 from cmdist.errors import CheckpointError, ConfigError, DataError
+from cmdist.evaluation import extractors
+from cmdist.nets import torchvision_ops
+from cmdist.tracking import mlflow as tracking
 from inception import Full, write
 from ranks import Ranks, pipeline, run_pipeline
 from runs import call, make_data, make_run

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cmdist.train import checkpoint as checkpoints
+from cmdist.checkpoints import checkpoint as checkpoints
 from ranks import Ranks, pipeline, run_pipeline, train
 from training import OBJECTIVES, SMALL, files, vectors, write_config
 

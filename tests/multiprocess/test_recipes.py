@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmdist.data.shards import write_dataset
-from cmdist.data.sources.base import Source
+from cmdist.data.preparing.shards import write_dataset
+from cmdist.data.preparing.sources.base import Source
 from ranks import REPOSITORY, Ranks, traced, train
 from training import committed, vectors
 from vgg import write_vgg

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cmdist import tracking
+from cmdist.tracking import mlflow as tracking
 from ranks import train
 from training import CT, files, write_config
 

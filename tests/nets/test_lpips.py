@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmdist import torchvision_ops
 from cmdist.core import distances
 from cmdist.errors import ConfigError
+from cmdist.nets import torchvision_ops
 from cmdist.nets.lpips import Lpips, fingerprint, load_lpips
 from vgg import CONVOLUTIONS, write_vgg
 

@@ -12,10 +12,11 @@ import torch
 from test_unet import inputs, small
 from torch import Tensor
 
-from cmdist import build, config, storage
+from cmdist import build, config
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.nets import released
 from cmdist.nets.unet import Attention, UNet
+from cmdist.system import storage
 from ranks import pipeline
 from runs import call
 

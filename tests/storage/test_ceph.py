@@ -9,14 +9,15 @@ import s3fs
 import torch
 from ceph import MISSING, Ceph
 
-from cmdist import storage
-from cmdist.distributed import World
+from cmdist.checkpoints import attempt, checkpoint, sealed
+from cmdist.checkpoints.attempt import Attempt, attempt_at
+from cmdist.checkpoints.layout import Layout
+from cmdist.checkpoints.retention import Keep
+from cmdist.checkpoints.saver import Saver, Snapshot
 from cmdist.errors import CmdistError, Fenced, RunInUse
-from cmdist.train import attempt, checkpoint, resume, sealed
-from cmdist.train.attempt import Attempt, attempt_at
-from cmdist.train.layout import Layout
-from cmdist.train.retention import Keep
-from cmdist.train.saver import Saver, Snapshot
+from cmdist.system import storage
+from cmdist.system.distributed import World
+from cmdist.train import resume
 from servers import environment
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)}: apt-get install radosgw ceph-mon ceph-osd")

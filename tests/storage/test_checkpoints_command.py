@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmdist import storage
-from cmdist.distributed import World
+from cmdist.checkpoints import checkpoint, sealed
+from cmdist.checkpoints.layout import Layout
+from cmdist.checkpoints.saver import Saver, Snapshot
 from cmdist.errors import CheckpointError, CmdistError, ConfigError, Damaged
-from cmdist.train import checkpoint, sealed
-from cmdist.train.layout import Layout
-from cmdist.train.saver import Saver, Snapshot
+from cmdist.system import storage
+from cmdist.system.distributed import World
 from ranks import pipeline
 
 LAYOUT = Layout.make([("w", (40,))])

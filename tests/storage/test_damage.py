@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmdist import storage
-from cmdist.distributed import World
+from cmdist.checkpoints import checkpoint, sealed
+from cmdist.checkpoints.attempt import attempt_at
+from cmdist.checkpoints.layout import Layout
+from cmdist.checkpoints.retention import Keep
+from cmdist.checkpoints.saver import Saver, Snapshot
 from cmdist.errors import CheckpointError, LookupFailed
-from cmdist.train import checkpoint, resume, sealed
-from cmdist.train.attempt import attempt_at
-from cmdist.train.layout import Layout
-from cmdist.train.retention import Keep
-from cmdist.train.saver import Saver, Snapshot
+from cmdist.system import storage
+from cmdist.system.distributed import World
+from cmdist.train import resume
 
 LAYOUT = Layout.make([("w", (300,))])
 

@@ -9,15 +9,16 @@ import s3fs
 import torch
 from faults import FAULTS, FaultProxy
 
-from cmdist import storage
-from cmdist.distributed import World
+from cmdist.checkpoints import attempt as attempts
+from cmdist.checkpoints import checkpoint, saver
+from cmdist.checkpoints.attempt import attempt_at
+from cmdist.checkpoints.layout import Layout
+from cmdist.checkpoints.retention import Keep
+from cmdist.checkpoints.saver import Saver, Snapshot
 from cmdist.errors import CheckpointError, LookupFailed, StoreDenied, StoreError, StoreMissing
-from cmdist.train import attempt as attempts
-from cmdist.train import checkpoint, resume, saver
-from cmdist.train.attempt import attempt_at
-from cmdist.train.layout import Layout
-from cmdist.train.retention import Keep
-from cmdist.train.saver import Saver, Snapshot
+from cmdist.system import storage
+from cmdist.system.distributed import World
+from cmdist.train import resume
 from servers import Rclone, environment
 
 LAYOUT = Layout.make([("w", (3000,))])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cmdist import storage
 from cmdist.errors import CmdistError
+from cmdist.system import storage
 
 
 @pytest.fixture(params=["local", "file", "memory", "s3"])
@@ -82,7 +82,7 @@ def test_bytes_are_on_disk_before_they_take_the_name(tmp_path, monkeypatch):
 def test_a_reader_never_sees_half_a_file(tmp_path):
     url = str(tmp_path / "file")
     storage.write(url, b"a" * 1_000_000)
-    loop = f"from cmdist import storage\nfor i in range(200): storage.write({url!r}, bytes([97 + i % 2]) * 1_000_000)"
+    loop = f"from cmdist.system import storage\nfor i in range(200): storage.write({url!r}, bytes([97 + i % 2]) * 1_000_000)"
     writer = subprocess.Popen([sys.executable, "-c", loop])
     seen = set()
     while writer.poll() is None:
@@ -153,7 +153,7 @@ def test_what_another_process_writes_is_seen(s3, server):
     assert storage.names(s3) == [] and not storage.exists(f"{s3}/late")
     storage.write(f"{s3}/first", b"1")
     assert storage.names(s3) == ["first"]
-    code = f"from cmdist import storage; storage.write({s3 + '/late'!r}, b'22'); storage.write({s3 + '/first'!r}, b'333')"
+    code = f"from cmdist.system import storage; storage.write({s3 + '/late'!r}, b'22'); storage.write({s3 + '/first'!r}, b'333')"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (place / "late").read_bytes() == b"22"
     assert storage.exists(f"{s3}/late") and storage.size(f"{s3}/first") == 3 and storage.names(s3) == ["first", "late"]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from cmdist import config, storage
+from cmdist import config
 from cmdist.errors import ConfigError
+from cmdist.system import storage
 from ranks import Ranks, pipeline, run_pipeline, train
 from servers import SECRET, Rclone, environment
 from training import OBJECTIVES, committed, write_config

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmdist.checkpoints.layout import Layout, Piece, overlap
 from cmdist.train.averages import Target
 from cmdist.train.engine import KINDS
-from cmdist.train.layout import Layout, Piece, overlap
 from cmdist.train.snapshots import Snapshots
 
 START, STOP = 3, 11

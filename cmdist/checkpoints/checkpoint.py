@@ -1,0 +1,337 @@
+"""Checkpoints: where they lie, how they are found, checked and read.
+
+    RUN/checkpoints/step-0000010000-0003/   step 10,000, saved by attempt 3 (attempt.py); no file of it is ever written by another
+        slices-00000-of-00002.safetensors   master, exp_avg, exp_avg_sq and target, each as one flat fp32 slice of the
+                                            canonical vector (layout.py); the slice's start is in the file's metadata
+        ema-0.9999.safetensors              an average, whole, by parameter name, tensors in the vector's order
+        state.json                          the step and all that is not a tensor
+        COMMIT                              sizes and checksums of the others, whole and by blocks, written last: no COMMIT, no checkpoint
+        VERIFIED                            everything was read back once and was what COMMIT says
+        DAMAGED                             set aside: what was wrong when somebody wanted to go on from it
+
+Nothing is pickled. Any number of ranks reads any slice by byte range, and no byte is used before the checksum of its block was right.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from cmdist.checkpoints import attempt as attempts
+from cmdist.checkpoints import sealed
+from cmdist.checkpoints.layout import Layout
+from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
+from cmdist.system import storage
+
+FORMAT = 3  # 1: no blocks, no attempts; 2: blocks of 8 MiB
+BLOCK = 2**20  # bytes; COMMIT says what it was
+REQUEST = 16 * 2**20  # bytes read at once, at most
+WINDOW = 2**26  # bytes of a file that is only verified, at a time: it may be larger than the memory
+REREADS = 4  # of a block with a wrong checksum: it may have been the way, not the file
+_FOLDER = re.compile(r"step-(\d{10})(?:-(\d{4,}))?")
+
+
+def folder(run_url: str, step: int, attempt: int = 0) -> str:
+    """The URL of a step's checkpoint by an attempt; 0: not made by a training."""
+    return storage.join(run_url, "checkpoints", f"step-{step:010d}" + (f"-{attempt:04d}" if attempt else ""))
+
+
+def ema_file(decay: float) -> str:
+    """The file name of an average."""
+    return f"ema-{decay!r}.safetensors"
+
+
+def checksum(parts: Sequence[bytes | memoryview]) -> str:
+    """xxh3 (128 bits) of the concatenated parts, in hexadecimal."""
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def describe(parts: Sequence[bytes | memoryview]) -> dict[str, Any]:
+    """A file's entry in COMMIT: its size, its checksum, and those of its blocks."""
+    blocks: list[str] = []
+    digest, room = xxhash.xxh3_128(), BLOCK
+    for part in parts:
+        view = memoryview(part)
+        while len(view):
+            digest.update(view[:room])
+            taken = min(room, len(view))
+            view, room = view[taken:], room - taken
+            if room == 0:
+                blocks.append(digest.hexdigest())
+                digest, room = xxhash.xxh3_128(), BLOCK
+    if room < BLOCK:
+        blocks.append(digest.hexdigest())
+    return {"size": sum(len(part) for part in parts), "xxh3": checksum(parts), "blocks": blocks}
+
+
+def pack(
+    tensors: Sequence[tuple[str, tuple[int, ...]]], values: dict[str, Tensor] | Tensor, metadata: dict[str, str]
+) -> list[bytes | memoryview]:
+    """A safetensors file of fp32 tensors (name, shape) in the order given, from CPU memory, without copying it.
+
+    `values` holds a vector for each name, or one vector for all.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    place = 0
+    for name, shape in tensors:
+        size = 4 * torch.Size(shape).numel()
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    vectors = [values] if isinstance(values, Tensor) else [values[name] for name, _ in tensors]
+    return [len(text).to_bytes(8, "little") + text, *(v.contiguous().numpy().data.cast("B") for v in vectors if v.numel())]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint. `commit` lists its files; reading is by blocks, each verified, and nothing of it is executed."""
+
+    url: str
+    step: int
+    commit: dict[str, Any]
+    _held: dict[tuple[str, int], memoryview] = field(default_factory=dict, repr=False, compare=False)  # verified blocks, until `release`
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """state.json, its checksum verified."""
+        return json.loads(self.read_file("state.json"))  # type: ignore[no-any-return]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The canonical vector that this checkpoint was cut from."""
+        return Layout.make((name, shape) for name, shape in self.state["layout"])
+
+    @property
+    def emas(self) -> list[float]:
+        """The decays of the averages that are here."""
+        return [float(d) for d in self.state["emas"]]
+
+    @property
+    def whole(self) -> bool:
+        """Whether training can go on from it: all but the averages may have been thinned out."""
+        return any(name.startswith("slices-") for name in self.commit["files"])
+
+    def read_file(self, name: str) -> bytes:
+        """A whole file, verified. Raises CheckpointError if there is none, Damaged naming it if it is not what was committed."""
+        return self._read(name, 0, self._entry(name)["size"])
+
+    def verify(self, names: Sequence[str] | None = None) -> None:
+        """Read files (all by default) and compare them with COMMIT. Raises Damaged."""
+        for name in self.commit["files"] if names is None else names:
+            size = self._entry(name)["size"]
+            for start in range(0, max(size, 1), WINDOW):
+                self._read(name, start, min(size, start + WINDOW))
+
+    def fetch(self, rank: int, world: int) -> None:
+        """Read this rank's part, about 1/world of all bytes, verified, and hold it in host memory for the reads that follow.
+
+        The parts of the ranks together are everything that training needs. Raises Damaged.
+        """
+        total = self.layout.total
+        start, stop = total * rank // world, total * (rank + 1) // world
+        kinds = {kind for entry in self.state["slices"] for kind in self._header(entry["file"])[1]} - {"__metadata__"}
+        for kind in sorted(kinds):
+            for name, low, high in self._places(kind, start, stop):
+                self._blocks(name, low, high, hold=True)
+        for decay in self.emas if start < stop else ():
+            self._blocks(ema_file(decay), *self._place_of_ema(decay, start, stop), hold=True)
+
+    def release(self) -> None:
+        """Forget what `fetch` holds."""
+        self._held.clear()
+
+    def read_state(self, kind: str, start: int, stop: int) -> Tensor:
+        """The numbers [start, stop) of a vector (master, exp_avg, exp_avg_sq, target), fp32, read from the slices that hold them."""
+        parts = [np.frombuffer(self._read(*place), dtype="<f4") for place in self._places(kind, start, stop)]
+        return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0)
+
+    def read_ema(self, decay: float, start: int, stop: int) -> Tensor:
+        """The numbers [start, stop) of an average."""
+        if start == stop:
+            return torch.empty(0)
+        content = self._read(ema_file(decay), *self._place_of_ema(decay, start, stop))
+        return torch.from_numpy(np.frombuffer(content, dtype="<f4").copy())
+
+    def _places(self, kind: str, start: int, stop: int) -> list[tuple[str, int, int]]:
+        """(file, first byte, one past the last) of the numbers [start, stop) of a vector, in order. Raises Damaged."""
+        places, found = [], 0
+        for entry in self.state["slices"]:
+            low, high = max(start, entry["start"]), min(stop, entry["stop"])
+            if low < high:
+                base = self._base(entry["file"], kind) - 4 * entry["start"]
+                places.append((entry["file"], base + 4 * low, base + 4 * high))
+                found += high - low
+        if found != stop - start:
+            raise Damaged(
+                f"checkpoint {self.url} is damaged: state.json has {found} of the {stop - start} numbers of '{kind}' from {start} on"
+            )
+        return places
+
+    def _place_of_ema(self, decay: float, start: int, stop: int) -> tuple[int, int]:
+        base = self._base(ema_file(decay), next(iter(self.layout.names)))
+        return base + 4 * start, base + 4 * stop
+
+    def _base(self, name: str, tensor: str) -> int:
+        """The place of a tensor in a safetensors file."""
+        base, header = self._header(name)
+        return base + int(header[tensor]["data_offsets"][0])
+
+    def _header(self, name: str) -> tuple[int, dict[str, Any]]:
+        length = int.from_bytes(self._read(name, 0, 8, hold=True), "little")
+        return 8 + length, json.loads(self._read(name, 8, 8 + length, hold=True))
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        entry: dict[str, Any] | None = self.commit["files"].get(name)
+        if entry is None:
+            raise CheckpointError(f"checkpoint {self.url} holds no {name}; it holds {', '.join(sorted(self.commit['files']))}")
+        return entry
+
+    def _read(self, name: str, start: int, stop: int, hold: bool = False) -> bytes:
+        """Bytes [start, stop) of a file, from blocks whose checksums are right."""
+        blocks, length = self._blocks(name, start, stop, hold)
+        first = start // length * length
+        blocks[-1] = blocks[-1][: stop - first - (len(blocks) - 1) * length]
+        blocks[0] = blocks[0][start - first :]
+        return b"".join(blocks)
+
+    def _blocks(self, name: str, start: int, stop: int, hold: bool) -> tuple[list[memoryview], int]:
+        """The blocks that bytes [start, stop) of a file touch, their checksums right, at least one; and their length."""
+        entry = self._entry(name)
+        size, sums = entry["size"], entry.get("blocks") or [entry["xxh3"]]
+        length = self.commit.get("block_size", 8 * 2**20) if "blocks" in entry else max(size, 1)
+        wanted = range(start // length, max(-(-stop // length), start // length + 1))
+        blocks = {i: self._held[name, i] for i in wanted if (name, i) in self._held}
+        url = storage.join(self.url, name)
+        for _ in range(1 + REREADS):
+            missing = [i for i in wanted if i not in blocks]
+            if not missing:
+                break
+            runs = list(_runs(missing, max(1, REQUEST // length)))
+            try:
+                ranges = [(run.start * length, min(size, run.stop * length)) for run in runs]
+                read = storage.read_ranges(url, ranges) if size else [storage.read(url)]
+            except FileNotFoundError:
+                raise Damaged(f"checkpoint {self.url} is damaged: {name} is missing") from None
+            for run, data in zip(runs, read, strict=True):
+                parts = {i: memoryview(data)[(i - run.start) * length : (i - run.start + 1) * length] for i in run}
+                blocks |= {i: part for i, part in parts.items() if checksum([part]) == sums[min(i, len(sums) - 1)]}
+        else:
+            if [i for i in wanted if i not in blocks]:
+                found = f"{storage.size(url)} bytes, {size} were committed" if storage.size(url) != size else "a wrong checksum"
+                raise Damaged(f"checkpoint {self.url} is damaged: {name} has {found}")
+        if hold:
+            self._held.update(((name, i), block) for i, block in blocks.items())
+        return [blocks[i] for i in wanted], length
+
+
+def _runs(numbers: Sequence[int], most: int) -> Iterator[range]:
+    """Ascending numbers as ranges without gaps, of `most` numbers at most."""
+    first = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1 or i - first == most:
+            yield range(numbers[first], numbers[i - 1] + 1)
+            first = i
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A folder below checkpoints/, and the names in it; `void`: a later attempt has started from an earlier step."""
+
+    step: int
+    attempt: int
+    url: str
+    names: frozenset[str] = field(compare=False)
+    void: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is committed, not set aside, and not overtaken."""
+        return "COMMIT" in self.names and "DAMAGED" not in self.names and not self.void
+
+
+def entries(run_url: str) -> list[Entry]:
+    """All checkpoint folders, by step and attempt; [] if there are none. Raises LookupFailed if the store could not be searched."""
+    return list(_entries(run_url))
+
+
+def _entries(run_url: str) -> Iterator[Entry]:
+    try:
+        folders = [(match, name) for name in storage.names(storage.join(run_url, "checkpoints")) if (match := _FOLDER.fullmatch(name))]
+        starts = attempts.starts(run_url)
+        for match, name in sorted(folders, key=lambda pair: (int(pair[0][1]), int(pair[0][2] or 0))):
+            step, attempt, url = int(match[1]), int(match[2] or 0), storage.join(run_url, "checkpoints", name)
+            void = any(number > attempt > 0 and start < step for number, start in starts)
+            yield Entry(step, attempt, url, frozenset(storage.names(url)), void)
+    except Exception as error:
+        cause = str(error) if isinstance(error, CmdistError) else f"{type(error).__name__}: {error}"
+        raise LookupFailed(
+            f"could not look for checkpoints in {run_url}: {cause}; the run is not started over, try again when it can be read"
+        ) from error
+
+
+def steps(run_url: str) -> list[int]:
+    """Steps of the checkpoints that count, ascending; [] if there are none. Raises LookupFailed if the store could not be searched."""
+    return sorted({entry.step for entry in entries(run_url) if entry.counts})
+
+
+def open_checkpoint(run_url: str, step: int) -> Checkpoint:
+    """The checkpoint of a step. Raises CheckpointError if there is none that counts, Damaged if its COMMIT is not one."""
+    at_step = [entry for entry in entries(run_url) if entry.step == step]
+    counting = [entry for entry in at_step if entry.counts]
+    if not counting:
+        why = "was set aside as damaged" if any("DAMAGED" in e.names for e in at_step) else "has no COMMIT: it was never finished"
+        raise CheckpointError(f"{at_step[-1].url if at_step else folder(run_url, step)} {why}")
+    return open_entry(counting[-1])
+
+
+def open_folder(url: str) -> Checkpoint:
+    """The checkpoint in RUN/checkpoints/step-..., with or without the attempt at the end of the name. Raises CheckpointError."""
+    run_url, _, name = url.rstrip("/").rpartition("/checkpoints/")
+    match = _FOLDER.fullmatch(name)
+    if not match:
+        raise CheckpointError(f"{url} is not the folder of a checkpoint: that is called step- and ten digits")
+    if match[2] is None:
+        return open_checkpoint(run_url, int(match[1]))
+    return open_entry(Entry(int(match[1]), int(match[2]), url.rstrip("/"), frozenset()))
+
+
+def open_entry(entry: Entry) -> Checkpoint:
+    """A committed folder. Raises Damaged if its COMMIT is empty, unreadable or of another step, CheckpointError if of a newer version."""
+    try:
+        commit = sealed.read(storage.join(entry.url, "COMMIT"), must=False)
+        version, committed, files = commit["format"], commit["step"], commit["files"]
+        newer = version > FORMAT
+        _ = [(file["size"] + 0, file["xxh3"] + "") for file in files.values()]
+    except FileNotFoundError:
+        raise CheckpointError(f"{entry.url} has no COMMIT: it was never finished, or removed a moment ago") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, CmdistError):
+            raise
+        raise Damaged(f"{entry.url}/COMMIT is damaged: {type(error).__name__}: {error}") from error
+    if newer:
+        raise CheckpointError(f"{entry.url} has format {version}; this version of cmdist reads up to {FORMAT}, use a newer one")
+    if committed != entry.step or commit.get("attempt", 0) != entry.attempt or "state.json" not in files:
+        raise Damaged(f"{entry.url}/COMMIT belongs to step {committed}, not to {entry.step}")
+    return Checkpoint(entry.url, entry.step, commit)
+
+
+def newest(run_url: str) -> Checkpoint | None:
+    """The newest checkpoint that counts, or None if there is none and the listing succeeded."""
+    found = [entry for entry in entries(run_url) if entry.counts]
+    return open_entry(found[-1]) if found else None
+
+
+def set_aside(entry: Entry, why: str) -> None:
+    """Mark a folder as damaged; nothing of it is moved or deleted."""
+    storage.write(storage.join(entry.url, "DAMAGED"), why.encode())

@@ -1,0 +1,237 @@
+"""The data set folder: WebDataset shards (tar files of key.png, key.cls), index.npz (where each image lies) and index.json, written last.
+
+A folder without index.json is no data set. Tars are never unpacked, and only image and label members are ever looked into.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+import xxhash
+from numpy.typing import NDArray
+
+from cmdist.data.decode import BadImageError, encode
+from cmdist.data.images import FORMAT, INDEX, PREPARING, SAMPLES, SHARD_NAME, ShardedImages, open_dataset
+from cmdist.data.order import permutation
+from cmdist.data.preparing import preparation, workers
+from cmdist.data.preparing.preparation import Bad, Finished, Plan
+from cmdist.data.preparing.scan import Scan, nothing, scan_shard
+from cmdist.data.preparing.sources.base import Source
+from cmdist.data.preparing.workers import Progress, Tally
+from cmdist.errors import DataError
+from cmdist.system import storage
+
+__all__ = ["ShardedImages", "finish", "index_shards", "open_dataset", "write_dataset", "write_shards"]
+
+
+def write_dataset(
+    url: str,
+    source: Source,
+    *,
+    seed: int = 0,
+    per_shard: int = 5000,
+    extractor: dict[str, Any] | None = None,
+    prepared: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a source in one go as shards of equal size (within one image) of PNGs, shuffled once by `seed`, and return the index.
+
+    The same arguments give the same bytes. `extractor` (a file that lies there already) and `prepared` (what made this) go into the
+    index as they are. Raises DataError for an empty source or an image that is not what the source says.
+    """
+    plan = preparation.make_plan(source, seed=seed, per_shard=per_shard, prepared=prepared)
+    write_shards(url, source, plan, progress=progress)
+    return finish(url, plan, extractor)
+
+
+def write_shards(
+    url: str,
+    source: Source,
+    plan: Plan,
+    *,
+    part: tuple[int, int] = (1, 1),
+    processes: int = 1,
+    max_bad: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Write the shards of a plan that are not there yet, or the k-th of n parts of them (`part`), in some processes.
+
+    Shard s holds what `plan` says whoever writes it: every n-th shard belongs to a part, images are shuffled over all shards. An image
+    that cannot be read is left out of its shard. Raises DataError for an empty source, an image that is not what the source says, and
+    once more than `max_bad` images could not be read.
+    """
+    if source.count == 0:
+        raise DataError(f"{source.name} is empty: there is nothing to write to {url}")
+    order = permutation(plan.count, plan.seed, "write")
+    ids = np.array_split(order, plan.shards)
+
+    def write(number: int, tally: Tally) -> None:
+        if there := preparation.load(url, plan, number, verify=True):
+            tally.add(len(ids[number]), len(there.bad))
+            _check_bad(tally.bad, max_bad, there.bad)
+            return
+        with tempfile.TemporaryDirectory(prefix="cmdist-") as temporary:
+            path = Path(temporary) / preparation.shard_name(number)
+            bad = _write_tar(path, source, plan, ids[number], max_bad, tally)
+            if len(bad) == len(ids[number]):
+                scan = nothing(path.name, source.image_size, plan.encoding == "raw")
+            else:
+                scan = scan_shard(path, source.image_size, source.channels)
+            tally.add(0)  # a worker whose parent is gone ends here
+            if scan.entry["count"]:
+                storage.upload(path, storage.join(url, path.name))
+            elif storage.exists(storage.join(url, path.name)):  # of an attempt that could read some
+                storage.remove(storage.join(url, path.name))
+        tally.add(0)
+        preparation.save(url, plan, number, scan, bad)
+
+    storage.forget()  # what follows may fork
+    try:
+        workers.run(range(part[0] - 1, plan.shards, part[1]), write, processes, progress)
+    except _TooManyBad as error:
+        done = [each for there in _finished(url, plan) if there for each in there.bad]
+        raise error.sentence(preparation.report_so_far(url, [*done, *error.bad])) from error
+
+
+class _TooManyBad(DataError):
+    """Raised where an image is found to be bad, in whatever process; its sentence comes when the report is written."""
+
+    def __init__(self, bad: list[Bad], count: int, allowed: int) -> None:
+        super().__init__(bad, count, allowed)
+        self.bad, self._count, self._allowed = bad, count, allowed
+
+    def sentence(self, report: str) -> DataError:
+        return DataError(
+            f"{self.bad[-1][1]} ({self._count} unreadable images by now, {self._allowed} allowed: see {report}, and --max-bad)"
+        )
+
+
+def _check_bad(count: int, allowed: int, bad: list[Bad]) -> None:
+    """Raise for the latest of the bad images that this shard has, if there are any."""
+    if count > allowed and bad:
+        raise _TooManyBad(bad, count, allowed)
+
+
+def _write_tar(path: Path, source: Source, plan: Plan, ids: NDArray[np.int64], max_bad: int, tally: Tally) -> list[Bad]:
+    bad: list[Bad] = []
+    with open(path, "wb") as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
+        for i in ids.tolist():
+            try:
+                tar.write(_sample(source, plan, i))
+                tally.add(1)
+            except BadImageError as error:
+                bad.append((i, str(error)))
+                tally.add(1, 1)
+                _check_bad(tally.bad, max_bad, bad)
+    return bad
+
+
+def _sample(source: Source, plan: Plan, i: int) -> dict[str, Any]:
+    pixels, expected = source.image(i), (source.image_size, source.image_size, source.channels)
+    if pixels.shape != expected or pixels.dtype != np.uint8:
+        raise DataError(f"image {i} of {source.name} is {pixels.shape} {pixels.dtype}, not {expected} uint8")
+    sample = {"__key__": f"{i:08d}", plan.encoding: encode(pixels, plan.encoding, plan.quality)}
+    if source.labels is not None:
+        sample["cls"] = str(int(source.labels[i])).encode()
+    return sample
+
+
+def _finished(url: str, plan: Plan) -> list[Finished | None]:
+    return [preparation.load(url, plan, number, verify=False) for number in range(plan.shards)]
+
+
+def finish(url: str, plan: Plan, extractor: dict[str, Any] | None = None, max_bad: int = 0) -> dict[str, Any]:
+    """Write the index of a plan whose shards are all there, and the report of unreadable images, if any; needs neither source nor shards.
+
+    A shard of which no image could be read has no place in the index. Raises DataError if shards are missing, or if more than `max_bad`
+    images, or all, could not be read.
+    """
+    finished = _finished(url, plan)
+    missing = [preparation.shard_name(number) for number, there in enumerate(finished) if there is None]
+    bad = sorted(each for there in finished if there for each in there.bad)
+    scans = [there.scan for there in finished if there and there.scan.entry["count"]]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {plan.shards} shards of {url} are not finished, e.g. {missing[0]}: run the parts that write them"
+        )
+    where = preparation.report(url, bad)
+    if len(bad) > max_bad:
+        raise _TooManyBad(bad, len(bad), max_bad).sentence(where)
+    if not scans:
+        raise DataError(f"none of the {plan.count} images of {plan.described['name']} could be read: see {where}")
+    index = _write_index(url, plan.described | {"extractor": extractor}, scans)
+    preparation.end(url)
+    return index
+
+
+def index_shards(
+    url: str, *, name: str = "shards", channels: int = 3, classes: Sequence[str] = (), progress: Progress | None = None
+) -> dict[str, Any]:
+    """Make a data set of WebDataset shards that are there already (all .tar files of a folder): read them, write the index beside them.
+
+    Labels are the numbers in the .cls members, if there are any. Raises DataError for shards that are empty, truncated or damaged,
+    members that are pickles, samples without image or label, images of several sizes, raw ones beside others, and a folder that has an
+    index or is being prepared.
+    """
+    names = [n for n in storage.names(url) if n.endswith(".tar")]
+    if storage.exists(storage.join(url, INDEX)):
+        raise DataError(f"{url} has an {INDEX} already; remove it to index the shards again")
+    if storage.exists(storage.join(url, PREPARING)):
+        raise DataError(f"the preparation of {url} was not finished, so it holds a part of its shards: repeat the command that prepares it")
+    if not names:
+        raise DataError(f"{url} holds no shards; files that end in .tar are indexed")
+    if strange := [shard for shard in names if not SHARD_NAME.fullmatch(shard)]:
+        raise DataError(f"{url} holds a shard '{strange[0]}': a name without ':' and '\\' is needed, rename it")
+    scans: list[Scan] = []
+    local = storage.local_path(url)
+    with tempfile.TemporaryDirectory(prefix="cmdist-") as temporary:
+        for shard in names:
+            path = local / shard if local else Path(temporary) / shard
+            if not local:
+                storage.download(storage.join(url, shard), path)
+            scans.append(scan_shard(path, scans[0].image_size if scans else None, channels))
+            if progress:
+                progress(scans[-1].entry["count"])
+            if not local:
+                path.unlink()
+    if len({scan.raw for scan in scans}) > 1:
+        raise DataError(f"some shards of {url} hold raw images, others do not: either all images of a data set are raw or none is")
+    labels = np.concatenate([scan.samples["labels"] for scan in scans])
+    labelled = bool((labels >= 0).all())
+    if not labelled and (labels >= 0).any():
+        raise DataError(f"only some samples of {url} have a label (.cls member): either all must or none")
+    needed = int(labels.max()) + 1 if labelled else 0
+    if classes and len(classes) < needed:
+        raise DataError(f"{len(classes)} class names were given for {url}, but there is a label {needed - 1}")
+    described = {
+        "name": name,
+        "image_size": scans[0].image_size,
+        "channels": channels,
+        "transform": "as in the shards",
+        "classes": list(classes) or [str(c) for c in range(needed)],
+        "labelled": labelled,
+        "extractor": None,
+        "prepared": None,
+    }
+    return _write_index(url, described | ({"encoding": "raw"} if scans[0].raw else {}), scans)
+
+
+def _write_index(url: str, described: dict[str, Any], scans: list[Scan]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.concatenate([scan.samples[name] for scan in scans]) for name in scans[0].samples})  # type: ignore[arg-type]
+    storage.write(storage.join(url, SAMPLES), buffer.getvalue())
+    shards = [scan.entry for scan in scans]
+    index = {
+        "format": FORMAT,
+        **described,
+        "count": sum(entry["count"] for entry in shards),
+        "samples": {"file": SAMPLES, "checksum": "xxh3:" + xxhash.xxh3_128_hexdigest(buffer.getvalue())},
+        "shards": shards,
+    }
+    storage.write(storage.join(url, INDEX), json.dumps(index, indent=1).encode())
+    return index

@@ -1,0 +1,145 @@
+"""What generated images are measured against: moments and some features of real images, made once from shards, or imported."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmdist.data.images import ShardedImages
+from cmdist.errors import DataError
+from cmdist.evaluation.extractors import Extractor
+from cmdist.evaluation.metrics.frechet import Moments, Statistics
+from cmdist.evaluation.parts import Arrays, Parts
+from cmdist.system import storage
+from cmdist.system.distributed import World
+
+KEPT = 10_000  # features that are kept for KID, precision and recall: those of the first images, as many as ADM's files hold
+PIECE = 512  # images that are decoded together
+UNITS = 64  # parts that a data set is cut into
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Moments of all real images in a space, features (k,D) float32 of some of them or None, and where they come from."""
+
+    statistics: Statistics
+    features: Tensor | None
+    described: Mapping[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """Identity of these numbers, for the protocol record."""
+        s, digest = self.statistics, hashlib.sha256()
+        digest.update(b"%d/" % s.n + s.mean.numpy().tobytes() + s.covariance.numpy().tobytes())
+        if self.features is not None:
+            digest.update(self.features.numpy().tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+    def save(self, url: str) -> None:
+        """Write as an npz file."""
+        buffer, s = io.BytesIO(), self.statistics
+        arrays: dict[str, Any] = {"n": np.int64(s.n), "mean": s.mean.numpy(), "covariance": s.covariance.numpy()}
+        arrays["described"] = np.array(json.dumps(self.described))
+        if self.features is not None:
+            arrays["features"] = self.features.numpy()
+        np.savez(buffer, **arrays)
+        storage.write(url, buffer.getvalue())
+
+
+def load(url: str, extractor: Extractor, image_size: int) -> Reference:
+    """What `Reference.save` wrote, or a file with mu and sigma as ADM and clean-fid publish them (see `imported`). Raises DataError."""
+    try:
+        content = storage.read(url)
+    except FileNotFoundError as error:
+        raise DataError(f"the reference statistics {url} are not there") from error
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:
+        raise DataError(f"{url} is no npz file of statistics, or a damaged one ({error})") from error
+    if "described" not in arrays:
+        return imported(url, arrays, extractor, image_size)
+    described = json.loads(str(arrays["described"]))
+    wanted = describe(extractor) | {"image_size": image_size}
+    for key, text in {"image_size": "images of size", "extractor": "the extractor", "resize": "the resizing"}.items():
+        if described[key] != wanted[key]:
+            raise DataError(f"the reference {url} is of {text} {described[key]}, and this evaluation of {wanted[key]}")
+    statistics = Statistics(int(arrays["n"]), torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["covariance"]))
+    return Reference(statistics, torch.from_numpy(arrays["features"]) if "features" in arrays else None, described)
+
+
+def imported(url: str, arrays: Mapping[str, np.ndarray[Any, Any]], extractor: Extractor, image_size: int) -> Reference:
+    """ADM's reference batches (mu, sigma, and in arr_0 images whose features we take) and clean-fid's statistics (mu, sigma).
+
+    Such a file does not say how its images were resized: ADM's have the TensorFlow way, clean-fid's say it in their names.
+    Raises DataError if the file contradicts the extractor or the image size.
+    """
+    name = url.rpartition("/")[2]
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise DataError(f"{url} has no mu and sigma; it has {', '.join(arrays) or 'nothing'}")
+    mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
+    if mean.shape != (extractor.dimensions,) or covariance.shape != (extractor.dimensions, extractor.dimensions):
+        raise DataError(f"{url} is of {mean.numel()} features, and the extractor of {extractor.space} gives {extractor.dimensions}")
+    if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+        raise DataError(f"{url} holds values that are not finite")
+    of_adm = "mu_s" in arrays or "arr_0" in arrays
+    is_clean, is_legacy = "_clean_" in name, of_adm or "_legacy_tensorflow_" in name
+    if (extractor.space == "fid" and is_legacy) or (extractor.space == "fid_legacy" and is_clean):
+        raise DataError(
+            f"{url} was made with {'clean-fid' if is_clean else 'TensorFlow'}'s resizing, which is not that of {extractor.space}"
+        )
+    images = arrays.get("arr_0")
+    size = str(images.shape[1]) if images is not None else name.removesuffix(".npz").rpartition("_")[2]
+    if size.isdigit() and int(size) != image_size:
+        raise DataError(f"{url} is of images of size {size}, and this evaluation of {image_size}")
+    features = None if images is None else extractor.features(torch.from_numpy(images[:KEPT]).permute(0, 3, 1, 2))
+    # how many images its moments are of is not in the file
+    return Reference(Statistics(0, mean, covariance), features, describe(extractor) | {"image_size": image_size, "source": name})
+
+
+def describe(extractor: Extractor) -> dict[str, Any]:
+    """What a reference must share with an evaluation."""
+    return {"space": extractor.space, "extractor": extractor.hash, "resize": extractor.resize}
+
+
+def make(
+    data: ShardedImages, extractor: Extractor, folder: str, world: World, progress: Callable[[int], object] = lambda images: None
+) -> Reference | None:
+    """From all images of a data set, on all ranks, which must all call; on rank 0 the result. Raises DataError.
+
+    It goes on after a kill from the parts below `folder`, which the caller removes when the result is safe. The data set is cut into
+    at most 64 units, whatever the number of ranks, and their moments are merged in order: the same bits on any number of ranks.
+    """
+    step = -(-len(data) // (UNITS * PIECE)) * PIECE
+    parts = Parts(folder, -(-len(data) // step))
+
+    def unit(part: int) -> Arrays:
+        moments, kept = Moments(extractor.dimensions, world.device), []
+        last = min((part + 1) * step, len(data))
+        for first in range(part * step, last, PIECE):
+            features = extractor.features(data.images(range(first, min(first + PIECE, last))))
+            moments.add(features)
+            kept.append(features[: max(0, KEPT - first)])
+            progress(len(features))
+        return {
+            "n": np.array(moments.n),
+            "mean": moments.mean.cpu().numpy(),
+            "scatter": moments.scatter.cpu().numpy(),
+            "features": torch.cat(kept).numpy(),
+        }
+
+    parts.complete(unit, world, lambda part: progress(min(step, len(data) - part * step)))
+    if not world.first:
+        return None
+    moments, kept = Moments(extractor.dimensions), []
+    for arrays in parts.read():
+        moments.merge(Moments.of(int(arrays["n"]), *(torch.from_numpy(arrays[key]) for key in ("mean", "scatter"))))
+        kept.append(torch.from_numpy(arrays["features"]))
+    described = describe(extractor) | {"image_size": data.index["image_size"], "source": data.index_hash}
+    return Reference(moments.statistics(), torch.cat(kept), described)

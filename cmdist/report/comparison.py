@@ -1,0 +1,256 @@
+"""Runs side by side, read from MLflow: figures by metric and protocol, histories, and what is different between them."""
+
+import string
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from cmdist.system import storage
+from cmdist.tracking import mlflow as tracking
+
+METRICS = {
+    "fd": "FD",
+    "fid": "FID",
+    "fid_legacy": "FID legacy",
+    "fd_dinov2": "FD DINOv2",
+    "kid": "KID",
+    "is": "IS",
+    "precision": "precision",
+    "recall": "recall",
+}
+HIGHER_IS_BETTER = {"is", "precision", "recall"}
+SAMPLERS = {"1step": "one-step", "2step": "two-step", "ode": "many-step"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value of `metric` (e.g. fid_1step) at a checkpoint, with its protocol and sampling as strings."""
+
+    metric: str
+    value: float
+    step: int
+    made: int  # ms since 1970
+    params: dict[str, str]
+
+    @property
+    def protocol(self) -> str:
+        """Figures with the same one may be compared."""
+        return self.params["protocol_id"]
+
+    @property
+    def n(self) -> int:
+        """Images that were made for it."""
+        return int(self.params.get("protocol.n", 0))
+
+    @property
+    def sampler(self) -> str:
+        """1step, 2step, ode, ..."""
+        return self.metric.rpartition("_")[2]
+
+    @property
+    def text(self) -> str:
+        """The value, as a table shows it."""
+        return f"{self.value:.2f}" if self.value >= 1 else f"{self.value:.3g}"
+
+
+@dataclass
+class Row:
+    """A run with all its figures, in order of step and time."""
+
+    run: dict[str, Any]
+    uri: str
+    name: str
+    figures: list[Figure] = field(default_factory=list)
+
+    @property
+    def params(self) -> dict[str, str]:
+        """The configuration, flat."""
+        return self.run["params"]  # type: ignore[no-any-return]
+
+    @property
+    def url(self) -> str | None:
+        """The run's folder."""
+        return self.run["tags"].get("cmdist.run")
+
+    def newest(self, metric: str, protocol: str | None = None) -> Figure | None:
+        """The figure of the newest evaluated checkpoint: of several the one of the most images, and of those the last one made."""
+        found = [f for f in self.figures if f.metric == metric and protocol in (None, f.protocol)]
+        return max(found, key=lambda f: (f.step, f.n, f.made), default=None)
+
+    @property
+    def shown(self) -> list[Figure]:
+        """The newest figure of each metric."""
+        return [f for metric in sorted({f.metric for f in self.figures}, key=order) if (f := self.newest(metric))]
+
+    @property
+    def step(self) -> str:
+        """The step of its figures."""
+        return "/".join(map(str, sorted({f.step for f in self.shown}))) or "-"
+
+    @property
+    def ema(self) -> str:
+        """The decay of the averages that were measured."""
+        return "/".join(sorted({f.params["sampling.ema"] for f in self.shown})) or "-"
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """Training time over all attempts."""
+        seconds = self.run["metrics"].get("wall_seconds")
+        return (self.run["end"] - self.run["start"]) / 1000 if seconds is None and self.run["end"] else seconds
+
+    @property
+    def ranks(self) -> int:
+        """Of the last attempt."""
+        return int(self.run["tags"].get("cmdist.world_size", 1))
+
+    @property
+    def device_hours(self) -> float | None:
+        """As counted by the run; for runs from before it was, wall time times ranks."""
+        found = self.run["metrics"].get("device_hours")
+        return self.wall_seconds * self.ranks / 3600 if found is None and self.wall_seconds is not None else found
+
+    @cached_property
+    def histories(self) -> dict[str, list[tuple[int, float]]]:
+        """(step, value) of every metric but the node's, in order of step."""
+        names = [name for name in self.run["metrics"] if not name.startswith("system/")]
+        return {name: tracking.history(self.uri, self.run["id"], name) for name in names}
+
+    def images_at(self, step: int) -> float:
+        """Images seen until a step."""
+        return float(step * int(self.params.get("train.global_batch", 1)))
+
+    def seconds_at(self, step: int) -> float | None:
+        """Wall time at a step, between logged ones by interpolation."""
+        return _at(self.histories.get("wall_seconds", []), step)
+
+    def device_hours_at(self, step: int) -> float | None:
+        """Device-hours at a step."""
+        found, seconds = _at(self.histories.get("device_hours", []), step), self.seconds_at(step)
+        return seconds * self.ranks / 3600 if found is None and seconds is not None else found
+
+
+def _at(points: Sequence[tuple[int, float]], step: int) -> float | None:
+    if not points:
+        return None
+    place = bisect_right(points, step, key=lambda p: p[0])
+    (k0, v0), (k1, v1) = (points[place - 1] if place else (0, 0.0)), points[min(place, len(points) - 1)]
+    return v0 if k1 <= k0 else v0 + (v1 - v0) * (step - k0) / (k1 - k0)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Figures that may stand below each other: one metric under one protocol (None: whatever the protocol)."""
+
+    metric: str
+    protocol: str | None
+    letter: str  # of the protocol, if the metric has several columns
+
+    @property
+    def title(self) -> str:
+        """E.g. 'FID one-step (B)'."""
+        return title(self.metric) + (f" ({self.letter})" if self.letter else "")
+
+
+def kind(metric: str) -> str:
+    """'fid' for fid_1step."""
+    return metric.rpartition("_")[0]
+
+
+def title(metric: str) -> str:
+    """'FID one-step' for fid_1step."""
+    sampler = metric.rpartition("_")[2]
+    return f"{METRICS.get(kind(metric), kind(metric))} {SAMPLERS.get(sampler, sampler.replace('step', '-step'))}"
+
+
+def order(metric: str) -> tuple[int, int, str]:
+    """A key that sorts metrics as METRICS does, fewer steps first, the ODE last."""
+    names, (what, _, sampler) = list(METRICS), metric.rpartition("_")
+    steps = sampler.removesuffix("step")
+    return names.index(what) if what in names else len(names), int(steps) if steps.isdigit() else 10**9, metric
+
+
+def protocols(rows: Sequence[Row]) -> dict[str, str]:
+    """Letters for the protocols of all figures, A for that of the most runs and figures."""
+    counts = Counter(f.protocol for row in rows for f in row.shown)
+    counts.update({f.protocol: 0 for row in rows for f in row.figures})
+    letters = [*string.ascii_uppercase, *(f"P{n}" for n in range(27, 27 + len(counts)))]
+    return {protocol: letters[n] for n, (protocol, _) in enumerate(counts.most_common())}
+
+
+def columns(rows: Sequence[Row], mixed: bool = False) -> list[Column]:
+    """The columns of the table of figures; `mixed` puts all protocols of a metric into one.
+
+    A protocol is left out where another one has newer figures of all its runs: a glance's few images beside an evaluation.
+    """
+    letters, found = protocols(rows), []
+    for metric in sorted({f.metric for row in rows for f in row.figures}, key=order):
+        if mixed:
+            found.append(Column(metric, None, ""))
+            continue
+        own = [p for p in letters if any(row.newest(metric, p) for row in rows)]
+        kept = [p for p in own if not any(_covers(rows, metric, other, p) for other in own if other != p)]
+        found += [Column(metric, p, letters[p] if len(letters) > 1 and p != next(iter(letters)) else "") for p in kept]
+    return found
+
+
+def _covers(rows: Sequence[Row], metric: str, other: str, protocol: str) -> bool:
+    """Whether every run with a figure under `protocol` has one under `other` of a step as new, with more images."""
+    pairs = [(row.newest(metric, protocol), row.newest(metric, other)) for row in rows]
+    return all(b is not None and b.step >= a.step and b.n > a.n for a, b in pairs if a is not None)
+
+
+def differences(rows: Sequence[Row]) -> list[str]:
+    """A line for each protocol but A that the table shows: what is different in it, and whose figures they are."""
+    letters = protocols(rows)
+    examples = {f.protocol: f for row in rows for f in row.figures}
+    lines = []
+    for protocol, letter in list(letters.items())[1:]:
+        usual = examples[next(iter(letters))].params
+        here = examples[protocol].params
+        keys = [k for k in usual if k.startswith("protocol.") and here.get(k) != usual[k]]
+        kept = {column.metric for column in columns(rows) if column.protocol == protocol}
+        where = ", ".join(f"{row.name} {f.metric}" for row in rows for m in sorted(kept, key=order) if (f := row.newest(m, protocol)))
+        what = "; ".join(f"{k.removeprefix('protocol.')} {here.get(k)}, not {usual[k]}" for k in keys)
+        if where:
+            lines.append(f"({letter}) not comparable with the rest: {where} ({what})")
+    return lines
+
+
+def best(rows: Sequence[Row], column: Column) -> float | None:
+    """The best value of a column with several."""
+    values = [f.value for row in rows if (f := row.newest(column.metric, column.protocol))]
+    pick = max if kind(column.metric) in HIGHER_IS_BETTER else min
+    return pick(values) if len(values) > 1 else None
+
+
+def teacher_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The row of a run's teacher, if it is there."""
+    url = row.params.get("teacher", "None")
+    return next((r for r in rows if url not in ("None", "exact") and r.url == storage.absolute(url)), None)
+
+
+def make_rows(runs: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], uri: str) -> list[Row]:
+    """Rows of training runs with the figures of their finished evaluations among `found`."""
+    rows = []
+    for run in runs:
+        row = Row(run, uri, run["name"])
+        children = [c for c in found if c["parent"] == run["id"] and c["status"] == "FINISHED" and "protocol_id" in c["params"]]
+        for child in sorted(children, key=lambda c: (int(c["tags"].get("step", 0)), c["start"])):
+            at = int(child["tags"].get("step", 0)), child["start"]
+            row.figures += [Figure(metric, value, *at, child["params"]) for metric, value in child["metrics"].items()]
+        rows.append(row)
+    return rows
+
+
+def name_apart(rows: Sequence[Row]) -> None:
+    """Give runs of the same name their folder's, or a number."""
+    for name, count in Counter(row.name for row in rows).items():
+        for number, row in enumerate([r for r in rows if r.name == name] if count > 1 else [], 1):
+            parts = (row.url or "").rstrip("/").split("/")
+            row.name = f"{parts[-2]}/{name}" if len(parts) > 1 and parts[-2] else f"{name} ({number})"
+    for name, count in Counter(row.name for row in rows).items():
+        for number, row in enumerate([r for r in rows if r.name == name] if count > 1 else [], 1):
+            row.name = f"{name} ({number})"

@@ -1,0 +1,223 @@
+"""What a run says of itself, on the local disk until the tracking server has it: append-only JSON lines and a cursor.
+
+Several processes append whole lines (the Tracker of the training, the courier for the machine, a glance), one delivers (the courier,
+tracking.py); all may be killed at any moment. A line that a kill cut short is skipped; a line that was delivered just before a kill is
+delivered again, and the receiver must not mind.
+"""
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cmdist.tracking.machine import Machine
+
+Record = dict[str, Any]
+
+NAME = re.compile(r"[A-Za-z0-9_.\-/ ]+")  # what MLflow allows in the name of a metric
+SYSTEM_EVERY = 10.0  # seconds between two looks at the machine
+LONGEST = 6000  # characters of a parameter, MLflow's limit
+
+
+class Journal:
+    """The files `points.jsonl`, `cursor.json` and `lock` in a folder, which is made if needed."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._points = folder / "points.jsonl"
+        self._cursor = folder / "cursor.json"
+        self._handle: int | None = None
+
+    def append(self, record: Record) -> None:
+        """Add a line; it outlives this process at once, and a power cut once `sync` was called (by the courier)."""
+        if self._handle is None:
+            self._handle = os.open(self._points, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            if self._torn():
+                os.write(self._handle, b"\n")
+        os.write(self._handle, json.dumps(record).encode() + b"\n")
+
+    def _torn(self) -> bool:
+        with self._points.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(-1, os.SEEK_END)
+            return size > 0 and file.read(1) != b"\n"
+
+    def sync(self) -> None:
+        """Force the lines to the disk."""
+        with self._points.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def read(self, start: int = 0, limit: int | None = None) -> Iterator[tuple[Record, int]]:
+        """Yield up to `limit` whole lines from byte `start` on, each with the place where the next one begins."""
+        if not self._points.exists():
+            return
+        with self._points.open("rb") as file:
+            place = file.seek(start)
+            count = 0
+            for line in file:
+                if not line.endswith(b"\n") or count == limit:
+                    return
+                place += len(line)
+                try:
+                    record = json.loads(line)
+                except ValueError:  # cut short by a kill
+                    continue
+                count += 1
+                yield record, place
+
+    def close(self) -> None:
+        """Close the file that `append` opened."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def cursor(self) -> Record:
+        """What `set_cursor` stored last; {"place": 0} at first."""
+        try:
+            return json.loads(self._cursor.read_bytes())  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            return {"place": 0}
+
+    def set_cursor(self, cursor: Record) -> None:
+        """Store how far the lines are delivered, whole or not at all."""
+        temporary = self._cursor.with_suffix(".new")
+        temporary.write_text(json.dumps(cursor))
+        os.replace(temporary, self._cursor)
+
+    @contextmanager
+    def lock(self, wait: bool) -> Iterator[bool]:
+        """Hold the right to deliver; gives False if another process has it and `wait` is off. A killed process loses it."""
+        with (self.folder / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+class Tracker:
+    """What rank 0 tells about a run; no call waits for the server."""
+
+    def __init__(self, journal: Journal, courier: bool) -> None:
+        self._journal = journal
+        self._courier_wanted = courier
+        self._courier: subprocess.Popen[bytes] | None = None
+        self._courier_started = 0.0
+        self._logged: dict[str, int] = {}
+        for record, _ in journal.read():
+            if record["kind"] == "metrics":
+                self._logged.update((key, max(record["step"], self._logged.get(key, -1))) for key in record["values"])
+
+    @classmethod
+    def start(
+        cls,
+        uri: str,
+        experiment: str,
+        name: str,
+        key: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        spool: Path,
+        courier: bool = True,
+        attempt: int = 1,
+    ) -> "Tracker":
+        """Open or go on with the run `key`; `spool` is the folder of its journal, `attempt` counts the starts of the run on any node.
+
+        Without a courier (no network) points stay in the journal until `tracking.deliver`.
+        Metrics of steps that the journal has already are not logged again: a resumed run repeats them exactly.
+        """
+        journal = Journal(spool)
+        journal.append(
+            {
+                "kind": "start",
+                "time": now(),
+                "pid": os.getpid(),
+                "uri": uri,
+                "experiment": experiment,
+                "name": name,
+                "key": key,
+                "attempt": attempt,
+                "params": {k: str(v)[:LONGEST] for k, v in params.items()},
+                "tags": dict(tags),
+            }
+        )
+        tracker = cls(journal, courier)
+        tracker._watch()
+        return tracker
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note the values of metrics at a step."""
+        new = {k: float(v) for k, v in metrics.items() if step > self._logged.get(k, -1)}
+        assert all(NAME.fullmatch(k) for k in new), f"MLflow refuses one of the names {sorted(new)}"
+        if new:
+            self._append({"kind": "metrics", "time": now(), "step": step, "values": new})
+        self._watch()
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Note a file that goes to `folder` among the run's artifacts; it must stay where it is."""
+        self._append({"kind": "artifact", "path": str(path.absolute()), "folder": folder})
+
+    def close(self, status: str = "FINISHED", patience: float = 10.0) -> None:
+        """Note the end (FINISHED, FAILED or KILLED) and wait up to `patience` seconds until everything is delivered."""
+        assert status in ("FINISHED", "FAILED", "KILLED")
+        self._append({"kind": "end", "time": now(), "status": status})
+        self._journal.close()
+        if self._courier is not None:
+            try:
+                self._courier.wait(patience)
+            except subprocess.TimeoutExpired:
+                print(f"tracking: the server has not taken everything yet; the rest waits in {self._journal.folder}", file=sys.stderr)
+
+    def _append(self, record: Record) -> None:
+        try:
+            self._journal.append(record)
+        except OSError as error:  # a full disk: the checkpoint will say so loudly, a point must not
+            print(f"tracking: a point is lost, {self._journal.folder} cannot be written: {error}", file=sys.stderr)
+
+    def _watch(self) -> None:
+        """Have a courier running; one that died is replaced, not more than once a minute."""
+        dead = self._courier is None or self._courier.poll() is not None
+        if not self._courier_wanted or not dead or time.monotonic() < self._courier_started:
+            return
+        self._courier_started = time.monotonic() + 60.0
+        package = str(Path(__file__).parents[2])
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)}
+        with (self._journal.folder / "courier.log").open("ab") as log:
+            self._courier = subprocess.Popen(
+                [sys.executable, "-m", "cmdist.tracking.mlflow", str(self._journal.folder), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # signals to the job's process group are for the training
+            )
+
+
+class Watch:
+    """The node's state, every so often into the journal; its step is the seconds since the journal began."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal, self._machine, self._next = journal, Machine(), time.monotonic() + SYSTEM_EVERY
+        self._begin = next((record["time"] for record, _ in journal.read(limit=1)), now())
+
+    def look(self) -> None:
+        """Note it if that is due."""
+        if time.monotonic() >= self._next:
+            self._next, when = time.monotonic() + SYSTEM_EVERY, now()
+            values = self._machine.look()
+            self._journal.append({"kind": "metrics", "time": when, "step": (when - self._begin) // 1000, "values": values})
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,184 @@
+import pytest
+import torch
+
+from cmdist.errors import ConfigError, DataError
+from cmdist.evaluation import generation
+from cmdist.evaluation.generation import Task
+
+CPU = torch.device("cpu")
+
+
+def net() -> torch.nn.Module:
+    """Convolutions and a matrix product: a network whose last bits depend on the shape of its batch."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 32, 3, padding=1),
+        torch.nn.SiLU(),
+        torch.nn.Conv2d(32, 1, 3, padding=1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(64, 64),
+    ).eval()
+
+
+def sample_with(network):
+    def sample(noises, labels):
+        images = network(noises[0]).view(-1, 1, 8, 8).tanh()
+        return images if labels is None else images + (labels / 100).view(-1, 1, 1, 1)
+
+    return sample
+
+
+def images_of(task: Task, **how) -> dict[int, torch.Tensor]:
+    size = generation.group_size(8, 8)
+    found = {}
+    for group, images in generation.generate(task, sample_with(net()), CPU, **how):
+        assert images.shape == (size, 1, 8, 8) and images.dtype == torch.uint8
+        part = task.part(group)
+        for place, image in enumerate(images[part], start=group * size + part.start):
+            found[place] = image
+    return found
+
+
+@pytest.fixture(scope="module")
+def all_images():
+    return images_of(Task(range(900), (1, 8, 8), 10, 1))
+
+
+def same(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> bool:
+    return all(torch.equal(a[seed], b[seed]) for seed in b)
+
+
+@pytest.mark.parametrize("seeds", [range(1), range(5, 70), range(64, 128), range(63, 65), range(130, 300)])
+def test_image_depends_on_its_seed_alone(all_images, seeds):
+    found = images_of(Task(seeds, (1, 8, 8), 10, 1))
+    assert sorted(found) == list(seeds) and same(all_images, found)
+
+
+@pytest.mark.parametrize("batch", [1, 50, 256, 300, 600, 10_000])
+def test_batch_changes_no_image(all_images, batch):
+    found = images_of(Task(range(900), (1, 8, 8), 10, 1), batch=batch)
+    assert sorted(found) == sorted(all_images) and same(all_images, found)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 7])
+def test_groups_may_be_shared_out(all_images, world):
+    task = Task(range(900), (1, 8, 8), 10, 1)
+    parts = [images_of(task, groups=task.groups[rank::world]) for rank in range(world)]
+    assert sorted(seed for part in parts for seed in part) == list(range(900))
+    assert all(same(all_images, part) for part in parts)
+
+
+def test_seeds_give_different_noise_and_a_seed_the_same_first_draw_for_any_number_of_draws():
+    one, three = (generation.noises(range(20), draws, (3, 5, 5)) for draws in (1, 3))
+    assert one.shape == (1, 20, 3, 5, 5) and three.shape == (3, 20, 3, 5, 5)
+    assert torch.equal(one[0], three[0])
+    assert len({tuple(noise.flatten().tolist()) for noise in three.flatten(0, 1)}) == 60
+    assert torch.equal(generation.noises([7], 3, (3, 5, 5))[:, 0], three[:, 7])
+
+
+def test_labels_go_round_with_the_seed():
+    seen = []
+
+    def sample(noises, labels):
+        seen.append(labels)
+        return noises[0]
+
+    list(generation.generate(Task(range(100, 101), (1, 8, 8), 10, 1), sample, CPU))
+    assert seen[0].tolist() == [seed % 10 for seed in range(256)]
+    seen.clear()
+    list(generation.generate(Task(range(100, 101), (1, 8, 8), 0, 1), sample, CPU))
+    assert seen == [None]
+
+
+@pytest.mark.parametrize("side, size", [(8, 256), (32, 256), (64, 64), (128, 16), (256, 4), (1024, 1)])
+def test_group_size(side, size):
+    assert generation.group_size(side, side) == size
+
+
+def test_rounding_is_edms_and_gives_back_bytes():
+    values = torch.tensor([-3.0, -1.0, -127.6 / 127.5, 0.0, 0.9999, 1.0, 3.0])
+    assert generation.to_uint8(values).tolist() == [0, 0, 0, 128, 255, 255, 255]
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(generation.to_uint8(levels.float() / 127.5 - 1), levels)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(bad):
+    with pytest.raises(DataError, match="not finite"):
+        generation.to_uint8(torch.tensor([0.0, bad]))
+
+
+# --- samplers
+
+
+def gaussian(mean: float, std: float):
+    """The denoiser of a Gaussian, and its consistency function down to sigma_min."""
+
+    def denoise(x, sigma, labels=None):
+        s = sigma.view(-1, 1, 1, 1)
+        return (std**2 * x + s**2 * mean) / (std**2 + s**2)
+
+    def consistency(x, sigma, labels=None, sigma_min=0.002):
+        s = sigma.view(-1, 1, 1, 1)
+        return mean + (x - mean) * torch.sqrt((std**2 + sigma_min**2) / (std**2 + s**2))
+
+    return denoise, consistency
+
+
+ARGUMENTS = {"ode_steps": 40, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+
+
+@pytest.mark.parametrize(
+    "steps, times, denoising",
+    [("1", (80.0, 0.8), False), ("2", (80.0, 0.8), False), ("3", (80.0, 5.0, 0.5), False), ("heun", (80.0, 0.8), True)],
+)
+def test_samplers_draw_from_the_gaussian_that_the_model_stands_for(steps, times, denoising):
+    mean, std = 0.2, 0.1
+    model = gaussian(mean, std)[0 if denoising else 1]
+    (sampler,) = generation.samplers(model, [steps], times, denoising=denoising, **ARGUMENTS)
+    noise = generation.noises(range(256), sampler.draws, (1, 8, 8))
+    images = sampler.sample(noise, None)
+    n = images.numel()
+    assert abs(images.mean().item() - mean) < 5 * std / n**0.5
+    assert abs(images.var().item() / std**2 - 1) < 5 * (2 / n) ** 0.5 + 5e-4
+    assert sampler.name == {"1": "1step", "2": "2step", "3": "3step", "heun": "ode"}[steps]
+
+
+def test_ode_ends_at_sigma_0_and_not_at_sigma_min():
+    """With a denoiser that always says 1/4, only the last step from sigma_min to 0 takes the remaining noise away."""
+    (sampler,) = generation.samplers(lambda x, sigma, labels: torch.full_like(x, 0.25), None, (80.0, 0.8), denoising=True, **ARGUMENTS)
+    images = sampler.sample(generation.noises(range(8), 1, (1, 8, 8)), None)
+    assert (images - 0.25).abs().max() < 1e-6
+
+
+def test_defaults_are_the_samplers_of_the_paper():
+    denoise, consistency = gaussian(0.0, 0.5)
+    assert [s.name for s in generation.samplers(consistency, None, (80.0, 0.8), denoising=False, **ARGUMENTS)] == ["1step", "2step"]
+    assert [s.name for s in generation.samplers(denoise, None, (80.0, 0.8), denoising=True, **ARGUMENTS)] == ["ode"]
+
+
+def test_two_steps_use_the_second_draw():
+    _, consistency = gaussian(0.0, 0.5)
+    (sampler,) = generation.samplers(consistency, ["2"], (80.0, 0.8), denoising=False, **ARGUMENTS)
+    noise = generation.noises(range(4), 2, (1, 8, 8))
+    other = noise.clone()
+    other[1] += 1
+    assert not torch.equal(sampler.sample(noise, None), sampler.sample(other, None))
+
+
+@pytest.mark.parametrize(
+    "steps, times, denoising, sentence",
+    [
+        (["3"], (80.0, 0.8), False, "needs 3 noise levels and there are 2"),
+        (["heun"], (80.0, 0.8), False, "heun is for denoising runs"),
+        (["1"], (80.0, 0.8), True, "a denoising run is sampled with heun"),
+        (["0"], (80.0, 0.8), False, "a number of steps or 'heun'"),
+        (["two"], (80.0, 0.8), False, "a number of steps or 'heun'"),
+        (["2"], (40.0, 0.8), False, "must fall from sigma_max"),
+        (["2"], (80.0, 0.002), False, "stay above sigma_min"),
+        (["3"], (80.0, 0.8, 0.8), False, "must fall from sigma_max"),
+    ],
+)
+def test_impossible_samplers_are_refused(steps, times, denoising, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        generation.samplers(gaussian(0.0, 0.5)[0], steps, times, denoising=denoising, **ARGUMENTS)
