@@ -1,8 +1,8 @@
-"""Submit a run and its evaluations as one plan, and see how they are doing. Slurm does the rest (README.md in this folder).
+"""Submit a run and its evaluations as one plan, and see how they are doing. Slurm does the rest (README.md here).
 
-python cluster/launch.py CONFIG [key=value ...] [--nodes 8] [--n 50000] [--dry-run]     training; evaluations beside it and after it
-python cluster/launch.py status RUN                                                     jobs, last step, speed, time left, figures
-python cluster/launch.py steps RUN                                                      committed steps, for cluster/evaluate.sbatch
+python cluster/launch.py CONFIG [key=value ...] [--nodes 8] [--n 50000] [--dry-run]   training and its evaluations
+python cluster/launch.py status RUN                                                   jobs, step, speed, figures
+python cluster/launch.py steps RUN                                                    committed steps
 """
 
 import argparse
@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from cmdist import config as configuration
-from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.checkpoints import search
 from cmdist.errors import CmdistError, ConfigError
 from cmdist.system import cli, storage
 
@@ -40,20 +40,36 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, e.g. configs/lsun_bedroom256/cd.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration")
-    parser.add_argument("--script", help="default: cluster/train_imagenet64.sbatch up to 64 pixels, cluster/train_lsun.sbatch above")
+    parser.add_argument(
+        "--script", help="default: cluster/train_imagenet64.sbatch up to 64 pixels, cluster/train_lsun.sbatch above"
+    )
     parser.add_argument("--nodes", type=int, help="of training; default: the script's")
-    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="of sbatch for all jobs, e.g. '--partition=gpu --account=me'")
-    parser.add_argument("--ema", nargs="+", type=float, metavar="DECAY", help="averages to evaluate at the end; default: all of train.ema")
-    parser.add_argument("--steps", nargs="+", metavar="N|heun", help="of sampling; default: 1 2, for a denoising run heun")
+    parser.add_argument(
+        "--sbatch", default="", metavar="OPTIONS", help="of sbatch for all jobs, e.g. '--partition=gpu --account=me'"
+    )
+    parser.add_argument(
+        "--ema",
+        nargs="+",
+        type=float,
+        metavar="DECAY",
+        help="averages to evaluate at the end; default: all of train.ema",
+    )
+    parser.add_argument(
+        "--steps", nargs="+", metavar="N|heun", help="of sampling; default: 1 2, for a denoising run heun"
+    )
     parser.add_argument("--n", type=int, default=50000, help="images of an evaluation (default %(default)s)")
-    parser.add_argument("--at-once", type=int, default=2, help="evaluations that may run side by side (default %(default)s)")
+    parser.add_argument(
+        "--at-once", type=int, default=2, help="evaluations that may run side by side (default %(default)s)"
+    )
     parser.add_argument("--no-watch", action="store_true", help="no evaluations beside training, only those at its end")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, submit nothing")
     options = parser.parse_intermixed_args(arguments)
     config = configuration.load(options.config, options.overrides)
     run_url = storage.join(storage.absolute(config.run.root), config.run.name)
     common = ["sbatch", "--parsable", f"--comment=cmdist {run_url}", *shlex.split(options.sbatch)]
-    script = options.script or str(HERE / ("train_imagenet64.sbatch" if config.data.image_size <= 64 else "train_lsun.sbatch"))
+    script = options.script or str(
+        HERE / ("train_imagenet64.sbatch" if config.data.image_size <= 64 else "train_lsun.sbatch")
+    )
     evaluate = str(HERE / "evaluate.sbatch")
     unknown = [decay for decay in options.ema or [] if decay not in config.train.ema]
     if unknown:
@@ -72,9 +88,17 @@ def main(arguments: Sequence[str]) -> None:
     try:
         if not options.no_watch:
             beside = [*common, f"--dependency=after:{training}", "--kill-on-invalid-dep=yes"]
-            submit([*beside, evaluate, f"--watch={training}", run_url, "--n", str(options.n)], "WATCHING", options.dry_run)
-        after = [f"--dependency=afterok:{training}", "--kill-on-invalid-dep=yes", f"--array=0-{len(each) - 1}%{options.at_once}"]
-        submit([*common, *after, evaluate, run_url, "--n", str(options.n), "--each", *each], "EVALUATIONS", options.dry_run)
+            submit(
+                [*beside, evaluate, f"--watch={training}", run_url, "--n", str(options.n)], "WATCHING", options.dry_run
+            )
+        after = [
+            f"--dependency=afterok:{training}",
+            "--kill-on-invalid-dep=yes",
+            f"--array=0-{len(each) - 1}%{options.at_once}",
+        ]
+        submit(
+            [*common, *after, evaluate, run_url, "--n", str(options.n), "--each", *each], "EVALUATIONS", options.dry_run
+        )
     except SlurmError as error:
         cancelled = run(["scancel", training])  # and with it, as its dependency can no longer be met, the watching job
         left = f"; job {training} is left" if cancelled.returncode else f"; job {training} is cancelled"
@@ -109,7 +133,7 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None) -> su
 
 def print_steps(run_url: str) -> None:
     """Committed steps, a line each, and `finished` after the last one of the run."""
-    found = checkpoints.steps(run_url)
+    found = search.steps(run_url)
     for step in found:
         print(step)
     if found and found[-1] >= load(run_url).train.steps:
@@ -144,7 +168,9 @@ def jobs(run_url: str) -> list[str]:
 
 
 def status(run_url: str) -> None:
-    """How a run is doing: Slurm's jobs that launch.py submitted for it, the last committed step, speed, time left, figures."""
+    """How a run is doing: Slurm's jobs that launch.py submitted for it, the last committed step, speed, time left,
+    figures.
+    """
     print(f"run          {run_url}")
     try:
         mine = jobs(run_url)
@@ -152,20 +178,23 @@ def status(run_url: str) -> None:
     except SlurmError as error:
         print(f"job          {error}")
     config = load(run_url)
-    steps, total = checkpoints.steps(run_url), config.train.steps
+    steps, total = search.steps(run_url), config.train.steps
     print(f"step         {steps[-1] if steps else 0:,} of {total:,} is committed")
     if steps:
-        clock = checkpoints.open_checkpoint(run_url, steps[-1]).state["clock"]
+        clock = search.open_checkpoint(run_url, steps[-1]).state["clock"]
         speed = steps[-1] / clock["useful"]  # over the whole run, without reading, saving and waiting
         wall = clock["saved_at"] - clock["started_at"]
         left = (total - steps[-1]) * wall / steps[-1]
         images = speed * config.train.global_batch
         print(
-            f"speed        {speed:.3g} steps/s, {images:.4g} images/s; {clock['useful'] / wall:.0%} of the wall time since the first start"
+            f"speed        {speed:.3g} steps/s, {images:.4g} images/s; {clock['useful'] / wall:.0%} of the wall time "
+            "since the first start"
         )
         print(f"time left    {left / 3600:.1f} hours at the run's pace so far, interruptions included")
     folder = storage.join(run_url, "evaluations")
-    records = [json.loads(storage.read(storage.join(folder, name))) for name in storage.names(folder) if name.endswith(".json")]
+    records = [
+        json.loads(storage.read(storage.join(folder, name))) for name in storage.names(folder) if name.endswith(".json")
+    ]
     newest: dict[tuple[str, float, int], tuple[float, int]] = {}
     for record in sorted(records, key=lambda r: r["step"]):
         for name, value in record["metrics"].items():

@@ -14,6 +14,7 @@ from torch import nn
 
 from cmdist import config as configuration
 from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.checkpoints import search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.config import Config
 from cmdist.core import curricula, distances, noise, preconditioning, solvers
@@ -56,11 +57,16 @@ def network(config: Config) -> UNet:
 
 
 def compiled(config: Config, net: nn.Module) -> nn.Module:
-    """`net`, compiled in place if `train.compile` says so; names of weights stay, and a copy of it is not compiled yet."""
+    """`net`, compiled in place if `train.compile` says so; names of weights stay, and a copy of it is not compiled
+    yet.
+    """
     if config.train.compile:
-        # torch's own random numbers, so that dropout masks are those of `same_dropout` in every graph: with and without gradient
+        # torch's own random numbers, so that dropout masks are those of `same_dropout` in every graph: with and without
+        # gradient
         options: dict[str, Any] = {"fallback_random": True}
-        if config.network.dropout:  # a mask follows the layout in memory, which inductor may choose otherwise where there is a gradient
+        if (
+            config.network.dropout
+        ):  # a mask follows the layout in memory, which inductor may choose otherwise where there is a gradient
             options["layout_optimization"] = False
         net.compile(dynamic=False, options=options)
     return net
@@ -104,7 +110,9 @@ def objective(config: Config, distance: distances.Distance) -> Objective:
     if config.objective == "denoising":
         return Denoising(loss.sigma_mean, loss.sigma_std, n.sigma_data)
     index_draw = (
-        noise.uniform_index if loss.index == "uniform" else partial(noise.lognormal_index, mean=loss.index_mean, std=loss.index_std)
+        noise.uniform_index
+        if loss.index == "uniform"
+        else partial(noise.lognormal_index, mean=loss.index_mean, std=loss.index_std)
     )
     return Consistency(
         grid=partial(noise.karras_sigmas, sigma_min=n.sigma_min, sigma_max=n.sigma_max, rho=n.rho),
@@ -139,7 +147,13 @@ def uses_lpips(config: Config) -> bool:
 def lr_schedule(config: Config) -> Callable[[int], float]:
     """step -> learning rate."""
     o = config.optimizer
-    return partial(learning_rate, lr=o.lr, total_steps=config.train.steps, warmup_steps=o.warmup_steps, decay_fraction=o.decay_fraction)
+    return partial(
+        learning_rate,
+        lr=o.lr,
+        total_steps=config.train.steps,
+        warmup_steps=o.warmup_steps,
+        decay_fraction=o.decay_fraction,
+    )
 
 
 def dataset(config: Config) -> ShardedImages:
@@ -151,19 +165,24 @@ def dataset(config: Config) -> ShardedImages:
     needed = sum(sizes[-(2 * d.block_shards + 1) :])
     if d.cache_gib and storage.local_path(d.url) is None and d.cache_gib * 2**30 < needed:
         raise DataError(
-            f"data.cache_gib ({d.cache_gib}) is too small for {d.url}: two blocks of {d.block_shards} shards and one more need "
+            f"data.cache_gib ({d.cache_gib}) is too small for {d.url}: two blocks of {d.block_shards} "
+            "shards and one more need "
             f"{needed / 2**30:.3g}; raise it or lower data.block_shards"
         )
     for key, found, asked in (("image_size", data.image_size, d.image_size), ("channels", data.channels, d.channels)):
         if found != asked:
             raise DataError(f"{d.url}: the images have {key} {found}, data.{key} says {asked}")
     if d.classes and d.classes != len(data.classes):
-        raise DataError(f"{d.url}: the data set has {len(data.classes)} classes, data.classes says {d.classes}; 0 trains without labels")
+        raise DataError(
+            f"{d.url}: the data set has {len(data.classes)} classes, data.classes says {d.classes}; "
+            "0 trains without labels"
+        )
     return data
 
 
 def check_weights(config: Config, run_url: str, mode: str) -> None:
-    """The teacher, the weights of LPIPS and, unless run.json is there, the start are there if the run needs them; nothing is loaded.
+    """The teacher, the weights of LPIPS and, unless run.json is there, the start are there if the run needs them;
+    nothing is loaded.
 
     `mode` is that of --resume. Raises CheckpointError, ConfigError.
     """
@@ -171,7 +190,12 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
     if config.objective == "consistency_distillation":
         needed["teacher"] = config.teacher
     start = ("teacher", config.teacher) if config.init == "teacher" else ("init", config.init)
-    if start[1] and start[0] not in needed and mode in ("auto", "none") and not storage.exists(storage.join(run_url, "run.json")):
+    if (
+        start[1]
+        and start[0] not in needed
+        and mode in ("auto", "none")
+        and not storage.exists(storage.join(run_url, "run.json"))
+    ):
         needed |= [start]
     for key, url in needed.items():
         if url is None or url == "exact":
@@ -184,7 +208,9 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
             released.check_kind(url, denoising=True)
     weights = config.loss.lpips_weights
     if weights and uses_lpips(config) and not storage.exists(weights):
-        raise ConfigError(f"loss.lpips_weights {weights} is not there; get VGG16's weights from {SOURCE} and name that file")
+        raise ConfigError(
+            f"loss.lpips_weights {weights} is not there; get VGG16's weights from {SOURCE} and name that file"
+        )
 
 
 @dataclass(frozen=True)
@@ -201,7 +227,9 @@ class TrainedRun:
 
 
 def open_run(url: str, step: int | None = None) -> TrainedRun:
-    """The newest (or a given) committed checkpoint of a run folder, or the checkpoint whose own folder is given. Raises CheckpointError."""
+    """The newest (or a given) committed checkpoint of a run folder, or the checkpoint whose own folder is given. Raises
+    CheckpointError.
+    """
     run_url, _, name = url.rstrip("/").rpartition("/checkpoints/")
     chosen, url = (url, run_url) if run_url and name.startswith("step-") else ("", url)
     try:
@@ -210,15 +238,17 @@ def open_run(url: str, step: int | None = None) -> TrainedRun:
     except FileNotFoundError:
         raise CheckpointError(f"{url} is not a run folder: it has no config.yaml") from None
     if chosen:
-        return TrainedRun(checkpoints.open_folder(chosen), config)
-    found = checkpoints.open_checkpoint(url, step) if step is not None else checkpoints.newest(url)
+        return TrainedRun(search.open_folder(chosen), config)
+    found = search.open_checkpoint(url, step) if step is not None else search.newest(url)
     if found is None:
         raise CheckpointError(f"{url} has no committed checkpoint yet")
     return TrainedRun(found, config)
 
 
 def ema_weights(run: TrainedRun, ema: float | None = None) -> dict[str, torch.Tensor]:
-    """The weights of an average by name; the first of train.ema unless a decay is given. Raises CheckpointError if it is not there."""
+    """The weights of an average by name; the first of train.ema unless a decay is given. Raises CheckpointError if it
+    is not there.
+    """
     decay = run.config.train.ema[0] if ema is None else ema
     if decay not in run.checkpoint.emas:
         have = ", ".join(map(str, run.checkpoint.emas))
@@ -226,12 +256,18 @@ def ema_weights(run: TrainedRun, ema: float | None = None) -> dict[str, torch.Te
     return safetensors.torch.load(run.checkpoint.read_file(checkpoints.ema_file(decay)))
 
 
-def load_denoiser(run: TrainedRun, ema: float | None = None, device: torch.device | str = "cpu") -> preconditioning.Denoiser:
-    """The network of a checkpoint with the weights of an average, ready to call; evaluation mode, no gradient to the weights."""
+def load_denoiser(
+    run: TrainedRun, ema: float | None = None, device: torch.device | str = "cpu"
+) -> preconditioning.Denoiser:
+    """The network of a checkpoint with the weights of an average, ready to call; evaluation mode, no gradient to the
+    weights.
+    """
     return _ready(run.config, ema_weights(run, ema), run.checkpoint.url, device)
 
 
-def _ready(config: Config, weights: Mapping[str, torch.Tensor], where: str, device: torch.device | str) -> preconditioning.Denoiser:
+def _ready(
+    config: Config, weights: Mapping[str, torch.Tensor], where: str, device: torch.device | str
+) -> preconditioning.Denoiser:
     net = network(config)
     released.load(net, weights, where)
     return denoiser(config, net.to(device).eval().requires_grad_(False))
@@ -251,8 +287,12 @@ class Model:
         return _ready(self.config, self.weights, self.where, device)
 
 
-def open_model(url: str, ema: float | None = None, file: str | None = None, qkv_order: released.QkvOrder | None = None) -> Model:
-    """A run folder's average or, given `file`, its weights under the configuration file `url`. Raises CheckpointError, ConfigError."""
+def open_model(
+    url: str, ema: float | None = None, file: str | None = None, qkv_order: released.QkvOrder | None = None
+) -> Model:
+    """A run folder's average or, given `file`, its weights under the configuration file `url`. Raises CheckpointError,
+    ConfigError.
+    """
     if file is None:
         if qkv_order:
             raise ConfigError("--qkv-order is for files of weights, given with --weights; a run's own order is known")
@@ -266,7 +306,8 @@ def open_model(url: str, ema: float | None = None, file: str | None = None, qkv_
 
 
 def teacher(config: Config, data: ShardedImages, device: torch.device) -> Denoise | None:
-    """The denoiser that distillation follows: a trained run, a file, or the data's closed form. Raises CheckpointError, ConfigError.
+    """The denoiser that distillation follows: a trained run, a file, or the data's closed form. Raises CheckpointError,
+    ConfigError.
 
     A file has no configuration of its own: it is a denoiser with EDM's scalings and this run's `network.*`.
     """
@@ -278,15 +319,22 @@ def teacher(config: Config, data: ShardedImages, device: torch.device) -> Denois
     if released.is_file(config.teacher):
         released.check_kind(config.teacher, denoising=True)
         weights = released.read(config.teacher, config.network.head_channels)
-        return _teacher(config, _ready(config.model_copy(update={"objective": "denoising"}), weights, f"teacher {config.teacher}", device))
+        return _teacher(
+            config,
+            _ready(config.model_copy(update={"objective": "denoising"}), weights, f"teacher {config.teacher}", device),
+        )
     run = open_run(config.teacher)
     theirs, ours = run.config, config
     if theirs.objective != "denoising":
-        raise ConfigError(f"teacher {config.teacher} was trained with objective {theirs.objective}; a teacher must be a denoising run")
+        raise ConfigError(
+            f"teacher {config.teacher} was trained with objective {theirs.objective}; a teacher must be a denoising run"
+        )
     for key in ("image_size", "channels", "classes"):
         there, here = getattr(theirs.data, key), getattr(ours.data, key)
         if there != here:
-            raise ConfigError(f"teacher {config.teacher} has data.{key} {there}, this run has {here}; they must be equal")
+            raise ConfigError(
+                f"teacher {config.teacher} has data.{key} {there}, this run has {here}; they must be equal"
+            )
     # its weights and architecture, computed as this run computes: a file's are, and the plan counts on it
     how = {"precision": config.train.precision}, {"channels_last": config.network.channels_last}
     theirs = theirs.model_copy(
@@ -304,7 +352,9 @@ def _teacher(config: Config, made: preconditioning.Denoiser) -> Denoise:
 def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool, most: int = 100_000) -> Denoise:
     """The closed-form denoiser of a small data set held in memory. Raises ConfigError above `most` images."""
     if len(data) > most:
-        raise ConfigError(f"teacher: exact holds the whole data set in memory, for at most {most} images; this one has {len(data)}")
+        raise ConfigError(
+            f"teacher: exact holds the whole data set in memory, for at most {most} images; this one has {len(data)}"
+        )
     ids = range(len(data))
     if conditional and len(data.labels(ids).unique()) < len(data.classes):
         raise DataError(f"teacher: exact needs an image of each of the {len(data.classes)} classes of {data.url}")
@@ -313,7 +363,9 @@ def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool, 
 
 
 def initialise(config: Config, net: nn.Module) -> None:
-    """Give `net` the weights of the run or file that `init` names, if any. Raises CheckpointError for another architecture."""
+    """Give `net` the weights of the run or file that `init` names, if any. Raises CheckpointError for another
+    architecture.
+    """
     if config.init is None:
         return
     url = config.teacher if config.init == "teacher" else config.init
@@ -337,5 +389,9 @@ def identity(config: Config, index_hash: str) -> dict[str, Any]:
         "network": config.network.model_dump(mode="json", exclude={"channels_last"}),
         "optimizer.kind": config.optimizer.kind,
         "target network": needs_target(config),
-        **({"loss.lpips_weights": fingerprint(config.loss.lpips_weights)} if uses_lpips(config) and config.loss.lpips_weights else {}),
+        **(
+            {"loss.lpips_weights": fingerprint(config.loss.lpips_weights)}
+            if uses_lpips(config) and config.loss.lpips_weights
+            else {}
+        ),
     }

@@ -1,4 +1,6 @@
-"""The typed, frozen schema of a run: a YAML file plus dotted overrides (`train.steps=100`). Read by build, pipelines and cluster only."""
+"""The typed, frozen schema of a run: a YAML file plus dotted overrides (`train.steps=100`). Read by build, pipelines
+and cluster only.
+"""
 
 import difflib
 from collections.abc import Sequence
@@ -106,12 +108,16 @@ class Optimizer(Section):
     eps: PositiveFloat = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0  # the last part of the run in which lr falls linearly to 0
+    decay_fraction: Annotated[float, Field(ge=0, le=1)] = (
+        0.0  # the last part of the run in which lr falls linearly to 0
+    )
     clip: Annotated[float, Field(ge=0)] = 0.0  # gradient norm; 0: no clipping
 
 
 class Train(Section):
-    """The size of a step and how it is computed; `micro_batch` is the unit of identity, so both batches belong to the run."""
+    """The size of a step and how it is computed; `micro_batch` is the unit of identity, so both batches belong to the
+    run.
+    """
 
     steps: Positive
     global_batch: Positive
@@ -123,16 +129,24 @@ class Train(Section):
     ema: Annotated[tuple[Decay, ...], Field(min_length=1)] = (0.9999,)
     log_every: Positive = 50
     checkpoint_every: Positive = 1000
-    keep_checkpoints: Annotated[int, Field(ge=0)] = 3  # the newest so many; 0: all; of evaluated steps the averages stay anyway
+    keep_checkpoints: Annotated[int, Field(ge=0)] = (
+        3  # the newest so many; 0: all; of evaluated steps the averages stay anyway
+    )
     keep_every: Annotated[int, Field(ge=0)] = 0  # and all steps divisible by this; 0: none
     max_missed_checkpoints: Annotated[int, Field(ge=0)] = 3  # saves in a row that may fail before the run does
     hang_minutes: PositiveFloat = 30.0  # a rank that finishes no step for so long prints its stacks and ends the run
-    glance_every: Annotated[int, Field(ge=0)] = 0  # 0: none; else at the first commit past each multiple, whose averages stay
+    glance_every: Annotated[int, Field(ge=0)] = (
+        0  # 0: none; else at the first commit past each multiple, whose averages stay
+    )
     glance_images: Positive = 2000  # of a glance (pipelines/glance.py)
-    glance_device: Annotated[str, Field(pattern=r"^(cpu|\d+)$")] = "cpu"  # or the number of a GPU of rank 0's node, shared with its rank
+    glance_device: Annotated[str, Field(pattern=r"^(cpu|\d+)$")] = (
+        "cpu"  # or the number of a GPU of rank 0's node, shared with its rank
+    )
     self_check: bool = True
     compile: bool = False  # torch.compile, for every network of the step
-    deterministic: bool = False  # on GPUs only kernels that repeat every bit: slower; an operation that has none ends the run
+    deterministic: bool = (
+        False  # on GPUs only kernels that repeat every bit: slower; an operation that has none ends the run
+    )
 
 
 class Sampling(Section):
@@ -147,7 +161,9 @@ class Evaluation(Section):
 
     inception: str | None = None  # TorchScript weights, for fid, kid, fid_legacy, is, precision and recall
     dinov2: str | None = None  # TorchScript, for fd_dinov2
-    references: dict[str, str] = {}  # statistics of real images by space, e.g. fid_legacy; else they are made from the data set
+    references: dict[
+        str, str
+    ] = {}  # statistics of real images by space, e.g. fid_legacy; else they are made from the data set
 
 
 class Tracking(Section):
@@ -160,8 +176,9 @@ class Tracking(Section):
 class Config(Section):
     """One run.
 
-    `teacher` and `init` name a run folder (its newest checkpoint), a checkpoint folder, or a file of released weights (.pt, .pth,
-    .safetensors); `teacher: exact` is the data's closed form. A file as teacher is a denoiser (edm_*) with this run's `network.*`.
+    `teacher` and `init` name a run folder (its newest checkpoint), a checkpoint folder, or a file of released weights
+    (.pt, .pth, .safetensors); `teacher: exact` is the data's closed form. A file as teacher is a denoiser (edm_*) with
+    this run's `network.*`.
     """
 
     objective: Literal["denoising", "consistency_distillation", "consistency_training"]
@@ -185,7 +202,10 @@ class Config(Section):
         if noise.sigma_min >= noise.sigma_max:
             raise ValueError(f"noise.sigma_min ({noise.sigma_min}) must be below noise.sigma_max ({noise.sigma_max})")
         if train.global_batch % train.micro_batch:
-            raise ValueError(f"train.global_batch ({train.global_batch}) must be a multiple of train.micro_batch ({train.micro_batch})")
+            raise ValueError(
+                f"train.global_batch ({train.global_batch}) must be a multiple of train.micro_batch "
+                f"({train.micro_batch})"
+            )
         if len(set(train.ema)) != len(train.ema):
             raise ValueError(f"train.ema {list(train.ema)} names a decay twice; each may stand once")
         if train.compile and self.network.checkpoint_activations and self.network.dropout:
@@ -195,10 +215,13 @@ class Config(Section):
             )
         if self.data.image_size % 2 ** (depth - 1):
             size, unit = self.data.image_size, 2 ** (depth - 1)
-            raise ValueError(f"data.image_size ({size}) must be divisible by {unit} for network.channel_mult of length {depth}")
+            raise ValueError(
+                f"data.image_size ({size}) must be divisible by {unit} for network.channel_mult of length {depth}"
+            )
         if self.objective == "consistency_distillation" and self.teacher is None:
             raise ValueError(
-                "objective consistency_distillation needs teacher: a run folder, a checkpoint folder, a file of weights or 'exact'"
+                "objective consistency_distillation needs teacher: a run folder, a checkpoint folder, a file of "
+                "weights or 'exact'"
             )
         if self.loss.distance == "lpips" and self.loss.lpips_weights is None:
             raise ValueError(
@@ -209,11 +232,14 @@ class Config(Section):
         if self.curriculum.kind == "paper" and self.curriculum.s0 < 2:
             raise ValueError("curriculum.s0 must be 2 or more for kind paper: a grid has at least two noise levels")
         if self.curriculum.kind != "constant" and self.curriculum.s0 > self.curriculum.s1:
-            raise ValueError(f"curriculum.s0 ({self.curriculum.s0}) must not exceed curriculum.s1 ({self.curriculum.s1})")
+            raise ValueError(
+                f"curriculum.s0 ({self.curriculum.s0}) must not exceed curriculum.s1 ({self.curriculum.s1})"
+            )
         times, top, bottom = self.sampling.times, noise.sigma_max, noise.sigma_min
         if times[0] != top or any(a <= b for a, b in zip(times, times[1:], strict=False)) or times[-1] <= bottom:
             raise ValueError(
-                f"sampling.times {list(times)} must fall from noise.sigma_max ({top}) and stay above noise.sigma_min ({bottom})"
+                f"sampling.times {list(times)} must fall from noise.sigma_max ({top}) and "
+                f"stay above noise.sigma_min ({bottom})"
             )
         return self
 
@@ -224,7 +250,9 @@ class Config(Section):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply `dotted.key=value` overrides. Raises ConfigError with one sentence that names the key."""
+    """Read a YAML file and apply `dotted.key=value` overrides. Raises ConfigError with one sentence that names the
+    key.
+    """
     try:
         text = Path(path).read_text()
     except OSError as error:
@@ -260,7 +288,11 @@ def flat(config: Config) -> dict[str, Any]:
     def walk(prefix: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             return {prefix: value}
-        return {k: v for name, child in value.items() for k, v in walk(f"{prefix}.{name}" if prefix else name, child).items()}
+        return {
+            k: v
+            for name, child in value.items()
+            for k, v in walk(f"{prefix}.{name}" if prefix else name, child).items()
+        }
 
     return walk("", config.model_dump(mode="json"))
 
@@ -304,7 +336,9 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"key '{key}' is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{message}{more}" if not key else f"key '{key}' = {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+    return (
+        f"{message}{more}" if not key else f"key '{key}' = {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+    )
 
 
 def _fields(path: tuple[int | str, ...]) -> list[str]:

@@ -1,4 +1,6 @@
-"""What a run would need, without a GPU: one micro-batch of the real objective on tensors without data, its FLOPs and live bytes counted."""
+"""What a run would need, without a GPU: one micro-batch of the real objective on tensors without data, its FLOPs and
+live bytes counted.
+"""
 
 import weakref
 from dataclasses import dataclass
@@ -45,7 +47,9 @@ class Plan:
 
 
 def plan(config: Config, ranks: int) -> Plan:
-    """Count everything for `ranks` ranks. The network runs as written (not compiled), on the CPU's operators in the given precision."""
+    """Count everything for `ranks` ranks. The network runs as written (not compiled), on the CPU's operators in the
+    given precision.
+    """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build.network(config).parameters())
     perceptual = Lpips(config.loss.lpips_pooling) if build.uses_lpips(config) else None  # its weights change no figure
@@ -78,8 +82,12 @@ def plan(config: Config, ranks: int) -> Plan:
 
 
 def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple[float, float, float]:
-    """FLOPs of the student's forward pass, FLOPs of the loss and its gradient, and the most bytes that live at a time meanwhile."""
-    unlabelled = config.model_copy(update={"data": config.data.model_copy(update={"classes": 0})})  # labels cost nothing, and have values
+    """FLOPs of the student's forward pass, FLOPs of the loss and its gradient, and the most bytes that live at a time
+    meanwhile.
+    """
+    unlabelled = config.model_copy(
+        update={"data": config.data.model_copy(update={"classes": 0})}
+    )  # labels cost nothing, and have values
     distance = distances.lpips(perceptual) if perceptual else build.distance(unlabelled)
     objective = build.objective(unlabelled, distance)
     b, size, channels = config.train.micro_batch, config.data.image_size, config.data.channels
@@ -99,7 +107,8 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple[float, float
 
 
 class Counter(TorchDispatchMode):
-    """Inside, `flops` by torch's own formulas, and the bytes of all storages that were made inside and still live: `now`, and their `peak`.
+    """Inside, `flops` by torch's own formulas, and the bytes of all storages that were made inside and still live:
+    `now`, and their `peak`.
 
     Not torch's FlopCounterMode: it follows modules too, and keeps what backward recomputes alive.
     """

@@ -1,4 +1,5 @@
-"""Take the pictures of docs/ from a finished `make demo`, with Debian's Chromium: the report in light and dark, MLflow's comparison page.
+"""Take the pictures of docs/ from a finished `make demo`, with Debian's Chromium: the report in light and dark,
+MLflow's comparison page.
 
 .venv/bin/python docs/screenshots.py [runs/digits]
 """
@@ -32,8 +33,21 @@ def main(root: Path) -> None:
     shoot(report.as_uri(), DOCS / "report-dark.png", 1280, 1500, dark=True)
     uri, port = f"sqlite:///{root}/mlflow.db", free_port()
     known = {run["name"]: run["id"] for run in tracking.runs(uri, "digits") if run["parent"] is None}
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    server = subprocess.Popen(
+        [*command, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         experiment = wait_for(f"http://127.0.0.1:{port}")
         runs = urllib.parse.quote(json.dumps([known[name] for name in RUNS if name in known]))
@@ -49,7 +63,9 @@ def wait_for(url: str) -> str:
     deadline = time.monotonic() + 120
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=digits") as answer:
+            with urllib.request.urlopen(
+                f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=digits"
+            ) as answer:
                 return str(json.load(answer)["experiment"]["experiment_id"])
         except (urllib.error.URLError, ConnectionError):
             if time.monotonic() > deadline:
@@ -60,8 +76,19 @@ def wait_for(url: str) -> str:
 def shoot(url: str, out: Path, width: int, height: int, dark: bool = False, seconds: float = 4) -> None:
     """A picture of a page."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}/profile"]
-        command += [f"--window-size={width},{height}", f"--virtual-time-budget={seconds * 1000:.0f}", f"--screenshot={folder}/page.png"]
+        command = [
+            "chromium",
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={folder}/profile",
+        ]
+        command += [
+            f"--window-size={width},{height}",
+            f"--virtual-time-budget={seconds * 1000:.0f}",
+            f"--screenshot={folder}/page.png",
+        ]
         command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", url]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
         picture = Image.open(f"{folder}/page.png").convert("RGB")

@@ -1,9 +1,12 @@
 """Look after the checkpoints of a run, on a disk or an object store.
 
 python pipelines/checkpoints.py list RUN                  step, bytes, age, world size, verified
-python pipelines/checkpoints.py verify RUN [--step N]     read everything back and compare it with COMMIT; exit code 1 if anything is wrong
-python pipelines/checkpoints.py thin RUN [--last N] [--every M]      remove what the rule leaves over, once the newest is verified
-python pipelines/checkpoints.py copy RUN[/checkpoints/step-...] URL  the newest, or that one, verified, into the run folder URL
+python pipelines/checkpoints.py verify RUN [--step N]     read everything back and compare it with COMMIT; exit code 1
+if anything is wrong
+python pipelines/checkpoints.py thin RUN [--last N] [--every M]      remove what the rule leaves over, once the newest
+is verified
+python pipelines/checkpoints.py copy RUN[/checkpoints/step-...] URL  the newest, or that one, verified, into the run
+folder URL
 """
 
 import argparse
@@ -11,10 +14,10 @@ import time
 from collections.abc import Sequence
 
 from cmdist import config as configuration
-from cmdist.checkpoints import checkpoint as checkpoints
-from cmdist.checkpoints import retention, sealed
-from cmdist.checkpoints.checkpoint import Checkpoint, Entry
+from cmdist.checkpoints import retention, sealed, search
+from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.checkpoints.retention import Keep
+from cmdist.checkpoints.search import Entry
 from cmdist.errors import CheckpointError, CmdistError, ConfigError, Damaged
 from cmdist.system import cli, storage
 
@@ -25,8 +28,12 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("list", "verify", "thin", "copy"):
         commands.add_parser(name).add_argument("run", help="a run folder; for copy also the folder of a checkpoint")
     commands.choices["verify"].add_argument("--step", type=int, help="only this one")
-    commands.choices["thin"].add_argument("--last", type=int, help="whole checkpoints to keep; default: the run's train.keep_checkpoints")
-    commands.choices["thin"].add_argument("--every", type=int, help="steps to keep too; default: the run's train.keep_every")
+    commands.choices["thin"].add_argument(
+        "--last", type=int, help="whole checkpoints to keep; default: the run's train.keep_checkpoints"
+    )
+    commands.choices["thin"].add_argument(
+        "--every", type=int, help="steps to keep too; default: the run's train.keep_every"
+    )
     commands.choices["copy"].add_argument("to", metavar="URL", help="the run folder to copy into")
     options = parser.parse_args(arguments)
     url = storage.absolute(options.run)
@@ -42,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def found_in(run_url: str) -> list[Entry]:
     """The checkpoint folders of a run. Raises CheckpointError if there are none."""
-    found = checkpoints.entries(run_url)
+    found = search.entries(run_url)
     if not found:
         raise CheckpointError(f"{run_url} has no checkpoints")
     return found
@@ -55,7 +62,7 @@ def show(run_url: str) -> None:
         size, age, ranks, what = "", "", "", "not finished"
         if "COMMIT" in entry.names:
             try:
-                opened = checkpoints.open_entry(entry)
+                opened = search.open_entry(entry)
                 size = f"{sum(file['size'] for file in opened.commit['files'].values()):,}"
                 age = elapsed(time.time() - opened.commit["time"]) if "time" in opened.commit else ""
                 ranks = str(opened.commit.get("world_size", ""))
@@ -82,21 +89,28 @@ def verify(run_url: str, step: int | None) -> None:
     """Read checkpoints back. Raises Damaged if one is not what was committed."""
     chosen = [entry for entry in found_in(run_url) if "COMMIT" in entry.names and step in (None, entry.step)]
     if not chosen:
-        raise CheckpointError(f"{run_url} has no committed checkpoint" + (f" of step {step}" if step is not None else ""))
+        raise CheckpointError(
+            f"{run_url} has no committed checkpoint" + (f" of step {step}" if step is not None else "")
+        )
     bad = []
     for entry in chosen:
         begin = time.monotonic()
         try:
-            opened = checkpoints.open_entry(entry)
+            opened = search.open_entry(entry)
             opened.verify()
             storage.write(storage.join(entry.url, "VERIFIED"), b"")
             size = sum(file["size"] for file in opened.commit["files"].values())
-            print(f"step {entry.step:,}: {len(opened.commit['files'])} files, {size:,} bytes are right ({time.monotonic() - begin:.1f} s)")
+            print(
+                f"step {entry.step:,}: {len(opened.commit['files'])} files, {size:,} bytes are right "
+                f"({time.monotonic() - begin:.1f} s)"
+            )
         except Damaged as error:
             print(f"step {entry.step:,}: {error}")
             bad.append(entry.step)
     if bad:
-        raise Damaged(f"{len(bad)} of {len(chosen)} checkpoints of {run_url} are damaged: step {', '.join(map(str, bad))}")
+        raise Damaged(
+            f"{len(bad)} of {len(chosen)} checkpoints of {run_url} are damaged: step {', '.join(map(str, bad))}"
+        )
 
 
 def thin(run_url: str, last: int | None, every: int | None) -> None:
@@ -111,7 +125,7 @@ def thin(run_url: str, last: int | None, every: int | None) -> None:
     newest = [entry for entry in found_in(run_url) if entry.counts][-1:]
     if not newest:
         raise CheckpointError(f"{run_url} has no committed checkpoint")
-    opened = checkpoints.open_entry(newest[0])
+    opened = search.open_entry(newest[0])
     if not opened.whole:
         raise CheckpointError(f"{opened.url}, the newest, holds averages only: nothing is removed")
     opened.verify()
@@ -121,13 +135,13 @@ def thin(run_url: str, last: int | None, every: int | None) -> None:
         print(f"removed            {entry.url}")
     for entry in what.strip:
         print(f"averages only now  {entry.url}")
-    print(f"{len(checkpoints.steps(run_url))} steps are left")
+    print(f"{len(search.steps(run_url))} steps are left")
 
 
 def copy(source: str, run_url: str) -> None:
     """Copy a checkpoint, its run.json and its config.yaml, every byte verified, COMMIT last."""
     from_run = source.rpartition("/checkpoints/")[0] or source
-    opened: Checkpoint | None = checkpoints.open_folder(source) if from_run != source else checkpoints.newest(source)
+    opened: Checkpoint | None = search.open_folder(source) if from_run != source else search.newest(source)
     if opened is None:
         raise CheckpointError(f"{source} has no committed checkpoint")
     target = storage.join(run_url, "checkpoints", opened.url.rpartition("/")[2])

@@ -1,10 +1,11 @@
-"""Compare runs: a table in the terminal, and a report (one HTML file). Figures come from MLflow (evaluate.py puts them there).
+"""Compare runs: a table in the terminal, and a report (one HTML file). Figures come from MLflow (evaluate.py puts them
+there).
 
 python pipelines/compare.py runs/digits/edm runs/digits/cd runs/digits/ct
 python pipelines/compare.py --experiment cmdist --uri sqlite:///runs/digits/mlflow.db --html report.html
 
-Figures made under different protocols (extractor, reference, n, seeds, rounding) never share a column, unless --mixed asks for it;
-A is the protocol of most figures. Figures in brackets are the teacher's.
+Figures made under different protocols (extractor, reference, n, seeds, rounding) never share a column, unless --mixed
+asks for it; A is the protocol of most figures. Figures in brackets are the teacher's.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from cmdist.evaluation import pictures
 from cmdist.report import charts, comparison, sections
 from cmdist.report.comparison import Column, Row
 from cmdist.system import cli, storage
+from cmdist.tracking import courier
 from cmdist.tracking import mlflow as tracking
 
 HEADS = ("run", "objective", "steps", "EMA")
@@ -29,9 +31,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="*", metavar="run", help="run folders")
     parser.add_argument("--experiment", help="all runs of an MLflow experiment")
     parser.add_argument("--uri", help="of the tracking server, for --experiment; default: MLFLOW_TRACKING_URI")
-    parser.add_argument("--out", help="folder for the report and the pictures; default: `comparison` beside the first run, else here")
+    parser.add_argument(
+        "--out", help="folder for the report and the pictures; default: `comparison` beside the first run, else here"
+    )
     parser.add_argument("--html", metavar="FILE", help="the report; default: report.html in that folder")
-    parser.add_argument("--mixed", action="store_true", help="put figures of different protocols in one column, with marks")
+    parser.add_argument(
+        "--mixed", action="store_true", help="put figures of different protocols in one column, with marks"
+    )
     options = parser.parse_args(arguments)
     if bool(options.runs) == bool(options.experiment):
         raise ConfigError("give run folders or --experiment, one of the two")
@@ -48,7 +54,10 @@ def main(arguments: Sequence[str]) -> None:
     print("\n".join([table(rows, columns), *notes]))
     usual = next(iter(comparison.protocols(rows)), None)
     losses = [(row.name, row.histories.get("loss", [])) for row in rows]
-    bars = [(row.name, {f.metric: f.value for f in row.shown if f.protocol == usual and f.metric.startswith("f")}) for row in rows]
+    bars = [
+        (row.name, {f.metric: f.value for f in row.shown if f.protocol == usual and f.metric.startswith("f")})
+        for row in rows
+    ]
     storage.write(storage.join(out, "comparison.png"), charts.comparison(losses, bars))
     print(f"curves:  {storage.join(out, 'comparison.png')}")
     if picture := samples(rows):
@@ -67,8 +76,11 @@ def of_folders(urls: Sequence[str]) -> list[Row]:
             records.append((url, json.loads(storage.read(storage.join(url, "run.json")))))
         except FileNotFoundError:
             raise DataError(f"{url} is not a run folder: it has no run.json") from None
-        tracking.deliver(tracking.spool_folder(storage.absolute(url)))
-    known = {place: tracking.runs(*place) for place in {(record["tracking_uri"], record["experiment"]) for _, record in records}}
+        courier.deliver(tracking.spool_folder(storage.absolute(url)))
+    known = {
+        place: tracking.runs(*place)
+        for place in {(record["tracking_uri"], record["experiment"]) for _, record in records}
+    }
     rows: list[Row] = []
     for url, record in records:
         uri, experiment = record["tracking_uri"], record["experiment"]
@@ -82,7 +94,9 @@ def of_folders(urls: Sequence[str]) -> list[Row]:
 def of_experiment(uri: str | None, experiment: str) -> list[Row]:
     """All runs of an experiment, oldest first. Raises ConfigError, DataError."""
     if not uri:
-        raise ConfigError("--experiment needs --uri or the variable MLFLOW_TRACKING_URI, e.g. sqlite:///runs/digits/mlflow.db")
+        raise ConfigError(
+            "--experiment needs --uri or the variable MLFLOW_TRACKING_URI, e.g. sqlite:///runs/digits/mlflow.db"
+        )
     found = tracking.runs(uri, experiment)
     parents = sorted((run for run in found if run["parent"] is None), key=lambda run: run["start"])
     if not parents:
@@ -91,7 +105,9 @@ def of_experiment(uri: str | None, experiment: str) -> list[Row]:
 
 
 def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """The rows as aligned text; in a mixed column a figure of another protocol than A has its letter, a teacher's stands in brackets."""
+    """The rows as aligned text; in a mixed column a figure of another protocol than A has its letter, a teacher's
+    stands in brackets.
+    """
     letters = comparison.protocols(rows)
     cells = [[*HEADS, *(column.title for column in columns), "wall time"]]
     for row in rows:
@@ -101,13 +117,20 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
             teacher = comparison.teacher_of(row, rows)
             if figure is None and teacher and column.metric.endswith("_ode"):
                 figure, mark = teacher.newest(column.metric, column.protocol), "({})"
-            letter = f" [{letters[figure.protocol]}]" if figure and column.protocol is None and letters[figure.protocol] != "A" else ""
+            letter = (
+                f" [{letters[figure.protocol]}]"
+                if figure and column.protocol is None and letters[figure.protocol] != "A"
+                else ""
+            )
             figures.append(mark.format(figure.text + letter) if figure else "-")
         wall = "-" if row.wall_seconds is None else sections.duration(row.wall_seconds)
         cells.append([row.name, row.params.get("objective", "-"), row.step, row.ema, *figures, wall])
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in cells
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
@@ -132,7 +155,9 @@ def references(rows: Sequence[Row]) -> list[str]:
 
 
 def samples(rows: Sequence[Row]) -> bytes | None:
-    """The sample grids of all runs below each other, titled; those of another image size or class count are left out."""
+    """The sample grids of all runs below each other, titled; those of another image size or class count are left
+    out.
+    """
     blocks, layout, named = [], None, False
     for row in rows:
         seen = set()
@@ -148,7 +173,8 @@ def samples(rows: Sequence[Row]) -> bytes | None:
                 continue
             layout = layout or (columns, images.shape[1:])
             if (columns, images.shape[1:]) == layout:
-                title = f"{row.name}: {figure.params['title']} ({comparison.METRICS.get(comparison.kind(figure.metric), '')} {figure.text})"
+                metric = comparison.METRICS.get(comparison.kind(figure.metric), "")
+                title = f"{row.name}: {figure.params['title']} ({metric} {figure.text})"
                 blocks.append((title, images))
                 named = figure.params["protocol.labels"] == f"seed modulo {columns}"
     if not blocks or layout is None:

@@ -1,4 +1,6 @@
-"""The whole system on real digits: shards, teacher, CD and CT under DeepSpeed, evaluation jobs, comparison; what is there is reused."""
+"""The whole system on real digits: shards, teacher, CD and CT under DeepSpeed, evaluation jobs, comparison; what is
+there is reused.
+"""
 
 import argparse
 import json
@@ -13,7 +15,7 @@ from pathlib import Path
 import torch
 
 from cmdist import config as configuration
-from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.checkpoints import search
 from cmdist.config import Config
 from cmdist.errors import CmdistError
 from cmdist.system import cli, storage
@@ -24,7 +26,12 @@ BINARIES = Path(sys.executable).parent
 CUDA = torch.cuda.is_available()
 ROUNDS = (("edm", "ct"), ("cd", "ict"))  # cd and ict start from edm
 # one thread for each rank: threads that spin for work make two processes on two cores several times slower
-THREADS = {"DS_ACCELERATOR": "cuda" if CUDA else "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+THREADS = {
+    "DS_ACCELERATOR": "cuda" if CUDA else "cpu",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+}
 
 Job = tuple[str, list[str]]  # name, command
 
@@ -44,12 +51,27 @@ def main(arguments: Sequence[str]) -> None:
         jobs = [job for name in names if (job := training(options, name))]
         run_side_by_side(root, "train", jobs)
         if "edm" in names and missing_figures(options, "edm"):  # its many steps are worth all ranks
-            torchrun = [str(BINARIES / "torchrun"), "--nproc_per_node", str(devices()), "--master_port", str(free_port())]
+            torchrun = [
+                str(BINARIES / "torchrun"),
+                "--nproc_per_node",
+                str(devices()),
+                "--master_port",
+                str(free_port()),
+            ]
             run(root, "evaluate", [("edm", [*torchrun, "pipelines/evaluate.py", f"{options.root}/edm"])])
     waiting = [name for name in ("ct", "cd", "ict") if missing_figures(options, name)]
-    run_side_by_side(root, "evaluate", [(name, [python, "pipelines/evaluate.py", f"{options.root}/{name}"]) for name in waiting])
+    run_side_by_side(
+        root, "evaluate", [(name, [python, "pipelines/evaluate.py", f"{options.root}/{name}"]) for name in waiting]
+    )
     run(
-        root, "compare", [("compare", [python, "pipelines/compare.py", *(f"{options.root}/{name}" for name in ("edm", "cd", "ct", "ict"))])]
+        root,
+        "compare",
+        [
+            (
+                "compare",
+                [python, "pipelines/compare.py", *(f"{options.root}/{name}" for name in ("edm", "cd", "ct", "ict"))],
+            )
+        ],
     )
     print(f"\nwhole demo   {time.monotonic() - begin:.0f} s on {devices()} {'GPUs' if CUDA else 'CPU cores'}")
     print(f"report       {root}/comparison/report.html")
@@ -72,7 +94,7 @@ def load(options: argparse.Namespace, name: str) -> tuple[str, list[str], Config
 def training(options: argparse.Namespace, name: str) -> Job | None:
     """The command that trains a run, unless its last step is committed."""
     path, overrides, config = load(options, name)
-    if config.train.steps in checkpoints.steps(f"{options.root}/{name}"):
+    if config.train.steps in search.steps(f"{options.root}/{name}"):
         return None
     # on CPU cores jobs run side by side on one rank each: two small ranks would mostly wait for each other
     ranks = max(r for r in range(1, devices() + 1) if config.micro_batches % r == 0) if CUDA else 1
@@ -83,7 +105,9 @@ def training(options: argparse.Namespace, name: str) -> Job | None:
 def missing_figures(options: argparse.Namespace, name: str) -> bool:
     """Whether the last step lacks a figure of an evaluation; a glance's few images are none."""
     config, folder = load(options, name)[2], f"{options.root}/{name}/evaluations"
-    files = [f for f in storage.names(folder) if f.startswith(f"step-{config.train.steps:010d}-") and f.endswith(".json")]
+    files = [
+        f for f in storage.names(folder) if f.startswith(f"step-{config.train.steps:010d}-") and f.endswith(".json")
+    ]
     records = [json.loads(storage.read(f"{folder}/{f}")) for f in files]
     full = [record for record in records if record["protocol"]["n"] > config.train.glance_images]
     return len(full) < (1 if config.objective == "denoising" else 2)
@@ -97,7 +121,9 @@ def run_side_by_side(root: Path, what: str, jobs: Sequence[Job]) -> None:
 
 
 def run(root: Path, what: str, jobs: Sequence[Job]) -> None:
-    """Run commands at the same time: the first one's output here, the others' in log files. Raises CmdistError if one fails."""
+    """Run commands at the same time: the first one's output here, the others' in log files. Raises CmdistError if one
+    fails.
+    """
     environment = THREADS | dict(os.environ) | {"PATH": f"{BINARIES}:{os.environ['PATH']}"}
     root.mkdir(parents=True, exist_ok=True)
     processes = []
@@ -118,7 +144,9 @@ def run(root: Path, what: str, jobs: Sequence[Job]) -> None:
         if i:
             print("\n".join((root / f"{what}-{name}.log").read_text().replace("\r", "\n").rstrip().splitlines()[-2:]))
         if code:
-            raise CmdistError(f"the demo stopped at '{what} {name}', which ended with {code}; `make demo` goes on from there")
+            raise CmdistError(
+                f"the demo stopped at '{what} {name}', which ended with {code}; `make demo` goes on from there"
+            )
 
 
 if __name__ == "__main__":

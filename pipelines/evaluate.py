@@ -2,12 +2,15 @@
 
 python pipelines/evaluate.py runs/digits/cd                     one-step and two-step Frechet distance, 5,000 images
 python pipelines/evaluate.py runs/digits/edm --steps heun       the many-step figure of a denoising run (its default)
-python pipelines/evaluate.py runs/lsun/cd --n 50000 --metrics fid fid_legacy precision recall --inception weights/inception-2015-12-05.pt
-python pipelines/evaluate.py CONFIG.yaml --weights cd_imagenet64_lpips.pt --out FOLDER       a released file, as CONFIG describes it
+python pipelines/evaluate.py runs/lsun/cd --n 50000 --metrics fid fid_legacy precision recall --inception
+weights/inception-2015-12-05.pt
+python pipelines/evaluate.py CONFIG.yaml --weights cd_imagenet64_lpips.pt --out FOLDER       a released file, as CONFIG
+describes it
 python pipelines/evaluate.py reference ...                      statistics of real images (reference --help)
 
-Figures go to RUN/evaluations and, at the checkpoint's step, into the run in MLflow; one that is there already is not made again.
-Those of a file go to FOLDER/evaluations only. A killed evaluation goes on where it was, on any number of ranks, with the same result.
+Figures go to RUN/evaluations and, at the checkpoint's step, into the run in MLflow; one that is there already is not
+made again. Those of a file go to FOLDER/evaluations only. A killed evaluation goes on where it was, on any number of
+ranks, with the same result.
 """
 
 import argparse
@@ -33,6 +36,7 @@ from cmdist.evaluation.generation import Sampler, Task
 from cmdist.evaluation.references import Reference
 from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
+from cmdist.tracking import courier
 from cmdist.tracking import mlflow as tracking
 
 ROWS = 4  # of the sample grid
@@ -43,25 +47,46 @@ def main(arguments: Sequence[str]) -> None:
         reference.main(arguments[1:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run folder, or the folder of one of its checkpoints; with --weights a configuration file")
-    parser.add_argument("--weights", metavar="FILE", help="a file of weights (.pt, .pth, .safetensors) to measure instead of a run")
-    parser.add_argument("--qkv-order", choices=("legacy", "new"), help="of a guided-diffusion file: its order of attention weights")
+    parser.add_argument(
+        "run", help="a run folder, or the folder of one of its checkpoints; with --weights a configuration file"
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a file of weights (.pt, .pth, .safetensors) to measure instead of a run"
+    )
+    parser.add_argument(
+        "--qkv-order", choices=("legacy", "new"), help="of a guided-diffusion file: its order of attention weights"
+    )
     parser.add_argument("--out", metavar="FOLDER", help="with --weights: where the figures go")
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the newest")
-    parser.add_argument("--ema", type=float, nargs="+", metavar="DECAY", help="which averages; default: the first of train.ema")
+    parser.add_argument(
+        "--ema", type=float, nargs="+", metavar="DECAY", help="which averages; default: the first of train.ema"
+    )
     parser.add_argument("--steps", nargs="+", metavar="N|heun", help="default: 1 2, for a denoising run heun")
-    parser.add_argument("--times", nargs="+", type=float, help="noise levels of the multistep sampler; default: sampling.times")
+    parser.add_argument(
+        "--times", nargs="+", type=float, help="noise levels of the multistep sampler; default: sampling.times"
+    )
     parser.add_argument("--n", type=int, default=5000, help="images (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="image i comes from seed SEED + i (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=1024, help="images held on the device at once; changes no image (default %(default)s)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1024,
+        help="images held on the device at once; changes no image (default %(default)s)",
+    )
     reference.add_options(parser)
     options = parser.parse_args(arguments)
     if options.n < 1 or options.seed < 0 or options.batch < 1:
         raise ConfigError("--n and --batch must be 1 or more and --seed 0 or more")
-    if (options.weights is None) != (options.out is None) or (options.weights and (options.ema, options.checkpoint) != (None, None)):
-        raise ConfigError("--weights FILE and --out FOLDER go together, and without --ema and --checkpoint, which are of runs")
+    if (options.weights is None) != (options.out is None) or (
+        options.weights and (options.ema, options.checkpoint) != (None, None)
+    ):
+        raise ConfigError(
+            "--weights FILE and --out FOLDER go together, and without --ema and --checkpoint, which are of runs"
+        )
     world = distributed.start()
-    torch.set_num_threads(1)  # the number of threads changes the last bits of an image; more cores are used by more ranks
+    torch.set_num_threads(
+        1
+    )  # the number of threads changes the last bits of an image; more cores are used by more ranks
     with distributed.failing_together(world):
         evaluate(options, world)
         distributed.stop(world)
@@ -83,7 +108,12 @@ def subjects(options: argparse.Namespace, world: World) -> tuple[Config, str, in
         model = build.open_model(options.run, file=options.weights, qkv_order=options.qkv_order)
         digest = checksum([storage.read(options.weights)])
         source = {"url": storage.absolute(options.weights), "weights": f"xxh3:{digest}"}
-        return model.config, storage.absolute(options.out), 0, [Subject(model.title, None, model.denoiser(world.device), source)]
+        return (
+            model.config,
+            storage.absolute(options.out),
+            0,
+            [Subject(model.title, None, model.denoiser(world.device), source)],
+        )
     url = storage.absolute(options.run)
     step = distributed.gather(build.open_run(url, options.checkpoint).step if world.first else 0, world.control)[0]
     run, made = build.open_run(url, step), []
@@ -114,13 +144,26 @@ def evaluate(options: argparse.Namespace, world: World) -> None:
                 real[extractor.space] = made
     known, shown = read_records(folder, step) if world.first else [], []
     for subject, sampler in every:
-        bases = [describe(options, config, step, subject, sampler, e, real[e.space]) for e in spaces] if world.first else []
+        bases = (
+            [describe(options, config, step, subject, sampler, e, real[e.space]) for e in spaces] if world.first else []
+        )
         missing = [[m for m in wanted[base["protocol"]["space"]] if find(known, base, m) is None] for base in bases]
         missing = distributed.gather(missing, world.control)[0]
         if any(missing):
-            todo = [(extractor, metrics, real.get(extractor.space)) for extractor, metrics in zip(spaces, missing, strict=True) if metrics]
+            todo = [
+                (extractor, metrics, real.get(extractor.space))
+                for extractor, metrics in zip(spaces, missing, strict=True)
+                if metrics
+            ]
             known += make(
-                subject, sampler, todo, [base for base, m in zip(bases, missing, strict=False) if m], options, config, world, folder
+                subject,
+                sampler,
+                todo,
+                [base for base, m in zip(bases, missing, strict=False) if m],
+                options,
+                config,
+                world,
+                folder,
             )
         for base in bases:
             for metric in wanted[base["protocol"]["space"]]:
@@ -151,7 +194,13 @@ def samplers(options: argparse.Namespace, config: Config, denoise: Denoise) -> l
 
 
 def describe(
-    options: argparse.Namespace, config: Config, step: int, subject: Subject, sampler: Sampler, extractor: Extractor, real: Reference
+    options: argparse.Namespace,
+    config: Config,
+    step: int,
+    subject: Subject,
+    sampler: Sampler,
+    extractor: Extractor,
+    real: Reference,
 ) -> dict[str, Any]:
     """What a record says of its figures before they are made; `measured` names it."""
     protocol = {
@@ -175,7 +224,9 @@ def describe(
         "sampling": sampler.described | sampling,
         "checkpoint": subject.source,
     }
-    return record | {"measured": measurement.identity(record | {"checkpoint": subject.source["weights"]})}  # a run may be moved
+    return record | {
+        "measured": measurement.identity(record | {"checkpoint": subject.source["weights"]})
+    }  # a run may be moved
 
 
 def read_records(folder: str, step: int) -> list[dict[str, Any]]:
@@ -187,7 +238,9 @@ def read_records(folder: str, step: int) -> list[dict[str, Any]]:
 def find(records: Sequence[dict[str, Any]], base: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
     """The record that holds a metric of what `base` describes."""
     for record in records:
-        if record.get("measured") == base["measured"] and any(name.rpartition("_")[0] == metric for name in record["metrics"]):
+        if record.get("measured") == base["measured"] and any(
+            name.rpartition("_")[0] == metric for name in record["metrics"]
+        ):
             return record
     return None
 
@@ -202,14 +255,23 @@ def make(
     world: World,
     folder: str,
 ) -> list[dict[str, Any]]:
-    """Generate on all ranks; on rank 0 a record for each space, with a sample grid (.png) and its images (.npz) beside it."""
+    """Generate on all ranks; on rank 0 a record for each space, with a sample grid (.png) and its images (.npz) beside
+    it.
+    """
     begin = time.monotonic()
     size, classes = config.data.image_size, config.data.classes
     columns = pictures.columns(classes)
-    task = Task(range(options.seed, options.seed + options.n), (config.data.channels, size, size), classes, sampler.draws)
-    content = {"of": [base["measured"] for base in bases], "probabilities": any("is" in metrics for _, metrics, _ in todo)}
+    task = Task(
+        range(options.seed, options.seed + options.n), (config.data.channels, size, size), classes, sampler.draws
+    )
+    content = {
+        "of": [base["measured"] for base in bases],
+        "probabilities": any("is" in metrics for _, metrics, _ in todo),
+    }
     parts = storage.join(folder, f"parts-{distributed.gather(measurement.identity(content), world.control)[0]}")
-    with tqdm(total=options.n, desc=sampler.name, unit=" images", disable=not world.first, leave=False, file=sys.stderr) as bar:
+    with tqdm(
+        total=options.n, desc=sampler.name, unit=" images", disable=not world.first, leave=False, file=sys.stderr
+    ) as bar:
         made = measurement.measure(
             task,
             sampler.sample,
@@ -237,10 +299,14 @@ def make(
     for base, (_, metrics, _) in zip(bases, todo, strict=True):
         record = base | {"metrics": {f"{metric}_{sampler.name}": made.figures[metric] for metric in metrics}} | how
         record["identity"] = measurement.identity({"measured": base["measured"], "metrics": list(metrics)})
-        record["stem"] = storage.join(folder, f"step-{base['step']:010d}-{metrics[0]}_{sampler.name}-{record['identity']}")
+        record["stem"] = storage.join(
+            folder, f"step-{base['step']:010d}-{metrics[0]}_{sampler.name}-{record['identity']}"
+        )
         storage.write(f"{record['stem']}.png", picture)
         storage.write(f"{record['stem']}.npz", pictures.pack(images, columns))
-        storage.write(f"{record['stem']}.json", json.dumps(record, indent=1).encode())  # last: with it the figures are there
+        storage.write(
+            f"{record['stem']}.json", json.dumps(record, indent=1).encode()
+        )  # last: with it the figures are there
         records.append(record)
     storage.remove(parts)
     return records
@@ -251,10 +317,14 @@ def log(run_url: str, records: Sequence[dict[str, Any]]) -> None:
     run = json.loads(storage.read(storage.join(run_url, "run.json")))
     if run["tracking_uri"] == "none":
         return
-    tracking.deliver(tracking.spool_folder(run_url))
+    courier.deliver(tracking.spool_folder(run_url))
     try:
         for record in records:
-            flat = {f"{group}.{key}": value for group in ("protocol", "sampling", "checkpoint") for key, value in record[group].items()}
+            flat = {
+                f"{group}.{key}": value
+                for group in ("protocol", "sampling", "checkpoint")
+                for key, value in record[group].items()
+            }
             flat |= {key: record[key] for key in ("title", "protocol_id", "images", "code", "device", "ranks", "stem")}
             picture = storage.local_path(f"{record['stem']}.png")
             tracking.log_evaluation(
@@ -269,7 +339,10 @@ def log(run_url: str, records: Sequence[dict[str, Any]]) -> None:
                 [picture] if picture else [],
             )
     except tracking.TrackingError as error:
-        print(f"not in MLflow yet: {error}; the figures are in {run_url}/evaluations, the same command sends them later", file=sys.stderr)
+        print(
+            f"not in MLflow yet: {error}; the figures are in {run_url}/evaluations, the same command sends them later",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

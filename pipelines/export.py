@@ -1,10 +1,14 @@
 """Write the weights of a run, or of a released file, for other programs.
 
-python pipelines/export.py runs/digits/cd --format safetensors --out exported   model.safetensors and config.yaml, cmdist's own names
-python pipelines/export.py RUN --out exported            a folder that diffusers' ConsistencyModelPipeline.from_pretrained loads
-python pipelines/export.py CONFIG.yaml --weights FILE --out exported            the same of a file of weights, as CONFIG describes it
+python pipelines/export.py runs/digits/cd --format safetensors --out exported   model.safetensors and config.yaml,
+cmdist's own names
+python pipelines/export.py RUN --out exported            a folder that diffusers'
+ConsistencyModelPipeline.from_pretrained loads
+python pipelines/export.py CONFIG.yaml --weights FILE --out exported            the same of a file of weights, as CONFIG
+describes it
 
-The file of weights may be one of the released consistency models (.pt), guided-diffusion's (with --qkv-order), or safetensors.
+The file of weights may be one of the released consistency models (.pt), guided-diffusion's (with --qkv-order), or
+safetensors.
 """
 
 import argparse
@@ -26,12 +30,20 @@ from cmdist.system import cli, storage
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run folder or the folder of one of its checkpoints; with --weights a configuration file")
+    parser.add_argument(
+        "run", help="a run folder or the folder of one of its checkpoints; with --weights a configuration file"
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="a folder or URL where nothing is yet")
-    parser.add_argument("--format", choices=("diffusers", "safetensors"), default="diffusers", help="default: %(default)s")
+    parser.add_argument(
+        "--format", choices=("diffusers", "safetensors"), default="diffusers", help="default: %(default)s"
+    )
     parser.add_argument("--ema", type=float, metavar="DECAY", help="which average; default: the first of train.ema")
-    parser.add_argument("--weights", metavar="FILE", help="a file of weights (.pt, .pth, .safetensors) to export instead of a run's")
-    parser.add_argument("--qkv-order", choices=("legacy", "new"), help="of a guided-diffusion file: its order of attention weights")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a file of weights (.pt, .pth, .safetensors) to export instead of a run's"
+    )
+    parser.add_argument(
+        "--qkv-order", choices=("legacy", "new"), help="of a guided-diffusion file: its order of attention weights"
+    )
     options = parser.parse_args(arguments)
     if storage.names(options.out) or storage.exists(options.out):
         raise ConfigError(f"--out {options.out} is there already; give a folder where nothing is yet")
@@ -44,7 +56,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def to_safetensors(model: Model, out: str) -> None:
-    """The weights under their own names, and the configuration; `teacher:`, `init:` and --weights read the file again."""
+    """The weights under their own names, and the configuration; `teacher:`, `init:` and --weights read the file
+    again.
+    """
     with torch.device("meta"):
         released.check(build.network(model.config), model.weights, model.where)
     storage.write(storage.join(out, "config.yaml"), configuration.dump(model.config).encode())
@@ -56,7 +70,8 @@ def to_diffusers(model: Model, out: str) -> None:
     config, network, noise = model.config, model.config.network, model.config.noise
     if config.objective == "denoising":
         raise ConfigError(
-            f"{model.where} is a denoiser; a ConsistencyModelPipeline needs a consistency model (--format safetensors takes any)"
+            f"{model.where} is a denoiser; a ConsistencyModelPipeline needs a consistency "
+            "model (--format safetensors takes any)"
         )
     with torch.device("meta"):
         net = build.network(config)
@@ -75,11 +90,16 @@ def to_diffusers(model: Model, out: str) -> None:
         storage.write(storage.join(out, name), (json.dumps(content, indent=2) + "\n").encode())
     sigmas = karras_sigmas(n_timesteps, noise.sigma_min, noise.sigma_max, noise.rho)
     steps = [int((sigmas - time).abs().argmin()) for time in config.sampling.times]
-    print(f"in diffusers sampling.times is pipe(num_inference_steps=None, timesteps={steps[::-1]}), of {n_timesteps} noise levels")
+    print(
+        f"in diffusers sampling.times is pipe(num_inference_steps=None, timesteps={steps[::-1]}), of {n_timesteps} "
+        "noise levels"
+    )
 
 
 def _pack(weights: Mapping[str, Tensor]) -> bytes:
-    return safetensors.torch.save({name: value.contiguous() for name, value in weights.items()}, metadata={"format": "pt"})
+    return safetensors.torch.save(
+        {name: value.contiguous() for name, value in weights.items()}, metadata={"format": "pt"}
+    )
 
 
 if __name__ == "__main__":

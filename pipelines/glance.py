@@ -1,10 +1,12 @@
-"""A quick look at a committed checkpoint, beside training: validation figures, sample grids, one-step quality from few images.
+"""A quick look at a committed checkpoint, beside training: validation figures, sample grids, one-step quality from few
+images.
 
 python pipelines/glance.py RUN --checkpoint STEP
 
-Training starts this by itself (train.glance_every), at lowest priority; it may fail or take its time. Everything is a function of the
-checkpoint's averages and the configuration: the first average of train.ema, the data set's first images, noise of a fixed seed and a
-fixed grid of noise levels, none of which depends on the run's seed, N(k) or ranks. What it finds goes to RUN/glances and MLflow.
+Training starts this by itself (train.glance_every), at lowest priority; it may fail or take its time. Everything is a
+function of the checkpoint's averages and the configuration: the first average of train.ema, the data set's first
+images, noise of a fixed seed and a fixed grid of noise levels, none of which depends on the run's seed, N(k) or ranks.
+What it finds goes to RUN/glances and MLflow.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from cmdist.data.images import ShardedImages
 from cmdist.evaluation import generation, pictures
 from cmdist.evaluation.generation import Task
 from cmdist.system import cli, storage
-from cmdist.tracking import environment
+from cmdist.tracking import courier, environment
 from cmdist.tracking import mlflow as tracking
 from cmdist.tracking.journal import Journal, now
 
@@ -63,7 +65,13 @@ def glance(run_url: str, step: int, spool: Path) -> None:
         data, denoise = build.dataset(run.config), build.load_denoiser(run, device=device)
         grids = sample_grids(run, denoise, device, stem, spool)
         figures = {} if run.config.objective == "denoising" else validate(run, data, denoise, device)
-        record = {"step": step, "weights": weights, "ema": run.config.train.ema[0], "device": device.type, "images": IMAGES}
+        record = {
+            "step": step,
+            "weights": weights,
+            "ema": run.config.train.ema[0],
+            "device": device.type,
+            "images": IMAGES,
+        }
         record |= {"code": environment.git_commit(), "values": figures, "seconds": time.monotonic() - begin}
         storage.write(f"{stem}.json", json.dumps(record, indent=1).encode())
         if tracked:
@@ -73,24 +81,31 @@ def glance(run_url: str, step: int, spool: Path) -> None:
     quick = [run_url, "--checkpoint", step, "--steps", kind, "--n", run.config.train.glance_images]
     if not build.dataset(run.config).index.get("extractor"):
         if run.config.evaluation.inception is None:
-            print("no quality at a glance: the data set has no extractor of its own, and evaluation.inception is not set", flush=True)
-            tracking.deliver(spool) if tracked else None
+            print(
+                "no quality at a glance: the data set has no extractor of its own, and evaluation.inception is not set",
+                flush=True,
+            )
+            courier.deliver(spool) if tracked else None
             return
         quick += ["--metrics", "kid"]  # so few images are too few for a Frechet distance in Inception's 2048 features
     try:
         evaluate.main([str(word) for word in quick])
     finally:
-        tracking.deliver(spool) if tracked else None
+        courier.deliver(spool) if tracked else None
 
 
 def validate(run: TrainedRun, data: ShardedImages, consistency: Denoise, device: torch.device) -> dict[str, float]:
-    """The fixed-grid consistency error; with a teacher also along its ODE, and the distance of one step from the ODE's end."""
+    """The fixed-grid consistency error; with a teacher also along its ODE, and the distance of one step from the ODE's
+    end.
+    """
     config, noise = run.config, run.config.noise
     ids = range(min(IMAGES, len(data)))
     images = data.images(ids).to(device).float() / 127.5 - 1.0
     labels = data.labels(ids).to(device) if config.data.classes else None
     noises = torch.randn(images.shape, generator=seeding.generator("cpu", 0, "validation")).to(device)
-    teacher = build.teacher(config.model_copy(update={"train": config.train.model_copy(update={"compile": False})}), data, device)
+    teacher = build.teacher(
+        config.model_copy(update={"train": config.train.model_copy(update={"compile": False})}), data, device
+    )
     sigmas = karras_sigmas(LEVELS, noise.sigma_min, noise.sigma_max, noise.rho)
     size = generation.group_size(*images.shape[2:])
     sums: dict[str, float] = {}
@@ -104,14 +119,24 @@ def validate(run: TrainedRun, data: ShardedImages, consistency: Denoise, device:
         x, z, y = images[part], noises[part], None if labels is None else labels[part]
         add("consistency_error", validation.grid_errors(consistency, x, z, sigmas, y).mean(), part)
         if teacher is not None:
-            add("consistency_error_ode", validation.grid_errors(consistency, x, z, sigmas, y, teacher, heun_step).mean(), part)
+            add(
+                "consistency_error_ode",
+                validation.grid_errors(consistency, x, z, sigmas, y, teacher, heun_step).mean(),
+                part,
+            )
             end = sampling.ode(teacher, z, sigmas, heun_step, y, clip=False)
-            add("teacher_distance", validation.rms(sampling.one_step(consistency, z, noise.sigma_max, y, clip=False) - end), part)
+            add(
+                "teacher_distance",
+                validation.rms(sampling.one_step(consistency, z, noise.sigma_max, y, clip=False) - end),
+                part,
+            )
     return sums
 
 
 def sample_grids(run: TrainedRun, denoise: Denoise, device: torch.device, stem: str, spool: Path) -> list[Path]:
-    """Grids of the same seeds at every step, beside `stem` (.png, and .npz for comparisons); local copies of the pictures."""
+    """Grids of the same seeds at every step, beside `stem` (.png, and .npz for comparisons); local copies of the
+    pictures.
+    """
     config, noise = run.config, run.config.noise
     shape, classes = (config.data.channels, config.data.image_size, config.data.image_size), config.data.classes
     columns = pictures.columns(classes)
@@ -144,7 +169,9 @@ def sample_grids(run: TrainedRun, denoise: Denoise, device: torch.device, stem: 
 
 def send(spool: Path, step: int, figures: dict[str, float], grids: Sequence[Path]) -> None:
     """Put what was seen into the run's journal; the courier brings it to MLflow, like all points of the training."""
-    records: list[dict[str, Any]] = [{"kind": "artifact", "path": str(path.absolute()), "folder": "glances"} for path in grids]
+    records: list[dict[str, Any]] = [
+        {"kind": "artifact", "path": str(path.absolute()), "folder": "glances"} for path in grids
+    ]
     if figures:
         records.append({"kind": "metrics", "time": now(), "step": step, "values": figures})
     journal = Journal(spool)

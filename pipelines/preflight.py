@@ -1,10 +1,11 @@
-"""Look, in seconds and on every rank, whether a run could train here; the step before pipelines/train.py in the jobs of cluster/.
+"""Look, in seconds and on every rank, whether a run could train here; the step before pipelines/train.py in the jobs of
+cluster/.
 
 srun python pipelines/preflight.py CONFIG [key=value ...]
 
-It looks at the configuration, the data and other weights that it names, the run's folder (which all nodes must share), the devices,
-and whether the ranks reach each other. Each failure is one line that names the node. Exit code 2: starting again would not help;
-1: on other nodes, or later, it might.
+It looks at the configuration, the data and other weights that it names, the run's folder (which all nodes must share),
+the devices, and whether the ranks reach each other. Each failure is one line that names the node. Exit code 2: starting
+again would not help; 1: on other nodes, or later, it might.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import torch.distributed as dist
 import cmdist
 from cmdist import build
 from cmdist import config as configuration
-from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.checkpoints import search
 from cmdist.config import Config
 from cmdist.errors import CmdistError, ConfigError, LookupFailed, StoreError
 from cmdist.system import cli, distributed, storage
@@ -35,12 +36,21 @@ PATIENCE = 120.0  # seconds for the ranks to find each other
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, e.g. configs/digits/ct.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, e.g. train.steps=100")
-    parser.add_argument("--starts", metavar="FILE", help="where the number of starts in a row from the same committed step is kept")
     parser.add_argument(
-        "--max-restarts", type=int, default=5, help="with --starts: restarts in a row without progress (default %(default)s)"
+        "overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, e.g. train.steps=100"
     )
-    parser.add_argument("--resume", default="auto", metavar="auto|none|URL", help="as of pipelines/train.py (default %(default)s)")
+    parser.add_argument(
+        "--starts", metavar="FILE", help="where the number of starts in a row from the same committed step is kept"
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=5,
+        help="with --starts: restarts in a row without progress (default %(default)s)",
+    )
+    parser.add_argument(
+        "--resume", default="auto", metavar="auto|none|URL", help="as of pipelines/train.py (default %(default)s)"
+    )
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     rank, size, local = distributed.place()
     with contextlib.redirect_stderr(io.StringIO()) if local else contextlib.nullcontext():
@@ -51,7 +61,9 @@ def main(arguments: Sequence[str]) -> None:
     with failures.noted("config", 2):
         config = configuration.load(options.config, options.overrides)
         if config.micro_batches % size:
-            raise ConfigError(f"{size} ranks cannot share train.global_batch / train.micro_batch = {config.micro_batches} evenly")
+            raise ConfigError(
+                f"{size} ranks cannot share train.global_batch / train.micro_batch = {config.micro_batches} evenly"
+            )
         with torch.device("meta"):
             build.network(config)
     if config is None or failures.code:
@@ -86,7 +98,7 @@ def main(arguments: Sequence[str]) -> None:
                 check_shared(run_url, writers)
         if world.first and not failures.code:
             with failures.noted("checkpoints", LookupFailed.exit_code):
-                step = (checkpoints.steps(run_url) or [0])[-1]
+                step = (search.steps(run_url) or [0])[-1]
                 if options.starts and step < config.train.steps:
                     with failures.noted("restarts", 2):
                         count_start(Path(options.starts), step, options.max_restarts)
@@ -97,10 +109,15 @@ def main(arguments: Sequence[str]) -> None:
     codes.append(failures.code)
     if any(codes):
         sys.stdout.flush()
-        os._exit(2 if 2 in codes else max(codes))  # past the process group, which would wait for ranks that could not join it
+        os._exit(
+            2 if 2 in codes else max(codes)
+        )  # past the process group, which would wait for ranks that could not join it
     distributed.stop(world)
     if world.first:
-        print(f"preflight: {size} ranks on {device.type}, step {step:,} of {config.train.steps:,} is committed", flush=True)
+        print(
+            f"preflight: {size} ranks on {device.type}, step {step:,} of {config.train.steps:,} is committed",
+            flush=True,
+        )
 
 
 class Failures:
@@ -115,7 +132,9 @@ class Failures:
         try:
             yield
         except Exception as error:
-            self.code = self.code or (1 if isinstance(error, StoreError) else code)  # a store that is down will be up again
+            self.code = self.code or (
+                1 if isinstance(error, StoreError) else code
+            )  # a store that is down will be up again
             if not self.quiet:
                 sentence = str(error) if isinstance(error, CmdistError) else f"{type(error).__name__}: {error}"
                 sys.stderr.write(f"preflight: {self._node}: {what}: {' '.join(sentence.split())}\n")
@@ -123,12 +142,16 @@ class Failures:
 
 
 def check_data(config: Config) -> None:
-    """The index is there, it is what the configuration says, and so is every shard that it names. Raises DataError, ConfigError."""
+    """The index is there, it is what the configuration says, and so is every shard that it names. Raises DataError,
+    ConfigError.
+    """
     data = build.dataset(config)
     there = set(storage.names(data.url))
     missing = [shard["name"] for shard in data.index["shards"] if shard["name"] not in there]
     if missing:
-        raise ConfigError(f"{data.url} lacks {len(missing)} of {len(data.index['shards'])} shards, the first is {missing[0]}")
+        raise ConfigError(
+            f"{data.url} lacks {len(missing)} of {len(data.index['shards'])} shards, the first is {missing[0]}"
+        )
     data.image(0)
 
 
@@ -156,7 +179,9 @@ def check_agreement(everyone: Sequence[Mapping[str, str]], rank: int) -> None:
     for key, value in everyone[rank].items():
         if value != everyone[0][key]:
             other = "" if key == "configuration" else f" ({value}, not {everyone[0][key]})"
-            raise ConfigError(f"rank {rank} has another {key}{other} than rank 0; all nodes must share the repository and PYTHON")
+            raise ConfigError(
+                f"rank {rank} has another {key}{other} than rank 0; all nodes must share the repository and PYTHON"
+            )
 
 
 def check_shared(run_url: str, writers: Sequence[int]) -> None:
@@ -164,15 +189,21 @@ def check_shared(run_url: str, writers: Sequence[int]) -> None:
     there = storage.names(run_url)
     for rank in writers:
         if f"preflight-{rank}" not in there:
-            raise ConfigError(f"{run_url} does not show what the node of rank {rank} has written there; all nodes must share it")
+            raise ConfigError(
+                f"{run_url} does not show what the node of rank {rank} has written there; all nodes must share it"
+            )
 
 
 def count_start(path: Path, step: int, most: int) -> None:
-    """Count this start from committed step `step` in a local file. Raises ConfigError if there were too many in a row."""
+    """Count this start from committed step `step` in a local file. Raises ConfigError if there were too many in a
+    row.
+    """
     before = json.loads(path.read_text()) if path.exists() else {"step": -1, "starts": 0}
     starts = before["starts"] + 1 if before["step"] == step else 1
     if starts > most + 1:
-        raise ConfigError(f"{most} restarts in a row have committed nothing beyond step {step}; see the logs of the ranks")
+        raise ConfigError(
+            f"{most} restarts in a row have committed nothing beyond step {step}; see the logs of the ranks"
+        )
     path.write_text(json.dumps({"step": step, "starts": starts}))
 
 

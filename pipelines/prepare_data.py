@@ -2,15 +2,19 @@
 
 python pipelines/prepare_data.py digits --out data/digits
 python pipelines/prepare_data.py lsun bedroom_train_lmdb --size 256 --out s3://bucket/bedroom
-python pipelines/prepare_data.py imagenet ILSVRC2012_img_train.tar --size 64 --enlarge --out data/imagenet64     (or the folder of synsets)
+python pipelines/prepare_data.py imagenet ILSVRC2012_img_train.tar --size 64 --enlarge --out data/imagenet64     (or the
+folder of synsets)
 python pipelines/prepare_data.py imagenet64 FOLDER_OF_NPZ --class-map map_clsloc.txt --out data/imagenet64-official
 python pipelines/prepare_data.py cifar10 cifar-10-binary.tar.gz --out data/cifar10
-python pipelines/prepare_data.py folder ~/pictures --size 64 --out data/pictures     (labels: the names of sub-folders, if any)
+python pipelines/prepare_data.py folder ~/pictures --size 64 --out data/pictures     (labels: the names of sub-folders,
+if any)
 python pipelines/prepare_data.py zip pictures.zip --size 64 --out data/pictures
-python pipelines/prepare_data.py shards s3://bucket/folder --name pictures           (WebDataset shards that are there already)
+python pipelines/prepare_data.py shards s3://bucket/folder --name pictures           (WebDataset shards that are there
+already)
 
-Interrupted anywhere, the same command goes on. Shared out to n jobs: the same command with --part 1/n ... --part n/n (in a Slurm array
-each task takes its own part, see cluster/prepare_data.sbatch), then once with --finish, which only writes the index.
+Interrupted anywhere, the same command goes on. Shared out to n jobs: the same command with --part 1/n ... --part n/n
+(in a Slurm array each task takes its own part, see cluster/prepare_data.sbatch), then once with --finish, which only
+writes the index.
 """
 
 import argparse
@@ -73,7 +77,9 @@ def main(arguments: Sequence[str]) -> None:
     elif options.finish:
         plan = preparation.read_plan(out)
         if plan.described["prepared"] != prepared:
-            raise DataError(f"{out} is being prepared with other arguments ({plan.described['prepared']}, now {prepared})")
+            raise DataError(
+                f"{out} is being prepared with other arguments ({plan.described['prepared']}, now {prepared})"
+            )
         print(_summary(out, finish(out, plan, max_bad=options.max_bad)))
     else:
         try:
@@ -89,18 +95,37 @@ def _prepare(options: argparse.Namespace, prepared: dict[str, Any]) -> None:
     part, out = _part(options.part, os.environ), options.out
     source = SOURCES[options.source](options)
     plan = preparation.make_plan(
-        source, seed=SEED, per_shard=options.per_shard, encoding=options.format, quality=options.quality, prepared=prepared
+        source,
+        seed=SEED,
+        per_shard=options.per_shard,
+        encoding=options.format,
+        quality=options.quality,
+        prepared=prepared,
     )
     if source.passed_over:
-        print(f"warning: {source.passed_over} pictures of other formats are passed over; PNG, JPEG, WebP, PPM are read", file=sys.stderr)
+        print(
+            f"warning: {source.passed_over} pictures of other formats are passed over; PNG, JPEG, WebP, PPM are read",
+            file=sys.stderr,
+        )
     preparation.begin(out, plan)
     number, parts = part or (1, 1)
     images = sum(len(ids) for ids in np.array_split(np.arange(plan.count), plan.shards)[number - 1 :: parts])
     title = f"{source.name} -> {out}" + (f", part {number} of {parts}" if part else "")
     with _bar(title, images) as bar:
-        write_shards(out, source, plan, part=(number, parts), processes=options.workers, max_bad=options.max_bad, progress=bar.update)
+        write_shards(
+            out,
+            source,
+            plan,
+            part=(number, parts),
+            processes=options.workers,
+            max_bad=options.max_bad,
+            progress=bar.update,
+        )
     if part:
-        print(f"part {number} of {parts} is there; once all are, the same command with --finish instead of --part writes the index")
+        print(
+            f"part {number} of {parts} is there; once all are, the same command with --finish instead "
+            "of --part writes the index"
+        )
     else:
         print(_summary(out, finish(out, plan, max_bad=options.max_bad)))
 
@@ -110,7 +135,9 @@ def _digits(out: str, per_shard: int, prepared: dict[str, Any]) -> None:
     preparation.begin(out, preparation.make_plan(source, seed=SEED, per_shard=per_shard, prepared=prepared))
     extractor = _train_extractor(out, source)
     with _bar(f"{source.name} -> {out}", source.count) as bar:
-        index = write_dataset(out, source, seed=SEED, per_shard=per_shard, extractor=extractor, prepared=prepared, progress=bar.update)
+        index = write_dataset(
+            out, source, seed=SEED, per_shard=per_shard, extractor=extractor, prepared=prepared, progress=bar.update
+        )
     print(_summary(out, index))
 
 
@@ -120,14 +147,22 @@ def _bar(title: str, images: int | None = None) -> "tqdm[Any]":
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="prepare_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="prepare_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     sources = parser.add_subparsers(dest="source", required=True)
     sub = {
-        "digits": sources.add_parser("digits", help="scikit-learn's 1,797 handwritten digits, 8x8 grey; nothing is downloaded"),
+        "digits": sources.add_parser(
+            "digits", help="scikit-learn's 1,797 handwritten digits, 8x8 grey; nothing is downloaded"
+        ),
         "lsun": sources.add_parser("lsun", help="one category of LSUN: its LMDB folder"),
-        "imagenet": sources.add_parser("imagenet", help="ImageNet's train folder of synset folders, or ILSVRC2012_img_train.tar"),
+        "imagenet": sources.add_parser(
+            "imagenet", help="ImageNet's train folder of synset folders, or ILSVRC2012_img_train.tar"
+        ),
         "imagenet64": sources.add_parser("imagenet64", help="the official downsampled ImageNet64: its npz batches"),
-        "cifar10": sources.add_parser("cifar10", help="CIFAR-10, the binary version or the pickled one: folder or .tar.gz"),
+        "cifar10": sources.add_parser(
+            "cifar10", help="CIFAR-10, the binary version or the pickled one: folder or .tar.gz"
+        ),
         "folder": sources.add_parser("folder", help="your own images, as RGB"),
         "zip": sources.add_parser("zip", help="a zip file of your own images, as RGB"),
     }
@@ -139,27 +174,44 @@ def _parser() -> argparse.ArgumentParser:
         sub[name].add_argument("path", type=lambda text: Path(_not_empty(text)))
     for name, size in (("lsun", 256), ("imagenet", 64), ("folder", None), ("zip", None)):
         default = "default: %(default)s" if size else "default: leave as it is"
-        sub[name].add_argument("--size", type=int, default=size, help=f"crop to the centre square and resize to so many pixels; {default}")
-        sub[name].add_argument("--enlarge", action="store_true", help="enlarge smaller images, as ADM does; without, they count as bad")
-    sub["imagenet"].add_argument("--synsets", type=int, default=SYNSETS, help="how many there are (default %(default)s)")
-    sub["imagenet64"].add_argument("--batches", type=int, default=BATCHES, help="how many there are (default %(default)s)")
+        sub[name].add_argument(
+            "--size", type=int, default=size, help=f"crop to the centre square and resize to so many pixels; {default}"
+        )
+        sub[name].add_argument(
+            "--enlarge", action="store_true", help="enlarge smaller images, as ADM does; without, they count as bad"
+        )
+    sub["imagenet"].add_argument(
+        "--synsets", type=int, default=SYNSETS, help="how many there are (default %(default)s)"
+    )
+    sub["imagenet64"].add_argument(
+        "--batches", type=int, default=BATCHES, help="how many there are (default %(default)s)"
+    )
     sub["imagenet64"].add_argument(
         "--class-map", type=Path, help="the devkit's map_clsloc.txt: number classes by sorted synsets, as in ADM"
     )
     sub["cifar10"].add_argument("--split", choices=("train", "test"), default="train")
     for name in SOURCES:
         sub[name].add_argument(
-            "--format", choices=ENCODINGS, default="webp", help="of the images in shards; all but jpg are lossless (webp)"
+            "--format",
+            choices=ENCODINGS,
+            default="webp",
+            help="of the images in shards; all but jpg are lossless (webp)",
         )
         sub[name].add_argument("--quality", type=int, default=95, help="of jpg (default %(default)s)")
         sub[name].add_argument(
-            "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: %(default)s, all cores)"
+            "--workers",
+            type=int,
+            default=len(os.sched_getaffinity(0)),
+            help="processes (default: %(default)s, all cores)",
         )
         sub[name].add_argument(
-            "--part", help="K/N: write only the K-th of N parts of the shards (default: all, in a Slurm array its task's)"
+            "--part",
+            help="K/N: write only the K-th of N parts of the shards (default: all, in a Slurm array its task's)",
         )
         sub[name].add_argument("--finish", action="store_true", help="only write the index, once all parts are there")
-        sub[name].add_argument("--max-bad", type=int, default=0, help="unreadable images to leave out and report (default %(default)s)")
+        sub[name].add_argument(
+            "--max-bad", type=int, default=0, help="unreadable images to leave out and report (default %(default)s)"
+        )
     for name, parsed in sub.items():
         parsed.add_argument("--out", required=True, type=_not_empty, help="folder or URL of the data set")
         per_shard = 200 if name == "digits" else 5000
@@ -190,7 +242,9 @@ def _check(options: argparse.Namespace) -> None:
     if given.get("workers", 1) < 1 or given.get("max_bad", 0) < 0 or not 1 <= given.get("quality", 1) <= 100:
         raise ConfigError("--workers must be 1 or more, --max-bad 0 or more, --quality 1 to 100")
     if options.out.startswith("memory:") and given.get("workers", 1) > 1:
-        raise ConfigError(f"--out {options.out}: memory is shared by no processes and ends with this one; it needs --workers 1")
+        raise ConfigError(
+            f"--out {options.out}: memory is shared by no processes and ends with this one; it needs --workers 1"
+        )
     if given.get("enlarge") and options.size is None:
         raise ConfigError("--enlarge needs --size")
     if given.get("finish") and options.part:
@@ -213,7 +267,8 @@ def _part(given: str | None, environment: Mapping[str, str]) -> tuple[int, int] 
     task, count, first, last = map(int, texts)
     if last - first + 1 != count:
         raise ConfigError(
-            f"the Slurm array {first} to {last} has {count} tasks, so some parts would be missing: use one without gaps, e.g. 1-{count}"
+            f"the Slurm array {first} to {last} has {count} tasks, so some parts would be missing: use one without "
+            f"gaps, e.g. 1-{count}"
         )
     return task - first + 1, count
 
@@ -235,9 +290,13 @@ def _finished(out: str, prepared: dict[str, Any]) -> bool:
     try:
         there = open_dataset(out).index.get("prepared")
     except DataError as error:
-        raise DataError(f"{out} was prepared, but is damaged: {error}; restore it, or remove the folder and prepare it again") from error
+        raise DataError(
+            f"{out} was prepared, but is damaged: {error}; restore it, or remove the folder and prepare it again"
+        ) from error
     if there != prepared:
-        raise DataError(f"{out} was prepared with other arguments ({there}, now {prepared}): give another --out, or remove it")
+        raise DataError(
+            f"{out} was prepared with other arguments ({there}, now {prepared}): give another --out, or remove it"
+        )
     preparation.end(out)  # if it was killed between the index and its end
     return True
 
@@ -262,13 +321,16 @@ def _index(options: argparse.Namespace) -> None:
 
 def _summary(url: str, index: dict[str, Any]) -> str:
     size, classes = index["image_size"], f"{len(index['classes'])} classes" if index["labelled"] else "no labels"
-    extractor = f", classifier for evaluation {index['extractor']['accuracy']:.1%} right on held-out images" if index["extractor"] else ""
+    extractor = (
+        f", classifier for evaluation {index['extractor']['accuracy']:.1%} right on held-out images"
+        if index["extractor"]
+        else ""
+    )
     prepared = index["prepared"] or {}
     report = storage.join(url, preparation.REPORT)
     bad = f"; unreadable images were left out: {report}" if prepared and storage.exists(report) else ""
-    return (
-        f"{url}: {index['count']} images of {size}x{size}x{index['channels']} in {len(index['shards'])} shards, {classes}{extractor}{bad}"
-    )
+    images = f"{index['count']} images of {size}x{size}x{index['channels']} in {len(index['shards'])} shards"
+    return f"{url}: {images}, {classes}{extractor}{bad}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """Statistics of real images for evaluation, made once: `pipelines/evaluate.py reference`.
 
-python pipelines/evaluate.py reference DATA                                            in the space of the data set's own extractor,
-                                                          with what resampled real images and a matched Gaussian score there
-torchrun ... pipelines/evaluate.py reference DATA --metrics fid fid_legacy --inception FILE           Inception's, on all ranks
-python pipelines/evaluate.py reference adm.npz --metrics fid_legacy --inception FILE --image-size 64 --out statistics.npz
-                                                          ADM's or clean-fid's file, imported; of ADM's images the features are taken
+python pipelines/evaluate.py reference DATA                                            in the space of the data set's
+own extractor,
+                                                          with what resampled real images and a matched Gaussian score
+                                                          there
+torchrun ... pipelines/evaluate.py reference DATA --metrics fid fid_legacy --inception FILE           Inception's, on
+all ranks
+python pipelines/evaluate.py reference adm.npz --metrics fid_legacy --inception FILE --image-size 64 --out
+statistics.npz
+                                                          ADM's or clean-fid's file, imported; of ADM's images the
+                                                          features are taken
 
 Those of a data set are kept beside it and found there by evaluations; others are named with --reference SPACE=FILE.
 """
@@ -36,15 +41,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="METRIC",
         help=f"of {', '.join(METRICS)}; default: fd if the data set has an extractor of its own, else fid",
     )
-    parser.add_argument("--inception", metavar="FILE", help="Inception's TorchScript weights; default: evaluation.inception")
+    parser.add_argument(
+        "--inception", metavar="FILE", help="Inception's TorchScript weights; default: evaluation.inception"
+    )
     parser.add_argument("--dinov2", metavar="FILE", help="DINOv2 as TorchScript; default: evaluation.dinov2")
     parser.add_argument(
-        "--reference", nargs="+", default=[], metavar="SPACE=FILE", help="statistics of real images, e.g. fid_legacy=adm.npz"
+        "--reference",
+        nargs="+",
+        default=[],
+        metavar="SPACE=FILE",
+        help="statistics of real images, e.g. fid_legacy=adm.npz",
     )
 
 
 def load_extractors(
-    options: argparse.Namespace, config: Evaluation, wanted: Mapping[str, Sequence[str]], data: ShardedImages | None, device: torch.device
+    options: argparse.Namespace,
+    config: Evaluation,
+    wanted: Mapping[str, Sequence[str]],
+    data: ShardedImages | None,
+    device: torch.device,
 ) -> list[Extractor]:
     """One for each space that is wanted. Raises ConfigError, DataError."""
     files = {"inception": options.inception or config.inception, "dinov2": options.dinov2 or config.dinov2}
@@ -59,7 +74,10 @@ def given(
     for text in options.reference:
         space, equals, url = text.partition("=")
         if not equals or space not in wanted:
-            raise ConfigError(f"--reference {text}: SPACE=FILE is allowed, with SPACE one of {', '.join(wanted)} (the spaces of --metrics)")
+            raise ConfigError(
+                f"--reference {text}: SPACE=FILE is allowed, with SPACE one of {', '.join(wanted)} "
+                "(the spaces of --metrics)"
+            )
         urls[space] = url
     found = {}
     for extractor in spaces:
@@ -68,24 +86,33 @@ def given(
             measurement.check(found[extractor.space].statistics.n, extractor, wanted[extractor.space])
             need = [metric for metric in wanted[extractor.space] if metric in extractors.NEED_ROWS]
             if need and found[extractor.space].features is None:
-                raise DataError(f"{need[0]} needs features of real images, and {urls[extractor.space]} has mean and covariance alone")
+                raise DataError(
+                    f"{need[0]} needs features of real images, and {urls[extractor.space]} has "
+                    "mean and covariance alone"
+                )
     return found
 
 
 def advance(bar: tqdm, images: int) -> None:  # type: ignore[type-arg]
-    """Move a bar by what all ranks are taken to have made: as much as this one; the last blocks may be fewer than the ranks."""
+    """Move a bar by what all ranks are taken to have made: as much as this one; the last blocks may be fewer than the
+    ranks.
+    """
     assert bar.total is not None, "given when it was made"
     bar.update(min(images, bar.total - bar.n))
 
 
 def statistics(data: ShardedImages, extractor: Extractor, scratch: str, world: World) -> Reference | None:
-    """Statistics of all real images, on rank 0; made once, on all ranks, which must all call, and kept beside them. Raises DataError."""
+    """Statistics of all real images, on rank 0; made once, on all ranks, which must all call, and kept beside them.
+    Raises DataError.
+    """
     name = measurement.identity(references.describe(extractor) | {"data": data.index_hash})
     url = storage.join(data.url, f"statistics-{name}.npz")
     if distributed.gather(storage.exists(url) if world.first else None, world.control)[0]:
         return references.load(url, extractor, data.index["image_size"]) if world.first else None
     parts = storage.join(scratch, f"parts-statistics-{name}")
-    with tqdm(total=len(data), desc="real images", unit=" images", disable=not world.first, leave=False, file=sys.stderr) as bar:
+    with tqdm(
+        total=len(data), desc="real images", unit=" images", disable=not world.first, leave=False, file=sys.stderr
+    ) as bar:
         made = references.make(data, extractor, parts, world, lambda images: advance(bar, images * world.size))
     if made is not None:
         try:
@@ -109,7 +136,10 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     is_file = options.source.endswith(".npz")
     if options.reference or is_file != bool(options.out and options.image_size):
-        raise ConfigError("--out and --image-size belong to a file that is imported, and it needs both; --reference is for evaluations")
+        raise ConfigError(
+            "--out and --image-size belong to a file that is imported, and it needs both; "
+            "--reference is for evaluations"
+        )
     world = distributed.start()
     torch.set_num_threads(1)
     with distributed.failing_together(world):
@@ -131,7 +161,9 @@ def import_file(options: argparse.Namespace, world: World) -> None:
 
 
 def measure(options: argparse.Namespace, world: World) -> None:
-    """Statistics of a data set in each space, and in its own one the scores of resampled images and of a matched Gaussian."""
+    """Statistics of a data set in each space, and in its own one the scores of resampled images and of a matched
+    Gaussian.
+    """
     data = open_dataset(options.source)
     wanted = extractors.spaces(options.metrics or ["fd" if data.index.get("extractor") else "fid"])
     for extractor in load_extractors(options, Evaluation(), wanted, data, world.device):
@@ -146,7 +178,9 @@ def measure(options: argparse.Namespace, world: World) -> None:
 
 
 def scores(data: ShardedImages, extractor: Extractor, real: Reference, options: argparse.Namespace) -> None:
-    """What a perfect copy of the data, and what two moments of its pixels alone, score: two ends to hold figures against."""
+    """What a perfect copy of the data, and what two moments of its pixels alone, score: two ends to hold figures
+    against.
+    """
     images = torch.cat([data.images(range(first, min(first + 512, len(data)))) for first in range(0, len(data), 512)])
     values = {}
     for name, make_images in (("bootstrap", measurement.bootstrap), ("matched_gaussian", measurement.matched_gaussian)):
@@ -155,6 +189,11 @@ def scores(data: ShardedImages, extractor: Extractor, real: Reference, options: 
             moments.add(extractor.features(piece))
         values[name] = frechet_distance(moments.statistics(), real.statistics)
     print(f"{values['bootstrap']:10.4f}   {options.n} real images drawn with replacement")
-    print(f"{values['matched_gaussian']:10.4f}   {options.n} images of the Gaussian with the pixels' mean and covariance")
+    print(
+        f"{values['matched_gaussian']:10.4f}   {options.n} images of the Gaussian with the pixels' mean and covariance"
+    )
     record = {"extractor": extractor.hash, "reference": real.hash, "n": options.n, "seed": options.seed} | values
-    storage.write(storage.join(data.url, f"references-n{options.n}-seed{options.seed}.json"), json.dumps(record, indent=1).encode())
+    storage.write(
+        storage.join(data.url, f"references-n{options.n}-seed{options.seed}.json"),
+        json.dumps(record, indent=1).encode(),
+    )

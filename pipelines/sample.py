@@ -1,7 +1,9 @@
-"""Make a picture of samples: a block for each run and number of steps, column c of class c, the same seeds at the same places.
+"""Make a picture of samples: a block for each run and number of steps, column c of class c, the same seeds at the same
+places.
 
 python pipelines/sample.py runs/digits/edm runs/digits/cd runs/digits/ct --out samples.png
-python pipelines/sample.py CONFIG.yaml --weights cd_imagenet64_lpips.pt --out samples.png     # a released file, as CONFIG describes it
+python pipelines/sample.py CONFIG.yaml --weights cd_imagenet64_lpips.pt --out samples.png     # a released file, as
+CONFIG describes it
 """
 
 import argparse
@@ -19,13 +21,22 @@ from cmdist.system import cli, storage
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "runs", nargs="+", metavar="run", help="run folders, or folders of checkpoints; with --weights one configuration file"
+        "runs",
+        nargs="+",
+        metavar="run",
+        help="run folders, or folders of checkpoints; with --weights one configuration file",
     )
-    parser.add_argument("--weights", metavar="FILE", help="a file of weights (.pt, .pth, .safetensors) to sample instead of a run")
-    parser.add_argument("--qkv-order", choices=("legacy", "new"), help="of a guided-diffusion file: its order of attention weights")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a file of weights (.pt, .pth, .safetensors) to sample instead of a run"
+    )
+    parser.add_argument(
+        "--qkv-order", choices=("legacy", "new"), help="of a guided-diffusion file: its order of attention weights"
+    )
     parser.add_argument("--ema", type=float, metavar="DECAY", help="which average; default: the first of train.ema")
     parser.add_argument("--steps", nargs="+", metavar="N|heun", help="default: 1 2, for a denoising run heun")
-    parser.add_argument("--times", nargs="+", type=float, help="noise levels of the multistep sampler; default: sampling.times")
+    parser.add_argument(
+        "--times", nargs="+", type=float, help="noise levels of the multistep sampler; default: sampling.times"
+    )
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0, help="the first image's seed (default %(default)s)")
     parser.add_argument("--out", required=True, help="a file or URL that ends in .png")
@@ -33,7 +44,9 @@ def main(arguments: Sequence[str]) -> None:
     if options.rows < 1 or options.seed < 0 or not options.out.endswith(".png"):
         raise ConfigError("--rows must be 1 or more, --seed 0 or more, and --out must end in .png")
     if options.weights and (len(options.runs) > 1 or options.ema is not None):
-        raise ConfigError("with --weights one configuration file is given, and no --ema: the file holds one set of weights")
+        raise ConfigError(
+            "with --weights one configuration file is given, and no --ema: the file holds one set of weights"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)  # as in evaluation: the same seed gives the same bits
     blocks, layouts = [], set()
@@ -56,12 +69,17 @@ def main(arguments: Sequence[str]) -> None:
         first = -(-options.seed // columns) * columns  # so that the first column is class 0
         for sampler in samplers:
             task = Task(range(first, first + options.rows * columns), shape, classes, sampler.draws)
-            parts = [images[task.part(group)].cpu() for group, images in generation.generate(task, sampler.sample, device)]
+            parts = [
+                images[task.part(group)].cpu() for group, images in generation.generate(task, sampler.sample, device)
+            ]
             blocks.append((f"{model.title}: {sampler.title}", torch.cat(parts)))
     if len(layouts) > 1:
         raise ConfigError("the runs have other numbers of classes or image sizes; one picture needs the same for all")
     storage.write(
-        options.out, pictures.png(pictures.side_by_side(blocks, columns, [str(c) for c in range(columns)] if classes == columns else ()))
+        options.out,
+        pictures.png(
+            pictures.side_by_side(blocks, columns, [str(c) for c in range(columns)] if classes == columns else ())
+        ),
     )
     print(options.out)
 

@@ -13,41 +13,33 @@ from typing import Any
 import torch
 from torch import nn
 
-import cmdist
-from cmdist import build, seeding
+from cmdist import build
 from cmdist import config as configuration
-from cmdist.checkpoints import checkpoint as checkpoints
-from cmdist.checkpoints import sealed
+from cmdist.checkpoints import sealed, search
 from cmdist.checkpoints.attempt import Attempt, attempt_at
 from cmdist.checkpoints.checkpoint import Checkpoint
-from cmdist.checkpoints.retention import Keep
-from cmdist.checkpoints.saver import Saver
 from cmdist.config import Config
-from cmdist.core.objectives.base import Networks
 from cmdist.data.images import ShardedImages
-from cmdist.data.order import Order, schedule
-from cmdist.data.reader import micro_batches
+from cmdist.data.order import Order
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.plan import plan
 from cmdist.system import cli, distributed, storage
-from cmdist.system.distributed import StopRequest, World
+from cmdist.system.distributed import World
 from cmdist.tracking import environment
 from cmdist.tracking.journal import Tracker
 from cmdist.tracking.mlflow import spool_folder
 from cmdist.train import resume
-from cmdist.train.averages import Averages, Target
-from cmdist.train.engine import Engine
+from cmdist.train.assembly import make_trainer
 from cmdist.train.glance import Glances
-from cmdist.train.meters import Clock, SigmaBuckets
-from cmdist.train.optim import make_optimizer
-from cmdist.train.snapshots import Snapshots
-from cmdist.train.trainer import Schedule, Trainer
+from cmdist.train.trainer import Trainer
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, e.g. configs/digits/ct.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, e.g. train.steps=100")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, e.g. train.steps=100"
+    )
     parser.add_argument(
         "--resume",
         default="auto",
@@ -56,16 +48,30 @@ def main(arguments: Sequence[str]) -> None:
         "a URL: start from that run or checkpoint, and go on from the run's own once it has one",
     )
     parser.add_argument(
-        "--stopped-exit", type=int, default=0, metavar="CODE", help="exit code when a request to stop ends the run early (0)"
+        "--stopped-exit",
+        type=int,
+        default=0,
+        metavar="CODE",
+        help="exit code when a request to stop ends the run early (0)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what it means, and end")
     parser.add_argument(
-        "--plan", action="store_true", help="print what the run would need (memory, FLOPs, GPU-hours), and end; needs no GPU"
+        "--dry-run", action="store_true", help="print the resolved configuration and what it means, and end"
+    )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what the run would need (memory, FLOPs, GPU-hours), and end; needs no GPU",
     )
     parser.add_argument("--ranks", type=int, help="with --dry-run and --plan: the number of ranks (GPUs) to plan for")
     parser.add_argument("--gpu-memory", type=float, default=80.0, help="with --plan: GB of a GPU (80)")
-    parser.add_argument("--peak-tflops", type=float, help="with --plan: of a GPU in the run's precision (an A100's: fp32 156, others 312)")
-    parser.add_argument("--mfu", type=float, default=0.3, help="with --plan: the part of the peak that is assumed to be reached (0.3)")
+    parser.add_argument(
+        "--peak-tflops",
+        type=float,
+        help="with --plan: of a GPU in the run's precision (an A100's: fp32 156, others 312)",
+    )
+    parser.add_argument(
+        "--mfu", type=float, default=0.3, help="with --plan: the part of the peak that is assumed to be reached (0.3)"
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_intermixed_args(arguments)
     config = configuration.load(options.config, options.overrides)
@@ -77,7 +83,8 @@ def main(arguments: Sequence[str]) -> None:
     ranks = options.ranks or ranks
     if config.micro_batches % ranks:
         raise ConfigError(
-            f"{ranks} ranks cannot share train.global_batch / train.micro_batch = {config.micro_batches} micro-batches evenly; "
+            f"{ranks} ranks cannot share train.global_batch / train.micro_batch "
+            f"= {config.micro_batches} micro-batches evenly; "
             f"take a number of ranks that divides {config.micro_batches}, or a smaller train.micro_batch"
         )
     with torch.device("meta"):  # an impossible network is refused before anything starts
@@ -100,7 +107,10 @@ def print_dry_run(config: Config, net: nn.Module, ranks: int) -> None:
     print(configuration.dump(config), end="")
     print(f"# parameters: {sum(p.numel() for p in net.parameters()):,}")
     share = config.micro_batches // ranks
-    print(f"# micro-batches per rank and step: {share} ({config.micro_batches} of {t.micro_batch} images over {ranks} ranks)")
+    print(
+        f"# micro-batches per rank and step: {share} ({config.micro_batches} of {t.micro_batch} "
+        f"images over {ranks} ranks)"
+    )
     print(f"# images to be seen: {t.steps * t.global_batch:,}")
 
 
@@ -108,9 +118,15 @@ def print_plan(config: Config, ranks: int, gpu_memory: float, peak_tflops: float
     """What the run would cost."""
     t = config.train
     peak_tflops = {"fp32": 156.0}.get(t.precision, 312.0) if peak_tflops is None else peak_tflops  # fp32 means TF32
-    for name, value, most in (("gpu-memory", gpu_memory, math.inf), ("peak-tflops", peak_tflops, math.inf), ("mfu", mfu, 1.0)):
+    for name, value, most in (
+        ("gpu-memory", gpu_memory, math.inf),
+        ("peak-tflops", peak_tflops, math.inf),
+        ("mfu", mfu, 1.0),
+    ):
         if not 0 < value <= most or math.isinf(value):
-            raise ConfigError(f"--{name} {value:g}: a number above 0{'' if math.isinf(most) else f' and up to {most:g}'} is needed")
+            raise ConfigError(
+                f"--{name} {value:g}: a number above 0{'' if math.isinf(most) else f' and up to {most:g}'} is needed"
+            )
     found = plan(config, ranks)
     share = config.micro_batches // ranks
     hours = found.gpu_hours(peak_tflops, mfu)
@@ -126,11 +142,15 @@ def print_plan(config: Config, ranks: int, gpu_memory: float, peak_tflops: float
     print(f"\nparameters                            {found.parameters:,}")
     print(f"forward pass                          {found.forward_flops / 1e9:,.1f} GFLOP an image")
     print(
-        f"training                              {found.flops / 1e12:,.3f} TFLOP an image, {found.flops * t.global_batch / 1e12:,.0f} a step"
+        f"training                              {found.flops / 1e12:,.3f} TFLOP an image, "
+        f"{found.flops * t.global_batch / 1e12:,.0f} a step"
     )
     print(f"images to be seen                     {found.images:,} in {t.steps:,} steps of {t.global_batch:,}")
     print(f"GPU-hours                             {hours:,.0f}, {hours / ranks / 24:,.1f} days on {ranks} GPUs,")
-    print(f"                                      if {mfu:.0%} of {peak_tflops:g} TFLOP/s are reached: an assumption, not a measurement")
+    print(
+        f"                                      if {mfu:.0%} of {peak_tflops:g} TFLOP/s are reached: an assumption, "
+        "not a measurement"
+    )
 
 
 def train(config: Config, world: World, mode: str) -> bool:
@@ -180,7 +200,9 @@ def go_on(
         status = "FINISHED" if finished else "KILLED"
         if world.first and status == "KILLED":
             cause = trainer.stop.signal or "another rank"
-            print(f"stopped by {cause} after step {trainer.step}, which is committed; the same command goes on from there")
+            print(
+                f"stopped by {cause} after step {trainer.step}, which is committed; the same command goes on from there"
+            )
     finally:
         trainer.close(status)
     return finished
@@ -205,7 +227,10 @@ def start_tracker(config: Config, world: World, run_url: str, record: dict[str, 
         spool=spool,
         attempt=attempt,
     )
-    texts = {f"environment-{attempt:06d}.json": json.dumps(found, indent=1), f"config-{attempt:06d}.yaml": configuration.dump(config)}
+    texts = {
+        f"environment-{attempt:06d}.json": json.dumps(found, indent=1),
+        f"config-{attempt:06d}.yaml": configuration.dump(config),
+    }
     for name, text in texts.items():
         (spool / name).write_text(text)
         tracker.artifact(spool / name, "attempts")
@@ -213,7 +238,9 @@ def start_tracker(config: Config, world: World, run_url: str, record: dict[str, 
 
 
 def read_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any], list[str]]:
-    """What run.json says, or will say at the first start; and what has changed in the configuration since. All ranks must call."""
+    """What run.json says, or will say at the first start; and what has changed in the configuration since. All ranks
+    must call.
+    """
     return resume.together(world, lambda: look_at_run(run_url, config) if world.first else None)[0]  # type: ignore[no-any-return]
 
 
@@ -227,9 +254,11 @@ def look_at_run(run_url: str, config: Config) -> tuple[dict[str, Any], list[str]
         except (ValueError, LookupError) as error:
             if isinstance(error, OSError):  # of the store
                 raise
-            raise CheckpointError(f"{record_url} is damaged ({error}); without it nobody knows which run this is") from error
+            raise CheckpointError(
+                f"{record_url} is damaged ({error}); without it nobody knows which run this is"
+            ) from error
     else:
-        left = checkpoints.newest(run_url)  # of a run whose run.json was lost
+        left = search.newest(run_url)  # of a run whose run.json was lost
         key = left.commit["run"] if left else uuid.uuid4().hex
         uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
         storage.check_url(uri)
@@ -246,98 +275,26 @@ def default_tracking_uri(config: Config) -> str:
     return f"sqlite:///{(root or Path.cwd()).absolute() / 'mlflow.db'}"
 
 
-def make_trainer(
-    config: Config, world: World, data: ShardedImages, found: Checkpoint | None, run_url: str, run_id: str, attempt: Attempt
-) -> tuple[Trainer, Order, float | None]:
-    """Everything a run needs, at the step where it starts; the order of its samples, and the result of the self-check."""
-    t, o = config.train, config.optimizer
-    build.set_arithmetic(config)
-    torch.manual_seed(seeding.key(config.run.seed, "weights"))
-    net = build.network(config).to(world.device)
-    if found is None:
-        build.initialise(config, net)
-    target = Target(net) if build.needs_target(config) else None
-    for module in (net, target.module) if target else (net,):
-        build.compiled(config, module)
-    optimizer = make_optimizer(o.kind, net.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
-    engine = Engine(
-        net,
-        optimizer,
-        zero_stage=t.zero_stage,
-        micro_batch=t.micro_batch,
-        accumulation=config.micro_batches // world.size,
-        clip=o.clip,
-        loss_scale=t.loss_scale if t.precision == "fp16" else None,
-    )
-    step = found.step if found else 0
-    objective, curriculum = build.objective(config, build.distance(config, world.device)), build.curriculum(config)
-    networks = Networks(
-        student=build.denoiser(config, engine),
-        target=build.denoiser(config, target.module) if target else None,
-        teacher=build.teacher(config, data, world.device),
-        bare_student=build.denoiser(config, engine.module),
-    )
-    order = Order(data.counts, config.run.seed, config.data.block_shards)
-    batches = micro_batches(
-        data,
-        order,
-        t.micro_batch,
-        schedule(step, config.micro_batches, world.rank, world.size),
-        config.run.seed,
-        flip=config.data.flip,
-        workers=config.data.workers,
-        bad_samples=config.data.bad_samples,
-    )
-    averages = Averages(engine, t.ema)
-    trainer = Trainer(
-        world=world,
-        seed=config.run.seed,
-        schedule=Schedule(t.steps, t.log_every, t.checkpoint_every, t.global_batch, t.hang_minutes * 60),
-        engine=engine,
-        objective=objective,
-        networks=networks,
-        curriculum=curriculum,
-        conditional=bool(config.data.classes),
-        learning_rate=build.lr_schedule(config),
-        averages=averages,
-        target=target,
-        batches=batches,
-        buckets=SigmaBuckets(config.noise.sigma_min, config.noise.sigma_max, world.device),
-        clock=Clock(devices=world.size),
-        snapshots=Snapshots(engine, averages, target),
-        saver=Saver(
-            run_url,
-            run_id,
-            engine.layout,
-            world,
-            attempt=attempt,
-            keep=Keep(t.keep_checkpoints, t.keep_every),
-            max_missed=t.max_missed_checkpoints,
-        ),
-        tracker=None,
-        describe={"identity": build.identity(config, data.index_hash), "zero_stage": t.zero_stage, "code_version": cmdist.__version__},
-        stop=StopRequest(),
-        step=step,
-    )
-    checked = trainer.self_check(beta1=o.betas[0], clip=o.clip, weight_decay=o.weight_decay) if t.self_check else None
-    if found is not None:
-        resume.load(found, engine, trainer.averages, target)
-        trainer.clock = Clock.resumed(found.state["clock"], world.size)
-    return trainer, order, checked
-
-
-def report(config: Config, trainer: Trainer, found: Checkpoint | None, changed: list[str], order: Order, checked: float | None) -> None:
+def report(
+    config: Config, trainer: Trainer, found: Checkpoint | None, changed: list[str], order: Order, checked: float | None
+) -> None:
     """What the run starts from, in a few lines."""
     point = trainer.curriculum(trainer.step)
     samples = trainer.step * config.train.global_batch
     world = trainer.world.size
     print(f"run          {config.run.name}: {config.objective}, {trainer.engine.layout.total:,} parameters")
     print(f"from         {found.url if found else config.init or 'random weights'}")
-    print(f"step         {trainer.step:,} of {config.train.steps:,}   epoch {order.epoch(samples):,}   samples seen {samples:,}")
+    print(
+        f"step         {trainer.step:,} of {config.train.steps:,}   epoch {order.epoch(samples):,}  "
+        f" samples seen {samples:,}"
+    )
     print(f"curriculum   N = {point.n_timesteps}, mu = {point.mu:.6g}")
     was = f" (was {found.state['world_size']}, ZeRO {found.state['zero_stage']})" if found else ""
     share = config.micro_batches // world
-    print(f"ranks        {world} on {trainer.world.device.type}, ZeRO {config.train.zero_stage}, {share} micro-batches each{was}")
+    print(
+        f"ranks        {world} on {trainer.world.device.type}, ZeRO "
+        f"{config.train.zero_stage}, {share} micro-batches each{was}"
+    )
     if found:
         print(f"changed      {'; '.join(changed) or 'nothing'}")
     if checked is not None:

@@ -1,4 +1,6 @@
-"""What all tests share: one thread for each process, a small digits data set, and a way to start a command on several ranks."""
+"""What all tests share: one thread for each process, a small digits data set, and a way to start a command on several
+ranks.
+"""
 
 import os
 

@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 
 class Shell(nn.Module):
-    """What clean-fid expects of the TorchScript file: `layers`, and a forward that resizes first and may go on to class probabilities."""
+    """What clean-fid expects of the TorchScript file: `layers`, and a forward that resizes first and may go on to class
+    probabilities.
+    """
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
         self.layers = layers
         self.output = nn.Linear(2048, 1008)
 
-    def forward(self, img: Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False) -> Tensor:
+    def forward(
+        self, img: Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False
+    ) -> Tensor:
         x = F.interpolate(img, size=(299, 299), mode="bilinear", align_corners=False)
         features = self.layers((x - 128) / 128).view(img.shape[0], 2048)
         if return_features:

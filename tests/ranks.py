@@ -1,4 +1,6 @@
-"""Several ranks for a test: real processes with their own process group, forked from a server that has the heavy imports already."""
+"""Several ranks for a test: real processes with their own process group, forked from a server that has the heavy
+imports already.
+"""
 
 import contextlib
 import hashlib
@@ -21,7 +23,8 @@ CONTEXT.set_forkserver_preload(
     [
         "torch",
         "deepspeed",
-        "deepspeed.runtime.zero.muon.original_muon",  # imported by deepspeed.initialize, and with it all of torch's compiler
+        # imported by deepspeed.initialize, and with it all of torch's compiler
+        "deepspeed.runtime.zero.muon.original_muon",
         "cmdist.build",
         "cmdist.train.engine",
         "cmdist.tracking.mlflow",
@@ -35,7 +38,9 @@ _PORTS = itertools.count(os.getpid() * 37)
 
 
 def free_port() -> int:
-    """Each time another one, and other ones for each of three test processes, all below those that connections take for themselves."""
+    """Each time another one, and other ones for each of three test processes, all below those that connections take for
+    themselves.
+    """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 3
     while True:
         port = 30_000 + 900 * worker + next(_PORTS) % 900
@@ -65,7 +70,13 @@ def run_pipeline(name: str, arguments: Sequence[str]) -> None:
 
 
 def _child(
-    rank: int, size: int, port: int, log: str, environment: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int,
+    size: int,
+    port: int,
+    log: str,
+    environment: dict[str, str],
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
 ) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -73,7 +84,12 @@ def _child(
     os.environ.clear()  # the server of the forks has that of the first test
     os.environ.update({name: value for name, value in environment.items() if not name.startswith("SLURM_")})
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1"
+        RANK=str(rank),
+        WORLD_SIZE=str(size),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
     )
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # several ranks could not share one GPU
     import torch
@@ -84,13 +100,16 @@ def _child(
 
 
 class Ranks:
-    """`size` processes that run `function(*arguments)`, each with the variables of a launcher; their output goes to `log`."""
+    """`size` processes that run `function(*arguments)`, each with the variables of a launcher; their output goes to
+    `log`.
+    """
 
     def __init__(self, size: int, log: Path, function: Callable[..., None], *arguments: Any) -> None:
         self.log = log
         port = free_port()
         self.processes = [
-            CONTEXT.Process(target=_child, args=(r, size, port, str(log), dict(os.environ), function, arguments)) for r in range(size)
+            CONTEXT.Process(target=_child, args=(r, size, port, str(log), dict(os.environ), function, arguments))
+            for r in range(size)
         ]
         for process in self.processes:
             process.start()
@@ -116,7 +135,9 @@ class Ranks:
             time.sleep(0.05)
 
     def join(self, timeout: float = 120) -> list[int | None]:
-        """Wait; like a launcher, end the others when one fails (after a moment to speak). Exit codes in order of rank."""
+        """Wait; like a launcher, end the others when one fails (after a moment to speak). Exit codes in order of
+        rank.
+        """
         deadline = time.monotonic() + timeout
         while any(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
             if any(p.exitcode not in (None, 0) for p in self.processes):
@@ -151,7 +172,13 @@ def traced(record: str, arguments: list[str]) -> None:
         for tensor in (batch.ids, batch.images, batch.labels, draw.sigma, draw.sigma_next, draw.noise):
             if tensor is not None:
                 digest.update(tensor.numpy().tobytes())
-        lines.append({"g": batch.number, "hash": digest.hexdigest() + str(draw.dropout_seed), "loss": float(loss.detach().mean())})
+        lines.append(
+            {
+                "g": batch.number,
+                "hash": digest.hexdigest() + str(draw.dropout_seed),
+                "loss": float(loss.detach().mean()),
+            }
+        )
         return draw, loss
 
     Trainer._losses = trace  # type: ignore[method-assign]

@@ -24,14 +24,22 @@ from cmdist.tracking.mlflow import Tracker, spool_folder
 def make_data(folder: Path, n: int = 300, extractor: bool = True) -> Path:
     """Ten classes of 8x8 grey images; the extractor is not trained, which no test minds."""
     draw = np.random.default_rng(0)
-    images = (draw.normal(size=(n, 8, 8, 1)) * 40 + np.arange(n).reshape(n, 1, 1, 1) % 10 * 10 + 80).clip(0, 255).astype(np.uint8)
+    images = (
+        (draw.normal(size=(n, 8, 8, 1)) * 40 + np.arange(n).reshape(n, 1, 1, 1) % 10 * 10 + 80)
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     entry = None
     if extractor:
         torch.manual_seed(0)
         content = safetensors.torch.save(Classifier(1, 10).state_dict())
         folder.mkdir(parents=True)
         (folder / "extractor.safetensors").write_bytes(content)
-        entry = {"file": "extractor.safetensors", "checksum": f"xxh3:{xxhash.xxh3_128_hexdigest(content)}", "accuracy": 0.1}
+        entry = {
+            "file": "extractor.safetensors",
+            "checksum": f"xxh3:{xxhash.xxh3_128_hexdigest(content)}",
+            "accuracy": 0.1,
+        }
     source = Source("small", 8, 1, "none", n, images.__getitem__, np.arange(n) % 10, tuple("0123456789"))
     write_dataset(str(folder), source, extractor=entry)
     return folder

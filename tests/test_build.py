@@ -32,12 +32,22 @@ def test_a_teacher_is_computed_as_its_students_run_computes(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_deterministic_runs_resume_bit_for_bit(tmp_path: Path, digits: str, device: str) -> None:
-    """On every device there is, by the command itself: with a target, dropout and the engine's own gathering of slices."""
+    """On every device there is, by the command itself: with a target, dropout and the engine's own gathering of
+    slices.
+    """
     path = write_config(tmp_path, digits)
     hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
 
     def train(name: str, steps: int) -> None:
-        command = [sys.executable, "pipelines/train.py", path, *CD, f"run.name={name}", f"train.steps={steps}", "train.deterministic=true"]
+        command = [
+            sys.executable,
+            "pipelines/train.py",
+            path,
+            *CD,
+            f"run.name={name}",
+            f"train.steps={steps}",
+            "train.deterministic=true",
+        ]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | hidden, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
 
@@ -47,7 +57,9 @@ def test_deterministic_runs_resume_bit_for_bit(tmp_path: Path, digits: str, devi
     assert files(tmp_path / "runs" / "parts", 8) == files(tmp_path / "runs" / "straight", 8)
 
 
-def test_set_arithmetic_asks_for_deterministic_kernels_only_if_told(tmp_path: Path, digits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_arithmetic_asks_for_deterministic_kernels_only_if_told(
+    tmp_path: Path, digits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     path = write_config(tmp_path, digits)
     try:

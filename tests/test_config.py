@@ -38,7 +38,10 @@ def test_flat_names_every_leaf() -> None:
         ("train.steps=abc", "key 'train.steps' = 'abc': input should be a valid integer"),
         ("train.steps=0", "key 'train.steps' = 0: input should be greater than 0"),
         ("train.global_batch=33", "train.global_batch (33) must be a multiple of train.micro_batch (32)"),
-        ("objective=x", "key 'objective' = 'x': input should be 'denoising', 'consistency_distillation' or 'consistency_training'"),
+        (
+            "objective=x",
+            "key 'objective' = 'x': input should be 'denoising', 'consistency_distillation' or 'consistency_training'",
+        ),
         ("objective=consistency_distillation", "objective consistency_distillation needs teacher"),
         ("init=teacher", "init: teacher needs teacher to be"),
         ("train=3", "key 'train' = 3"),
@@ -49,9 +52,18 @@ def test_flat_names_every_leaf() -> None:
         ("noise.sigma_min=100", "noise.sigma_min (100.0) must be below noise.sigma_max (80.0)"),
         ("train.ema=[0.9, 0.9]", "names a decay twice"),
         ("network.channel_mult=[]", "key 'network.channel_mult' = []: "),
-        ("network.model_channels=4000000000", "key 'network.model_channels' = 4000000000: input should be less than or equal to 65536"),
-        ("network.num_res_blocks=3000000", "key 'network.num_res_blocks' = 3000000: input should be less than or equal to 100"),
-        ("train.loss_scale=1.0e+30", "key 'train.loss_scale' = 1e+30: input should be less than or equal to 4294967296"),
+        (
+            "network.model_channels=4000000000",
+            "key 'network.model_channels' = 4000000000: input should be less than or equal to 65536",
+        ),
+        (
+            "network.num_res_blocks=3000000",
+            "key 'network.num_res_blocks' = 3000000: input should be less than or equal to 100",
+        ),
+        (
+            "train.loss_scale=1.0e+30",
+            "key 'train.loss_scale' = 1e+30: input should be less than or equal to 4294967296",
+        ),
         ("train.zero_stage=3", "key 'train.zero_stage' = 3: input should be 0, 1 or 2"),
     ],
 )
@@ -67,7 +79,9 @@ def test_compiled_checkpointing_with_dropout_is_refused() -> None:
     both = ["train.compile=true", "network.checkpoint_activations=true"]
     config.parse(BASE, both)
     config.parse(BASE, [both[0], "network.dropout=0.1"])
-    with pytest.raises(ConfigError, match="needs network.dropout 0: compiled checkpointing draws its masks in another order"):
+    with pytest.raises(
+        ConfigError, match="needs network.dropout 0: compiled checkpointing draws its masks in another order"
+    ):
         config.parse(BASE, [*both, "network.dropout=0.1"])
 
 

@@ -1,4 +1,6 @@
-"""Every recipe in configs/ can be read and built, and says what it is; the paper's numbers are where table 3 has them."""
+"""Every recipe in configs/ can be read and built, and says what it is; the paper's numbers are where table 3 has
+them.
+"""
 
 import re
 from pathlib import Path
@@ -10,7 +12,12 @@ from cmdist import build, config
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
-PARAMETERS = {"imagenet64": 295_899_267, "lsun_bedroom256": 526_304_771, "lsun_cat256": 526_304_771, "cifar10": 52_542_979}
+PARAMETERS = {
+    "imagenet64": 295_899_267,
+    "lsun_bedroom256": 526_304_771,
+    "lsun_cat256": 526_304_771,
+    "cifar10": 52_542_979,
+}
 TABLE_3 = {  # lr, batch, steps, N or (s0, s1), mu or mu0: paper, appendix C, table 3
     ("cifar10", "cd"): (4e-4, 512, 800_000, 18, 0.0),
     ("cifar10", "ct"): (4e-4, 512, 800_000, (2, 150), 0.9),
@@ -23,8 +30,13 @@ TABLE_3 = {  # lr, batch, steps, N or (s0, s1), mu or mu0: paper, appendix C, ta
 }
 
 
-EMAS = {"cifar10": [0.9999], "imagenet64": [0.9999432189950708, 0.9999, 0.999], "lsun": [0.9999432189950708, 0.99994, 0.9999]}
-SECOND_TIME = {  # index in the grid, points of the grid: public sampling lines; none is public for CD on Cat, and none for CIFAR-10
+EMAS = {
+    "cifar10": [0.9999],
+    "imagenet64": [0.9999432189950708, 0.9999, 0.999],
+    "lsun": [0.9999432189950708, 0.99994, 0.9999],
+}
+# index in the grid, points of the grid: public sampling lines; none is public for CD on Cat, and none for CIFAR-10
+SECOND_TIME = {
     ("imagenet64", "cd"): (22, 40),
     ("imagenet64", "ct"): (106, 201),
     ("lsun_bedroom256", "cd"): (17, 40),
@@ -36,7 +48,9 @@ SECOND_TIME = {  # index in the grid, points of the grid: public sampling lines;
 
 def test_every_data_set_has_its_recipes() -> None:
     found = {(path.parent.name, path.stem) for path in CONFIGS}
-    assert found >= {(d, kind) for d in PARAMETERS for kind in ("edm", "cd", "ct")} | {("digits", k) for k in ("edm", "cd", "ct", "ict")}
+    assert found >= {(d, kind) for d in PARAMETERS for kind in ("edm", "cd", "ct")} | {
+        ("digits", k) for k in ("edm", "cd", "ct", "ict")
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -51,7 +65,9 @@ def test_it_builds_and_its_head_says_how_to_run_it(path: Path) -> None:
     if path.parent.name == "digits":
         return
     assert sum(p.numel() for p in net.parameters()) == PARAMETERS[path.parent.name]
-    assert any(line.startswith("# Cost: about ") for line in head) and any(line.startswith("# Expected FID") for line in head)
+    assert any(line.startswith("# Cost: about ") for line in head) and any(
+        line.startswith("# Expected FID") for line in head
+    )
     gpus = 8 if path.parent.name == "cifar10" else 64
     assert made.micro_batches % gpus == 0, f"{made.micro_batches} micro-batches on {gpus} GPUs"
     assert made.data.flip and made.run.name == path.stem and made.run.root == f"runs/{path.parent.name}"
@@ -62,7 +78,12 @@ def test_the_papers_presets_have_the_numbers_of_table_3(data: str, kind: str) ->
     made = config.load(ROOT / "configs" / data / f"{kind}.yaml")
     lr, batch, steps, grid, mu = TABLE_3[data, kind]
     c, n = made.curriculum, made.noise
-    assert (made.optimizer.kind, made.optimizer.lr, made.train.global_batch, made.train.steps) == ("radam", lr, batch, steps)
+    assert (made.optimizer.kind, made.optimizer.lr, made.train.global_batch, made.train.steps) == (
+        "radam",
+        lr,
+        batch,
+        steps,
+    )
     assert ((c.n_timesteps, c.mu) if kind == "cd" else ((c.s0, c.s1), c.mu0)) == (grid, mu)
     assert (n.sigma_min, n.sigma_max, n.sigma_data, n.rho) == (0.002, 80.0, 0.5, 7.0)
     assert made.loss.distance == "lpips" and made.loss.weighting == "uniform" and made.loss.solver == "heun"
@@ -75,20 +96,26 @@ def test_the_papers_presets_have_the_numbers_of_table_3(data: str, kind: str) ->
 @pytest.mark.parametrize(("data", "kind"), SECOND_TIME, ids="/".join)
 def test_two_steps_are_at_the_times_of_the_public_lines(data: str, kind: str) -> None:
     index, points = SECOND_TIME[data, kind]
-    time = 80 ** (1 / 7) + index / (points - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))  # paper, section 4; index 0 is sigma_max
+    time = 80 ** (1 / 7) + index / (points - 1) * (
+        0.002 ** (1 / 7) - 80 ** (1 / 7)
+    )  # paper, section 4; index 0 is sigma_max
     for name in (kind, f"{kind}_launch"):
         path = ROOT / "configs" / data / f"{name}.yaml"
         if path.exists():
             assert config.load(path).sampling.times == pytest.approx([80.0, time**7], abs=0.005)
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name != "digits"], ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.parent.name != "digits"], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
 def test_averages_are_those_of_the_public_lines(path: Path) -> None:
     made, data = config.load(path), path.parent.name.partition("_")[0]
     if made.objective != "denoising":
         assert list(made.train.ema) == EMAS[data]
     else:  # cifar10: a half-life of 0.5 million images; the others: 50 million at a batch of 4,096
-        assert made.train.ema[0] == (pytest.approx(0.5 ** (512 / 0.5e6), abs=5e-6) if data == "cifar10" else 0.5 ** (4096 / 50e6))
+        assert made.train.ema[0] == (
+            pytest.approx(0.5 ** (512 / 0.5e6), abs=5e-6) if data == "cifar10" else 0.5 ** (4096 / 50e6)
+        )
 
 
 @pytest.mark.parametrize(
@@ -116,15 +143,28 @@ def test_the_launch_line_of_distillation_differs_in_the_batch(data: str) -> None
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.parent.name != "digits"], ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.parent.name != "digits"], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
 def test_the_ranks_of_its_script_share_its_micro_batches(path: Path) -> None:
     made = config.load(path)
-    script = (ROOT / "cluster" / ("train_imagenet64.sbatch" if made.data.image_size <= 64 else "train_lsun.sbatch")).read_text()
-    nodes, tasks = (int(re.findall(rf"^#SBATCH --{option}=(\d+)$", script, re.M)[0]) for option in ("nodes", "ntasks-per-node"))
+    script = (
+        ROOT / "cluster" / ("train_imagenet64.sbatch" if made.data.image_size <= 64 else "train_lsun.sbatch")
+    ).read_text()
+    nodes, tasks = (
+        int(re.findall(rf"^#SBATCH --{option}=(\d+)$", script, re.M)[0]) for option in ("nodes", "ntasks-per-node")
+    )
     assert made.micro_batches % (nodes * tasks) == 0, f"{made.micro_batches} micro-batches on {nodes} nodes of {tasks}"
 
 
-@pytest.mark.parametrize(("data", "lr", "batch"), [("imagenet64", 1e-4, 2048), ("lsun_bedroom256", 5e-5, 256), ("lsun_cat256", 5e-5, 256)])
+@pytest.mark.parametrize(
+    ("data", "lr", "batch"), [("imagenet64", 1e-4, 2048), ("lsun_bedroom256", 5e-5, 256), ("lsun_cat256", 5e-5, 256)]
+)
 def test_the_launch_presets_differ_where_the_public_lines_do(data: str, lr: float, batch: int) -> None:
     ct = config.load(ROOT / "configs" / data / "ct_launch.yaml")
-    assert (ct.optimizer.lr, ct.train.global_batch, ct.init, ct.curriculum.mu_form) == (lr, batch, f"runs/{data}/edm", "code")
+    assert (ct.optimizer.lr, ct.train.global_batch, ct.init, ct.curriculum.mu_form) == (
+        lr,
+        batch,
+        f"runs/{data}/edm",
+        "code",
+    )

@@ -31,10 +31,14 @@ def flops(*overrides: str) -> float:
 
 
 def test_training_costs_its_passes() -> None:
-    """CT: student forward, its backward of about twice that, target forward. Distillation adds the teacher's forward passes."""
+    """CT: student forward, its backward of about twice that, target forward. Distillation adds the teacher's forward
+    passes.
+    """
     found = plan(config.parse(NARROW), 1)
     one = found.forward_flops
-    assert 3.95 < found.flops / one < 4.05  # not 4: the images need no gradient, and attention's backward computes its scores again
+    assert (
+        3.95 < found.flops / one < 4.05
+    )  # not 4: the images need no gradient, and attention's backward computes its scores again
     distil = ["objective=consistency_distillation", "teacher=runs/t"]
     assert flops(*distil, "loss.solver=euler") - found.flops == one
     assert flops(*distil, "loss.solver=heun") - found.flops == 2 * one
@@ -43,7 +47,9 @@ def test_training_costs_its_passes() -> None:
 
 
 def test_a_convolution_is_counted_as_two_operations_for_each_product() -> None:
-    """Beyond the network's stem and head, by hand: doubling the images doubles, and the stem alone is 2 * 9 * 3 * 32 * 16 * 16."""
+    """Beyond the network's stem and head, by hand: doubling the images doubles, and the stem alone is 2 * 9 * 3 * 32 *
+    16 * 16.
+    """
     with torch.device("meta"):
         stem = build.network(config.parse(NARROW)).input_blocks[0][0]
     from torch.utils.flop_counter import FlopCounterMode
@@ -57,17 +63,24 @@ def test_memory_is_parameters_times_copies() -> None:
     made = config.parse(NARROW, ["objective=consistency_distillation", "teacher=runs/t", "train.ema=[0.9,0.99]"])
     found = plan(made, 4)
     one = 4.0 * found.parameters
-    assert found.memory["weights"] == found.memory["gradients"] == found.memory["target"] == found.memory["teacher"] == one
+    assert (
+        found.memory["weights"] == found.memory["gradients"] == found.memory["target"] == found.memory["teacher"] == one
+    )
     assert found.memory["moments"] == 2 * one / 4 and found.memory["averages (2)"] == 2 * one / 4
     assert found.host_memory == 6 * one / 4
     stage0 = plan(config.parse(config.dump(made), ["train.zero_stage=0"]), 4).memory
     assert stage0["moments"] == 2 * one and "fp32 master slice" not in stage0
     assert plan(config.parse(config.dump(made), ["train.zero_stage=2"]), 4).memory["gradients"] == one / 4
-    assert "target" not in plan(config.parse(config.dump(made), ["curriculum.kind=constant", "curriculum.mu=0.0"]), 4).memory
+    assert (
+        "target"
+        not in plan(config.parse(config.dump(made), ["curriculum.kind=constant", "curriculum.mu=0.0"]), 4).memory
+    )
 
 
 def test_activations_are_those_of_a_real_pass() -> None:
-    """The same objective with data: the live bytes at the peak are those of the plan, and grow with the batch, less with checkpointing."""
+    """The same objective with data: the live bytes at the peak are those of the plan, and grow with the batch, less
+    with checkpointing.
+    """
     made = config.parse(NARROW)
     net, target = build.network(made), build.network(made).requires_grad_(False)
     for parameter in net.parameters():
@@ -82,7 +95,10 @@ def test_activations_are_those_of_a_real_pass() -> None:
     larger = plan(config.parse(NARROW, ["train.micro_batch=8"]), 1).memory["activations"]
     assert 2.5 < larger / planned <= 4.01
     assert (
-        plan(config.parse(NARROW, ["train.micro_batch=8", "network.checkpoint_activations=true"]), 1).memory["activations"] < 0.8 * larger
+        plan(config.parse(NARROW, ["train.micro_batch=8", "network.checkpoint_activations=true"]), 1).memory[
+            "activations"
+        ]
+        < 0.8 * larger
     )
 
 
@@ -100,7 +116,9 @@ def test_lsun_distillation_fits_80_gb(ranks: int) -> None:
 def test_a_plan_that_does_not_fit_says_what_helps(capsys: pytest.CaptureFixture[str]) -> None:
     path = ROOT / "configs" / "imagenet64" / "edm.yaml"
     pipeline("train").main([str(path), "--plan", "--ranks", "8", "--gpu-memory", "4", "train.micro_batch=1"])
-    assert "does not fit: lower train.micro_batch, or set network.checkpoint_activations=true" in capsys.readouterr().out
+    assert (
+        "does not fit: lower train.micro_batch, or set network.checkpoint_activations=true" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

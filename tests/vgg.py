@@ -1,4 +1,6 @@
-"""A stand-in for VGG16's weights: random, in the layout of torchvision's file, without the classifier that LPIPS does not use."""
+"""A stand-in for VGG16's weights: random, in the layout of torchvision's file, without the classifier that LPIPS does
+not use.
+"""
 
 from pathlib import Path
 
@@ -14,7 +16,9 @@ def write_vgg(path: Path, seed: int = 0, zipped: bool = True) -> Path:
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for number, inputs, outputs in CONVOLUTIONS:
-        state[f"features.{number}.weight"] = torch.randn(outputs, inputs, 3, 3, generator=generator) * (2 / (9 * inputs)) ** 0.5
+        state[f"features.{number}.weight"] = (
+            torch.randn(outputs, inputs, 3, 3, generator=generator) * (2 / (9 * inputs)) ** 0.5
+        )
         state[f"features.{number}.bias"] = torch.randn(outputs, generator=generator) * 0.05
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     return path

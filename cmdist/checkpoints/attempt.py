@@ -7,11 +7,11 @@
 
 All but the beat are written once, so that a request that was delayed on its way can overwrite nothing.
 
-A number is taken by creating its file, which exactly one can do where the store has conditional puts, and on a shared folder. (A
-store that ignores conditions may let two through that start within the same moment; the one that finds the other's name in its
-file at the next look ends.) Before each COMMIT an attempt looks whether a newer number is taken. An old process that had looked
-just before writes in vain too: a checkpoint counts only if no later attempt has started from an earlier step, and every attempt
-writes into folders of its own.
+A number is taken by creating its file, which exactly one can do where the store has conditional puts, and on a shared
+folder. (A store that ignores conditions may let two through that start within the same moment; the one that finds the
+other's name in its file at the next look ends.) Before each COMMIT an attempt looks whether a newer number is taken. An
+old process that had looked just before writes in vain too: a checkpoint counts only if no later attempt has started
+from an earlier step, and every attempt writes into folders of its own.
 """
 
 import contextlib
@@ -68,7 +68,9 @@ class Attempt:
                 return cls(run_url, number, claim)
 
     def begin(self, step: int) -> None:
-        """Note the step that this attempt starts from: what earlier attempts commit beyond it does not count from now on."""
+        """Note the step that this attempt starts from: what earlier attempts commit beyond it does not count from now
+        on.
+        """
         if self._claim is None:
             return
         # a start below earlier ones takes their place: whatever they ruled out, it rules out
@@ -82,9 +84,13 @@ class Attempt:
             return
         newest = numbers(self._run_url)[-1:]
         holder = newest[0] if newest else 0
-        if holder != self.number or all(storage.read(self._file()) != self._claim for _ in range(5)):  # the way may be at fault
+        if holder != self.number or all(
+            storage.read(self._file()) != self._claim for _ in range(5)
+        ):  # the way may be at fault
             who = f"attempt {holder}, {_who(_read(_file(self._run_url, holder)))}," if holder else "nobody knows who"
-            self._newer = Fenced(f"{who} has taken over {self._run_url}: attempt {self.number} ends here and commits nothing more")
+            self._newer = Fenced(
+                f"{who} has taken over {self._run_url}: attempt {self.number} ends here and commits nothing more"
+            )
             raise self._newer
 
     def raise_if_fenced(self) -> None:
@@ -123,7 +129,9 @@ class Attempt:
 
 @contextlib.contextmanager
 def attempt_at(run_url: str, world: World) -> Iterator[Attempt]:
-    """An attempt of all ranks at a run, until the block ends. Raises RunInUse on all of them if another one is alive."""
+    """An attempt of all ranks at a run, until the block ends. Raises RunInUse on all of them if another one is
+    alive.
+    """
     attempt: Attempt | None = None
     error: CmdistError | None = None
     if world.first:
@@ -131,7 +139,11 @@ def attempt_at(run_url: str, world: World) -> Iterator[Attempt]:
             attempt = Attempt.take(run_url)
         except (OSError, CmdistError) as caught:
             cause = str(caught) if isinstance(caught, CmdistError) else f"{type(caught).__name__}: {caught}"
-            error = caught if isinstance(caught, RunInUse) else LookupFailed(f"no attempt at {run_url} can be begun: {cause}")
+            error = (
+                caught
+                if isinstance(caught, RunInUse)
+                else LookupFailed(f"no attempt at {run_url} can be begun: {cause}")
+            )
     number, kind, sentence = distributed.gather((attempt and attempt.number, type(error), str(error)), world.control)[0]
     if number is None:
         raise kind(sentence)
@@ -173,15 +185,24 @@ def _wait_for_its_end(run_url: str, number: int, mine: dict[str, Any]) -> None:
     if storage.exists(_file(run_url, number) + ".end"):
         return
     last = _beat(beat_url)
-    in_use = RunInUse(f"{run_url} is in use by attempt {number}, {_who(claim)}, which is alive; stop it first, or take another run.name")
+    in_use = RunInUse(
+        f"{run_url} is in use by attempt {number}, {_who(claim)}, which is alive; stop it first, "
+        "or take another run.name"
+    )
     if (claim.get("host"), claim.get("boot")) == (mine["host"], mine["boot"]):
         started = _started(claim["pid"])
-        if started is not None and abs(started - claim["started"]) < 2.0:  # the same process, not another with its number
+        if (
+            started is not None and abs(started - claim["started"]) < 2.0
+        ):  # the same process, not another with its number
             raise in_use
         return
     if claim.get("job") and claim["job"] == mine["job"]:  # requeued: Slurm has ended it, and a cut-off one is fenced
         return
-    print(f"attempt {number}, {_who(claim)}, has not ended; looking for {SILENCE:g} s whether it lives", file=sys.stderr, flush=True)
+    print(
+        f"attempt {number}, {_who(claim)}, has not ended; looking for {SILENCE:g} s whether it lives",
+        file=sys.stderr,
+        flush=True,
+    )
     deadline = time.monotonic() + SILENCE
     while time.monotonic() < deadline:
         time.sleep(BEAT / 5)

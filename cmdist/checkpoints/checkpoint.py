@@ -1,19 +1,20 @@
-"""Checkpoints: where they lie, how they are found, checked and read.
+"""A checkpoint: what lies in its folder, how it is checked and read.
 
-    RUN/checkpoints/step-0000010000-0003/   step 10,000, saved by attempt 3 (attempt.py); no file of it is ever written by another
+    RUN/checkpoints/step-0000010000-0003/   step 10,000, saved by attempt 3 (attempt.py), which alone writes into it
         slices-00000-of-00002.safetensors   master, exp_avg, exp_avg_sq and target, each as one flat fp32 slice of the
                                             canonical vector (layout.py); the slice's start is in the file's metadata
         ema-0.9999.safetensors              an average, whole, by parameter name, tensors in the vector's order
         state.json                          the step and all that is not a tensor
-        COMMIT                              sizes and checksums of the others, whole and by blocks, written last: no COMMIT, no checkpoint
+        COMMIT                              sizes and checksums of the others, whole and by blocks, written last:
+                                            no COMMIT, no checkpoint
         VERIFIED                            everything was read back once and was what COMMIT says
         DAMAGED                             set aside: what was wrong when somebody wanted to go on from it
 
-Nothing is pickled. Any number of ranks reads any slice by byte range, and no byte is used before the checksum of its block was right.
+Nothing is pickled. Any number of ranks reads any slice by byte range, and no byte is used before the checksum of its
+block was right.
 """
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,10 +25,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from cmdist.checkpoints import attempt as attempts
-from cmdist.checkpoints import sealed
 from cmdist.checkpoints.layout import Layout
-from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
+from cmdist.errors import CheckpointError, Damaged
 from cmdist.system import storage
 
 FORMAT = 3  # 1: no blocks, no attempts; 2: blocks of 8 MiB
@@ -35,7 +34,6 @@ BLOCK = 2**20  # bytes; COMMIT says what it was
 REQUEST = 16 * 2**20  # bytes read at once, at most
 WINDOW = 2**26  # bytes of a file that is only verified, at a time: it may be larger than the memory
 REREADS = 4  # of a block with a wrong checksum: it may have been the way, not the file
-_FOLDER = re.compile(r"step-(\d{10})(?:-(\d{4,}))?")
 
 
 def folder(run_url: str, step: int, attempt: int = 0) -> str:
@@ -90,17 +88,24 @@ def pack(
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     vectors = [values] if isinstance(values, Tensor) else [values[name] for name, _ in tensors]
-    return [len(text).to_bytes(8, "little") + text, *(v.contiguous().numpy().data.cast("B") for v in vectors if v.numel())]
+    return [
+        len(text).to_bytes(8, "little") + text,
+        *(v.contiguous().numpy().data.cast("B") for v in vectors if v.numel()),
+    ]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint. `commit` lists its files; reading is by blocks, each verified, and nothing of it is executed."""
+    """A committed checkpoint. `commit` lists its files; reading is by blocks, each verified, and nothing of it is
+    executed.
+    """
 
     url: str
     step: int
     commit: dict[str, Any]
-    _held: dict[tuple[str, int], memoryview] = field(default_factory=dict, repr=False, compare=False)  # verified blocks, until `release`
+    _held: dict[tuple[str, int], memoryview] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # verified blocks, until `release`
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -123,7 +128,9 @@ class Checkpoint:
         return any(name.startswith("slices-") for name in self.commit["files"])
 
     def read_file(self, name: str) -> bytes:
-        """A whole file, verified. Raises CheckpointError if there is none, Damaged naming it if it is not what was committed."""
+        """A whole file, verified. Raises CheckpointError if there is none, Damaged naming it if it is not what was
+        committed.
+        """
         return self._read(name, 0, self._entry(name)["size"])
 
     def verify(self, names: Sequence[str] | None = None) -> None:
@@ -134,7 +141,8 @@ class Checkpoint:
                 self._read(name, start, min(size, start + WINDOW))
 
     def fetch(self, rank: int, world: int) -> None:
-        """Read this rank's part, about 1/world of all bytes, verified, and hold it in host memory for the reads that follow.
+        """Read this rank's part, about 1/world of all bytes, verified, and hold it in host memory for the reads that
+        follow.
 
         The parts of the ranks together are everything that training needs. Raises Damaged.
         """
@@ -152,7 +160,9 @@ class Checkpoint:
         self._held.clear()
 
     def read_state(self, kind: str, start: int, stop: int) -> Tensor:
-        """The numbers [start, stop) of a vector (master, exp_avg, exp_avg_sq, target), fp32, read from the slices that hold them."""
+        """The numbers [start, stop) of a vector (master, exp_avg, exp_avg_sq, target), fp32, read from the slices that
+        hold them.
+        """
         parts = [np.frombuffer(self._read(*place), dtype="<f4") for place in self._places(kind, start, stop)]
         return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0)
 
@@ -174,7 +184,8 @@ class Checkpoint:
                 found += high - low
         if found != stop - start:
             raise Damaged(
-                f"checkpoint {self.url} is damaged: state.json has {found} of the {stop - start} numbers of '{kind}' from {start} on"
+                f"checkpoint {self.url} is damaged: state.json has {found} of the {stop - start} numbers of '{kind}' "
+                f"from {start} on"
             )
         return places
 
@@ -194,7 +205,9 @@ class Checkpoint:
     def _entry(self, name: str) -> dict[str, Any]:
         entry: dict[str, Any] | None = self.commit["files"].get(name)
         if entry is None:
-            raise CheckpointError(f"checkpoint {self.url} holds no {name}; it holds {', '.join(sorted(self.commit['files']))}")
+            raise CheckpointError(
+                f"checkpoint {self.url} holds no {name}; it holds {', '.join(sorted(self.commit['files']))}"
+            )
         return entry
 
     def _read(self, name: str, start: int, stop: int, hold: bool = False) -> bytes:
@@ -206,7 +219,9 @@ class Checkpoint:
         return b"".join(blocks)
 
     def _blocks(self, name: str, start: int, stop: int, hold: bool) -> tuple[list[memoryview], int]:
-        """The blocks that bytes [start, stop) of a file touch, their checksums right, at least one; and their length."""
+        """The blocks that bytes [start, stop) of a file touch, their checksums right, at least one; and their
+        length.
+        """
         entry = self._entry(name)
         size, sums = entry["size"], entry.get("blocks") or [entry["xxh3"]]
         length = self.commit.get("block_size", 8 * 2**20) if "blocks" in entry else max(size, 1)
@@ -228,7 +243,11 @@ class Checkpoint:
                 blocks |= {i: part for i, part in parts.items() if checksum([part]) == sums[min(i, len(sums) - 1)]}
         else:
             if [i for i in wanted if i not in blocks]:
-                found = f"{storage.size(url)} bytes, {size} were committed" if storage.size(url) != size else "a wrong checksum"
+                found = (
+                    f"{storage.size(url)} bytes, {size} were committed"
+                    if storage.size(url) != size
+                    else "a wrong checksum"
+                )
                 raise Damaged(f"checkpoint {self.url} is damaged: {name} has {found}")
         if hold:
             self._held.update(((name, i), block) for i, block in blocks.items())
@@ -242,96 +261,3 @@ def _runs(numbers: Sequence[int], most: int) -> Iterator[range]:
         if i == len(numbers) or numbers[i] != numbers[i - 1] + 1 or i - first == most:
             yield range(numbers[first], numbers[i - 1] + 1)
             first = i
-
-
-@dataclass(frozen=True, order=True)
-class Entry:
-    """A folder below checkpoints/, and the names in it; `void`: a later attempt has started from an earlier step."""
-
-    step: int
-    attempt: int
-    url: str
-    names: frozenset[str] = field(compare=False)
-    void: bool = False
-
-    @property
-    def counts(self) -> bool:
-        """Whether it is committed, not set aside, and not overtaken."""
-        return "COMMIT" in self.names and "DAMAGED" not in self.names and not self.void
-
-
-def entries(run_url: str) -> list[Entry]:
-    """All checkpoint folders, by step and attempt; [] if there are none. Raises LookupFailed if the store could not be searched."""
-    return list(_entries(run_url))
-
-
-def _entries(run_url: str) -> Iterator[Entry]:
-    try:
-        folders = [(match, name) for name in storage.names(storage.join(run_url, "checkpoints")) if (match := _FOLDER.fullmatch(name))]
-        starts = attempts.starts(run_url)
-        for match, name in sorted(folders, key=lambda pair: (int(pair[0][1]), int(pair[0][2] or 0))):
-            step, attempt, url = int(match[1]), int(match[2] or 0), storage.join(run_url, "checkpoints", name)
-            void = any(number > attempt > 0 and start < step for number, start in starts)
-            yield Entry(step, attempt, url, frozenset(storage.names(url)), void)
-    except Exception as error:
-        cause = str(error) if isinstance(error, CmdistError) else f"{type(error).__name__}: {error}"
-        raise LookupFailed(
-            f"could not look for checkpoints in {run_url}: {cause}; the run is not started over, try again when it can be read"
-        ) from error
-
-
-def steps(run_url: str) -> list[int]:
-    """Steps of the checkpoints that count, ascending; [] if there are none. Raises LookupFailed if the store could not be searched."""
-    return sorted({entry.step for entry in entries(run_url) if entry.counts})
-
-
-def open_checkpoint(run_url: str, step: int) -> Checkpoint:
-    """The checkpoint of a step. Raises CheckpointError if there is none that counts, Damaged if its COMMIT is not one."""
-    at_step = [entry for entry in entries(run_url) if entry.step == step]
-    counting = [entry for entry in at_step if entry.counts]
-    if not counting:
-        why = "was set aside as damaged" if any("DAMAGED" in e.names for e in at_step) else "has no COMMIT: it was never finished"
-        raise CheckpointError(f"{at_step[-1].url if at_step else folder(run_url, step)} {why}")
-    return open_entry(counting[-1])
-
-
-def open_folder(url: str) -> Checkpoint:
-    """The checkpoint in RUN/checkpoints/step-..., with or without the attempt at the end of the name. Raises CheckpointError."""
-    run_url, _, name = url.rstrip("/").rpartition("/checkpoints/")
-    match = _FOLDER.fullmatch(name)
-    if not match:
-        raise CheckpointError(f"{url} is not the folder of a checkpoint: that is called step- and ten digits")
-    if match[2] is None:
-        return open_checkpoint(run_url, int(match[1]))
-    return open_entry(Entry(int(match[1]), int(match[2]), url.rstrip("/"), frozenset()))
-
-
-def open_entry(entry: Entry) -> Checkpoint:
-    """A committed folder. Raises Damaged if its COMMIT is empty, unreadable or of another step, CheckpointError if of a newer version."""
-    try:
-        commit = sealed.read(storage.join(entry.url, "COMMIT"), must=False)
-        version, committed, files = commit["format"], commit["step"], commit["files"]
-        newer = version > FORMAT
-        _ = [(file["size"] + 0, file["xxh3"] + "") for file in files.values()]
-    except FileNotFoundError:
-        raise CheckpointError(f"{entry.url} has no COMMIT: it was never finished, or removed a moment ago") from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        if isinstance(error, CmdistError):
-            raise
-        raise Damaged(f"{entry.url}/COMMIT is damaged: {type(error).__name__}: {error}") from error
-    if newer:
-        raise CheckpointError(f"{entry.url} has format {version}; this version of cmdist reads up to {FORMAT}, use a newer one")
-    if committed != entry.step or commit.get("attempt", 0) != entry.attempt or "state.json" not in files:
-        raise Damaged(f"{entry.url}/COMMIT belongs to step {committed}, not to {entry.step}")
-    return Checkpoint(entry.url, entry.step, commit)
-
-
-def newest(run_url: str) -> Checkpoint | None:
-    """The newest checkpoint that counts, or None if there is none and the listing succeeded."""
-    found = [entry for entry in entries(run_url) if entry.counts]
-    return open_entry(found[-1]) if found else None
-
-
-def set_aside(entry: Entry, why: str) -> None:
-    """Mark a folder as damaged; nothing of it is moved or deleted."""
-    storage.write(storage.join(entry.url, "DAMAGED"), why.encode())

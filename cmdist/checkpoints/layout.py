@@ -1,7 +1,8 @@
 """The canonical vector: all trainable parameters end to end, in the module's order.
 
-Everything that a run saves per weight (master, moments, averages, target) is such a vector, cut into one slice for each rank.
-Slices are addressed by their place in the vector, so a run may come back on any number of ranks and any ZeRO stage.
+Everything that a run saves per weight (master, moments, averages, target) is such a vector, cut into one slice for each
+rank. Slices are addressed by their place in the vector, so a run may come back on any number of ranks and any ZeRO
+stage.
 """
 
 from collections.abc import Iterable, Sequence

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cmdist.checkpoints import sealed
-from cmdist.checkpoints.checkpoint import Entry, entries, open_entry
+from cmdist.checkpoints.search import Entry, entries, open_entry
 from cmdist.system import storage
 
 _EVALUATION = re.compile(r"step-(\d{10})")
@@ -13,7 +13,9 @@ _EVALUATION = re.compile(r"step-(\d{10})")
 
 @dataclass(frozen=True)
 class Keep:
-    """The rule: whole checkpoints of the `last` so many steps (0: of all) and of steps divisible by `every` (0: of none)."""
+    """The rule: whole checkpoints of the `last` so many steps (0: of all) and of steps divisible by `every` (0: of
+    none).
+    """
 
     last: int = 3
     every: int = 0
@@ -31,13 +33,19 @@ class Thinning:
 
 
 def plan(found: Sequence[Entry], newest: Entry, keep: Keep, evaluated: Iterable[int]) -> Thinning:
-    """What the rule leaves over below `newest`, which is committed and verified. Damaged folders, set aside, are never removed."""
+    """What the rule leaves over below `newest`, which is committed and verified. Damaged folders, set aside, are never
+    removed.
+    """
     if not keep.last:
         return Thinning((), ())
     below = [
-        e for e in found if (e.step, e.attempt) != (newest.step, newest.attempt) and e.step <= newest.step and "DAMAGED" not in e.names
+        e
+        for e in found
+        if (e.step, e.attempt) != (newest.step, newest.attempt) and e.step <= newest.step and "DAMAGED" not in e.names
     ]
-    best = {e.step: e for e in sorted(below) if e.counts and e.step < newest.step}  # of two at a step the later attempt's
+    best = {
+        e.step: e for e in sorted(below) if e.counts and e.step < newest.step
+    }  # of two at a step the later attempt's
     whole = [step for step, e in best.items() if _whole(e)]
     stays = {best[step].url for step in whole[len(whole) - keep.last + 1 :]} if keep.last > 1 else set()
     stays |= {e.url for step, e in best.items() if keep.every and step % keep.every == 0}

@@ -1,8 +1,9 @@
-"""Saving in the background: the loop waits only for the copy to host memory; COMMIT is written when every rank's files are there.
+"""Saving in the background: the loop waits only for the copy to host memory; COMMIT is written when every rank's files
+are there.
 
-One save is under way at a time. A save that falls due meanwhile waits for it (up to WAIT seconds) as long as it goes well; if it does
-not, the new one is skipped. What a store may do later is tried again until the next commit; errors are told at the next step; more
-than `max_missed` saves in a row without a commit end the run.
+One save is under way at a time. A save that falls due meanwhile waits for it (up to WAIT seconds) as long as it goes
+well; if it does not, the new one is skipped. What a store may do later is tried again until the next commit; errors are
+told at the next step; more than `max_missed` saves in a row without a commit end the run.
 """
 
 import json
@@ -58,7 +59,9 @@ class _Job:
 
 
 class Saver:
-    """Writes snapshots of all ranks, one at a time; commits as long as `attempt` is the newest (None: nobody else writes here)."""
+    """Writes snapshots of all ranks, one at a time; commits as long as `attempt` is the newest (None: nobody else
+    writes here).
+    """
 
     def __init__(
         self,
@@ -83,7 +86,9 @@ class Saver:
         self._failure: BaseException | None = None
 
     def ready(self, step: int, last: bool) -> bool:
-        """Whether step `step` can be saved now, the save before being done; if not, the step is missed. All ranks must call."""
+        """Whether step `step` can be saved now, the save before being done; if not, the step is missed. All ranks must
+        call.
+        """
         job = self._job
         if job is not None and last:
             while not job.trouble and not job.done.wait(0.02):
@@ -133,7 +138,8 @@ class Saver:
         self._missed += counts
         if self._missed > self._max_missed:
             self._failure = CheckpointError(
-                f"{why}; that is {self._missed} in a row without a commit, more than train.max_missed_checkpoints ({self._max_missed})"
+                f"{why}; that is {self._missed} in a row without a commit, more than train.max_missed_checkpoints "
+                f"({self._max_missed})"
             )
 
     def _run(self, job: _Job, last: bool) -> None:
@@ -169,13 +175,20 @@ class Saver:
             self._thin(job, averages)
 
     def _try(self, job: _Job, averages: dict[float, Tensor]) -> tuple[list[str], bool]:
-        """Write what is not there yet, and COMMIT: what went wrong, and whether another try makes sense; the same on all ranks."""
+        """Write what is not there yet, and COMMIT: what went wrong, and whether another try makes sense; the same on
+        all ranks.
+        """
         error = None
         try:
             self._write_mine(job, averages)
         except Exception as caught:
             error = self._outcome(caught)
-        mine = {"start": job.snapshot.start, "numel": job.snapshot.vectors["master"].numel(), "files": job.written, "error": error}
+        mine = {
+            "start": job.snapshot.start,
+            "numel": job.snapshot.vectors["master"].numel(),
+            "files": job.written,
+            "error": error,
+        }
         ranks = distributed.gather(mine, self._group)
         errors = [r["error"] for r in ranks if r["error"]]
         if not errors and self._world.first:
@@ -198,7 +211,11 @@ class Saver:
         if self._world.size == 1:
             return snapshot.averages
         whole = {}
-        share = max(distributed.gather(next(iter(snapshot.averages.values())).numel(), self._group)) if snapshot.averages else 0
+        share = (
+            max(distributed.gather(next(iter(snapshot.averages.values())).numel(), self._group))
+            if snapshot.averages
+            else 0
+        )
         for i, (decay, values) in enumerate(snapshot.averages.items()):
             owner = i % self._world.size
             short = share - values.numel()  # only the last ranks have less, so all the padding lies behind the vector
@@ -213,8 +230,13 @@ class Saver:
         """This rank's files by name."""
         shapes = [(name, tuple(v.shape)) for name, v in snapshot.vectors.items()]
         tensors = list(zip(self._layout.names, self._layout.shapes, strict=True))
-        slices = {self._slices(self._world.rank): checkpoint.pack(shapes, snapshot.vectors, {"start": str(snapshot.start)})}
-        return slices | {checkpoint.ema_file(d): checkpoint.pack(tensors, values, {"decay": repr(d)}) for d, values in averages.items()}
+        slices = {
+            self._slices(self._world.rank): checkpoint.pack(shapes, snapshot.vectors, {"start": str(snapshot.start)})
+        }
+        return slices | {
+            checkpoint.ema_file(d): checkpoint.pack(tensors, values, {"decay": repr(d)})
+            for d, values in averages.items()
+        }
 
     def _slices(self, rank: int) -> str:
         return f"slices-{rank:05d}-of-{self._world.size:05d}.safetensors"
@@ -232,21 +254,36 @@ class Saver:
         state = job.snapshot.state | {
             "step": job.step,
             "world_size": self._world.size,
-            "layout": [[name, list(shape)] for name, shape in zip(self._layout.names, self._layout.shapes, strict=True)],
+            "layout": [
+                [name, list(shape)] for name, shape in zip(self._layout.names, self._layout.shapes, strict=True)
+            ],
             "emas": list(job.snapshot.averages),
-            "slices": [{"file": self._slices(i), "start": r["start"], "stop": r["start"] + r["numel"]} for i, r in enumerate(ranks)],
+            "slices": [
+                {"file": self._slices(i), "start": r["start"], "stop": r["start"] + r["numel"]}
+                for i, r in enumerate(ranks)
+            ],
         }
         files = {name: entry for rank in ranks for name, entry in rank["files"].items()}
         job.state = json.dumps(state, indent=1).encode()
         self._write(job.url, files, "state.json", [job.state])
-        commit = {"format": checkpoint.FORMAT, "run": self._run_id, "attempt": self._number, "step": job.step, "time": time.time()}
-        job.commit = job.commit or sealed.seal(commit | {"world_size": self._world.size, "block_size": checkpoint.BLOCK, "files": files})
+        commit = {
+            "format": checkpoint.FORMAT,
+            "run": self._run_id,
+            "attempt": self._number,
+            "step": job.step,
+            "time": time.time(),
+        }
+        job.commit = job.commit or sealed.seal(
+            commit | {"world_size": self._world.size, "block_size": checkpoint.BLOCK, "files": files}
+        )
         if self._attempt is not None:
             self._attempt.check()
         sealed.write(storage.join(job.url, "COMMIT"), job.commit)
 
     def _thin(self, job: _Job, averages: dict[float, Tensor]) -> None:
-        """Read the new checkpoint back, each rank its own files, and remove what the rule leaves over once all of it is right."""
+        """Read the new checkpoint back, each rank its own files, and remove what the rule leaves over once all of it is
+        right.
+        """
         problem = None
         try:
             self._verify_mine(job, averages)

@@ -26,7 +26,9 @@ class Constant:
 
     def __post_init__(self) -> None:
         if self.n_timesteps < 2 or not 0 <= self.mu < 1:
-            raise ValueError(f"a constant curriculum needs n_timesteps >= 2 and 0 <= mu < 1, not {self.n_timesteps} and {self.mu}")
+            raise ValueError(
+                f"a constant curriculum needs n_timesteps >= 2 and 0 <= mu < 1, not {self.n_timesteps} and {self.mu}"
+            )
 
     def __call__(self, step: int) -> Point:
         """The same at every step."""
@@ -50,12 +52,16 @@ class Paper:
 
     def __post_init__(self) -> None:
         if not 2 <= self.s0 <= self.s1 + 1 or not 0 < self.mu0 < 1 or self.total_steps < 1:
-            raise ValueError(f"the paper's curriculum needs 2 <= s0 <= s1 + 1, 0 < mu0 < 1 and total_steps >= 1: {self}")
+            raise ValueError(
+                f"the paper's curriculum needs 2 <= s0 <= s1 + 1, 0 < mu0 < 1 and total_steps >= 1: {self}"
+            )
 
     def __call__(self, step: int) -> Point:
         """N and mu of step k; k > K counts as K."""
         k, total = min(step, self.total_steps), self.total_steps
-        squared = -(-(k * ((self.s1 + 1) ** 2 - self.s0**2) + self.s0**2 * total) // total)  # rounded up, which moves no ceil(sqrt)
+        squared = -(
+            -(k * ((self.s1 + 1) ** 2 - self.s0**2) + self.s0**2 * total) // total
+        )  # rounded up, which moves no ceil(sqrt)
         n = isqrt(squared - 1) + 1  # ceil(sqrt(squared))
         return Point(n, exp(self.s0 * log(self.mu0) / (n if self.mu_form == "paper" else n - 1)))
 

@@ -35,7 +35,8 @@ def huber_c(shape: Sequence[int]) -> float:
 
 
 def lpips(network: Callable[[Tensor, Tensor], Tensor], size: int = 224) -> Distance:
-    """LPIPS by a network (x, y in [-1, 1]) -> (B, ...); images below 256 pixels are resized to `size`, bilinear, as in the paper's code.
+    """LPIPS by a network (x, y in [-1, 1]) -> (B, ...); images below 256 pixels are resized to `size`, bilinear, as in
+    the paper's code.
 
     Always in fp32: the features' normalization loses its epsilon in half precision.
     """

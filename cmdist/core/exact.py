@@ -1,7 +1,9 @@
-"""Truth: data distributions whose denoiser E[x_0 | x] is known in closed form, as ordinary callables (x, sigma, labels) -> denoised.
+"""Truth: data distributions whose denoiser E[x_0 | x] is known in closed form, as ordinary callables (x, sigma, labels)
+-> denoised.
 
-They are the oracle of the tests, and `FiniteDataSet` is a teacher for small data (`teacher: exact`). With the denoiser the
-probability-flow ODE is known, and with that the consistency function: in closed form for a Gaussian, else to any precision.
+They are the oracle of the tests, and `FiniteDataSet` is a teacher for small data (`teacher: exact`). With the denoiser
+the probability-flow ODE is known, and with that the consistency function: in closed form for a Gaussian, else to any
+precision.
 """
 
 from dataclasses import dataclass
@@ -26,7 +28,9 @@ class Gaussian:
         return (self.std**2 * x + s**2 * self._mean(x)) / (self.std**2 + s**2)
 
     def consistency(self, x: Tensor, sigma: Tensor, sigma_min: float) -> Tensor:
-        """The ODE's solution at sigma_min from x at sigma: mean + (x - mean) sqrt((std^2 + sigma_min^2) / (std^2 + sigma^2))."""
+        """The ODE's solution at sigma_min from x at sigma: mean + (x - mean) sqrt((std^2 + sigma_min^2) / (std^2 +
+        sigma^2)).
+        """
         shrink = ((self.std**2 + sigma_min**2) / (self.std**2 + expand(sigma, x) ** 2)).sqrt()
         return self._mean(x) + (x - self._mean(x)) * shrink
 
@@ -54,7 +58,9 @@ class GaussianMixture:
 
 
 class FiniteDataSet:
-    """Data = one of `images` (K, C, H, W), each as likely, and with `labels` (K,) one of the class that is asked for."""
+    """Data = one of `images` (K, C, H, W), each as likely, and with `labels` (K,) one of the class that is asked
+    for.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
         self._shape = images.shape[1:]
@@ -73,12 +79,22 @@ class FiniteDataSet:
 
 
 def consistency(
-    denoise: Denoise, x: Tensor, sigma: Tensor, sigma_min: float, labels: Tensor | None = None, steps: int = 2000, rho: float = 7.0
+    denoise: Denoise,
+    x: Tensor,
+    sigma: Tensor,
+    sigma_min: float,
+    labels: Tensor | None = None,
+    steps: int = 2000,
+    rho: float = 7.0,
 ) -> Tensor:
-    """The consistency function of any denoiser: the ODE from x at sigma (B,) to sigma_min by `steps` Heun steps in float64."""
+    """The consistency function of any denoiser: the ODE from x at sigma (B,) to sigma_min by `steps` Heun steps in
+    float64.
+    """
     wide, start = x.double(), sigma.double()
     ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=x.device)[:, None]
-    grid = (start ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - start ** (1 / rho))) ** rho  # (steps + 1, B), each image its own
+    grid = (
+        start ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - start ** (1 / rho))
+    ) ** rho  # (steps + 1, B), each image its own
     for now, then in zip(grid[:-1], grid[1:], strict=True):
         wide = heun_step(denoise, wide, now, then, labels)
     return wide.to(x.dtype)

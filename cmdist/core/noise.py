@@ -1,6 +1,7 @@
 """Noise levels: the Karras grid, draws of sigma or of a pair of neighbours, and weightings.
 
-Grids are descending here; the paper counts upward, so its t_{n+1} is our `sigma` and its t_n our `sigma_next`, nearer the data.
+Grids are descending here; the paper counts upward, so its t_{n+1} is our `sigma` and its t_n our `sigma_next`, nearer
+the data.
 """
 
 from collections.abc import Callable
@@ -9,9 +10,13 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x (B, C, H, W), sigma (B,), labels (B,) or None -> (B, C, H, W)
+Denoise = Callable[
+    [Tensor, Tensor, Tensor | None], Tensor
+]  # x (B, C, H, W), sigma (B,), labels (B,) or None -> (B, C, H, W)
 Weighting = Callable[[Tensor, Tensor], Tensor]  # sigma (B,), sigma_next (B,) -> (B,)
-IndexDraw = Callable[[int, Tensor, torch.Generator], Tensor]  # B, descending sigmas (N,) on the CPU, generator -> (B,) in 0 ... N - 2
+IndexDraw = Callable[
+    [int, Tensor, torch.Generator], Tensor
+]  # B, descending sigmas (N,) on the CPU, generator -> (B,) in 0 ... N - 2
 
 
 def karras_sigmas(
@@ -22,7 +27,9 @@ def karras_sigmas(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """n >= 2 noise levels from sigma_max down to sigma_min, evenly spaced in sigma^(1/rho) (EDM eq. 5), both ends exact."""
+    """n >= 2 noise levels from sigma_max down to sigma_min, evenly spaced in sigma^(1/rho) (EDM eq. 5), both ends
+    exact.
+    """
     if n < 2:
         raise ValueError(f"a grid needs at least 2 noise levels, not {n}")
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -32,7 +39,9 @@ def karras_sigmas(
 
 
 def onto(values: Tensor, device: torch.device) -> Tensor:
-    """`values` of the host on `device`; the host does not wait for a GPU, which it would for memory that is not pinned."""
+    """`values` of the host on `device`; the host does not wait for a GPU, which it would for memory that is not
+    pinned.
+    """
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
@@ -57,7 +66,9 @@ def uniform_index(n: int, sigmas: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def lognormal_probabilities(sigmas: Tensor, mean: float, std: float) -> Tensor:
-    """(N - 1,) probability of each pair: the mass of a log-normal between its two noise levels (improved CT, section 3.5)."""
+    """(N - 1,) probability of each pair: the mass of a log-normal between its two noise levels (improved CT, section
+    3.5).
+    """
     cdf = torch.erf((sigmas.double().log() - mean) / (sqrt(2) * std))
     mass = cdf[:-1] - cdf[1:]
     return mass / mass.sum()

@@ -32,7 +32,8 @@ def consistency_scalings(sigma_data: float = 0.5, sigma_min: float = 0.002) -> C
     """The scalings of a consistency function (paper, appendix C): at sigma_min c_skip = 1 and c_out = 0 exactly."""
 
     def scalings(sigma: Tensor) -> Scalings:
-        # tensors of sigma's own precision: a number / a tensor is computed as number * (1 / tensor), and may miss 1 by a bit
+        # tensors of sigma's own precision: a number / a tensor is computed as number * (1 / tensor), and may miss 1 by
+        # a bit
         shifted, variance = sigma - torch.full_like(sigma, sigma_min), torch.full_like(sigma, sigma_data**2)
         total = (sigma**2 + variance).sqrt()
         c_skip = variance / (shifted**2 + variance)
@@ -42,7 +43,9 @@ def consistency_scalings(sigma_data: float = 0.5, sigma_min: float = 0.002) -> C
 
 
 class Denoiser:
-    """A network with its scalings, as a plain callable x (B, C, H, W), sigma (B,), labels (B,) or None -> (B, C, H, W)."""
+    """A network with its scalings, as a plain callable x (B, C, H, W), sigma (B,), labels (B,) or None -> (B, C,
+    H, W).
+    """
 
     def __init__(self, net: Callable[..., Tensor], scalings: Callable[[Tensor], Scalings]) -> None:
         self.net, self.scalings = net, scalings

@@ -1,4 +1,6 @@
-"""Images from noise: one step and several steps of a consistency function, and the ODE of a denoiser. Noise is an argument."""
+"""Images from noise: one step and several steps of a consistency function, and the ODE of a denoiser. Noise is an
+argument.
+"""
 
 from math import sqrt
 
@@ -10,19 +12,26 @@ from cmdist.core.solvers import Step, integrate
 
 
 @torch.no_grad()
-def one_step(denoise: Denoise, noise: Tensor, sigma_max: float = 80.0, labels: Tensor | None = None, clip: bool = True) -> Tensor:
+def one_step(
+    denoise: Denoise, noise: Tensor, sigma_max: float = 80.0, labels: Tensor | None = None, clip: bool = True
+) -> Tensor:
     """f(sigma_max noise, sigma_max) for unit normal noise (B, C, H, W); `clip` keeps pixels in [-1, 1]."""
     return multistep(denoise, noise[None], torch.tensor([sigma_max], dtype=torch.float64), 0.0, labels, clip)
 
 
 @torch.no_grad()
 def multistep(
-    denoise: Denoise, noises: Tensor, times: Tensor, sigma_min: float = 0.002, labels: Tensor | None = None, clip: bool = True
+    denoise: Denoise,
+    noises: Tensor,
+    times: Tensor,
+    sigma_min: float = 0.002,
+    labels: Tensor | None = None,
+    clip: bool = True,
 ) -> Tensor:
     """Multistep consistency sampling (paper, Algorithm 1).
 
-    noises (S, B, C, H, W), unit normal; times (S,) descending sigmas, of which the first is sigma_max. Each further step adds
-    noise of variance times[i]^2 - sigma_min^2 and removes it.
+    noises (S, B, C, H, W), unit normal; times (S,) descending sigmas, of which the first is sigma_max. Each further
+    step adds noise of variance times[i]^2 - sigma_min^2 and removes it.
     """
     assert len(noises) == len(times)
     assert min(times.tolist()) > sigma_min * (1 - 1e-6), "a time is below sigma_min"
@@ -36,7 +45,11 @@ def multistep(
 
 
 @torch.no_grad()
-def ode(denoise: Denoise, noise: Tensor, sigmas: Tensor, step: Step, labels: Tensor | None = None, clip: bool = True) -> Tensor:
-    """The probability-flow ODE from sigmas[0] noise through the grid sigmas (n,), whose last entry may be 0 (EDM, Algorithm 1)."""
+def ode(
+    denoise: Denoise, noise: Tensor, sigmas: Tensor, step: Step, labels: Tensor | None = None, clip: bool = True
+) -> Tensor:
+    """The probability-flow ODE from sigmas[0] noise through the grid sigmas (n,), whose last entry may be 0 (EDM,
+    Algorithm 1).
+    """
     x = integrate(step, denoise, float(sigmas[0]) * noise, sigmas, labels)
     return x.clamp(-1, 1) if clip else x

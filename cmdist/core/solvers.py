@@ -12,7 +12,9 @@ from cmdist.core.noise import Denoise, expand
 class Step(Protocol):
     """x at sigma -> x at sigma_next, all (B, ...)."""
 
-    def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
         """One step."""
 
 
@@ -28,7 +30,9 @@ def euler_step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, l
 
 
 def heun_step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Second order, two evaluations (EDM, Algorithm 1); Euler's step where sigma_next is 0, its second evaluation thrown away."""
+    """Second order, two evaluations (EDM, Algorithm 1); Euler's step where sigma_next is 0, its second evaluation
+    thrown away.
+    """
     d = derivative(x, sigma, denoise(x, sigma, labels))
     step = expand(sigma_next - sigma, x)
     ahead = x + step * d

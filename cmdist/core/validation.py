@@ -1,4 +1,6 @@
-"""Validation of a consistency function: figures that stay comparable while N(k) and mu(k) change. All are root mean squares of a pixel."""
+"""Validation of a consistency function: figures that stay comparable while N(k) and mu(k) change. All are root mean
+squares of a pixel.
+"""
 
 import itertools
 
@@ -26,9 +28,10 @@ def grid_errors(
 ) -> Tensor:
     """(N-1,) RMS of f(x_t, t) - f(x_s, s) between the neighbours t > s of the descending grid `sigmas` (N,).
 
-    x_t = image + t noise for images and unit normal noise (B, C, H, W). x_s has the same noise at s (the pair of consistency
-    training, paper eq. 10); with a `teacher` it is one `step` of its ODE from x_t (the pair of distillation, eq. 7), which a
-    perfect student maps to the same image. The first kind is not 0 even then, but shrinks with the gap.
+    x_t = image + t noise for images and unit normal noise (B, C, H, W). x_s has the same noise at s (the pair of
+    consistency training, paper eq. 10); with a `teacher` it is one `step` of its ODE from x_t (the pair of
+    distillation, eq. 7), which a perfect student maps to the same image. The first kind is not 0 even then, but shrinks
+    with the gap.
     """
     assert (teacher is None) == (step is None)
     errors = []

@@ -1,7 +1,9 @@
-"""Shards of a remote store on this node's disk: fetched whole, verified, by one process at a time, and within a limit of space.
+"""Shards of a remote store on this node's disk: fetched whole, verified, by one process at a time, and within a limit
+of space.
 
-Everything is agreed on through files, since the readers are processes of several ranks and runs: a lock for each shard that is being
-fetched, a lock for the bookkeeping of space, and a shared lock on every shard that is open for reading, which keeps it from being removed.
+Everything is agreed on through files, since the readers are processes of several ranks and runs: a lock for each shard
+that is being fetched, a lock for the bookkeeping of space, and a shared lock on every shard that is open for reading,
+which keeps it from being removed.
 """
 
 import contextlib
@@ -22,7 +24,9 @@ from cmdist.system import storage
 
 ATTEMPTS = 4
 PAUSE = 1.0  # seconds after the first failure; doubles
-PATIENCE = 60.0  # seconds for room that other readers hold at this moment, e.g. while they pass from one block to the next
+PATIENCE = (
+    60.0  # seconds for room that other readers hold at this moment, e.g. while they pass from one block to the next
+)
 
 
 class NoRoomError(DataError):
@@ -44,13 +48,17 @@ class Remote:
 
 
 def default_folder() -> Path:
-    """Where fetched shards go unless told otherwise: a folder of this user below the system's folder for temporary files."""
+    """Where fetched shards go unless told otherwise: a folder of this user below the system's folder for temporary
+    files.
+    """
     return Path(tempfile.gettempdir()) / f"cmdist-shards-{os.getuid()}"
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Copies of shards in a folder of this node, at most `limit` bytes of them (None: no limit); the least recently opened go first."""
+    """Copies of shards in a folder of this node, at most `limit` bytes of them (None: no limit); the least recently
+    opened go first.
+    """
 
     folder: Path
     limit: int | None = None
@@ -58,8 +66,8 @@ class Cache:
     def open(self, shard: Remote) -> int:
         """A file descriptor of the local copy, fetched if it is not there; while it is open, nobody removes the copy.
 
-        Raises DataError if the shard is missing, cannot be fetched, is not what the index says even when fetched again, or if there is no
-        room for it beside the shards that are being read.
+        Raises DataError if the shard is missing, cannot be fetched, is not what the index says even when fetched again,
+        or if there is no room for it beside the shards that are being read.
         """
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -84,7 +92,8 @@ class Cache:
     def fetch(self, shard: Remote, keep: Collection[str] = ()) -> bool:
         """Fetch a copy ahead of its use; False if another process is at it. Failures are left to `open`.
 
-        Raises NoRoomError if there is no room for it without removing one of the copies `keep` (names), which are needed sooner.
+        Raises NoRoomError if there is no room for it without removing one of the copies `keep` (names), which are
+        needed sooner.
         """
         try:
             if not self._get(shard, wait=False, keep=keep):
@@ -152,8 +161,12 @@ class Cache:
 
     def _remove_for(self, shard: Remote, keep: Collection[str]) -> None:
         assert self.limit is not None
-        copies = sorted((found.st_mtime, path, found.st_size) for path in self.folder.glob("*.tar") if (found := _stat(path)))
-        used = sum(size for _, _, size in copies) + sum(found.st_size for p in self.folder.glob(".*.reserved") if (found := self._live(p)))
+        copies = sorted(
+            (found.st_mtime, path, found.st_size) for path in self.folder.glob("*.tar") if (found := _stat(path))
+        )
+        used = sum(size for _, _, size in copies) + sum(
+            found.st_size for p in self.folder.glob(".*.reserved") if (found := self._live(p))
+        )
         for _, path, size in copies:
             if used + shard.size <= self.limit:
                 return
@@ -161,12 +174,16 @@ class Cache:
                 used -= size
         if used + shard.size > self.limit:
             raise NoRoomError(
-                f"data.cache_gib is too small: {self.folder} may hold {self.limit:,} bytes, {used:,} are in use at this moment, "
-                f"and shard {shard.url} has {shard.size:,}; it must hold those of two blocks (data.block_shards) and one more"
+                f"data.cache_gib is too small: {self.folder} may hold {self.limit:,} bytes, {used:,} are in use at "
+                "this moment, "
+                f"and shard {shard.url} has {shard.size:,}; it must hold those of two "
+                "blocks (data.block_shards) and one more"
             )
 
     def _clear(self, name: str) -> None:
-        """Remove what a process that was killed while it fetched left: its reservation and its download (named after the part)."""
+        """Remove what a process that was killed while it fetched left: its reservation and its download (named after
+        the part).
+        """
         for stale in self.folder.glob(f".*{name}.*"):
             stale.unlink(missing_ok=True)
 
@@ -180,7 +197,9 @@ class Cache:
 
     @contextlib.contextmanager
     def _locked(self, name: str, wait: bool) -> Iterator[bool]:
-        """Inside, this process holds a lock (True), or without `wait` perhaps another one does (False). The kernel frees a dead one's."""
+        """Inside, this process holds a lock (True), or without `wait` perhaps another one does (False). The kernel
+        frees a dead one's.
+        """
         with open(self.folder / name, "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

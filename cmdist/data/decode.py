@@ -1,8 +1,9 @@
 """Bytes of an image member <-> pixels. Only these image formats are ever decoded, whatever a member is called.
 
-What becomes of unusual images, here and nowhere else: grey, palette, CMYK and YCbCr images are converted to RGB; an alpha channel is
-dropped; of an animation the first picture is taken; a rotation in the EXIF data is ignored, as in ADM. Images with more than 8 bits per
-channel, of more than MAX_PIXELS pixels (by their header, before anything is decoded) or MAX_BYTES bytes are refused.
+What becomes of unusual images, here and nowhere else: grey, palette, CMYK and YCbCr images are converted to RGB; an
+alpha channel is dropped; of an animation the first picture is taken; a rotation in the EXIF data is ignored, as in ADM.
+Images with more than 8 bits per channel, of more than MAX_PIXELS pixels (by their header, before anything is decoded)
+or MAX_BYTES bytes are refused.
 """
 
 import io
@@ -19,7 +20,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from cmdist.errors import DataError
 
-# By the first bytes; Image.open does more for each image than its pixels need (previews of cameras, say): 5 % of a JPEG of 64x64.
+# By the first bytes; Image.open does more for each image than its pixels need (previews of cameras, say): 5 % of a JPEG
+# of 64x64.
 FORMATS: dict[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     b"\x89PNG": PngImageFile,
     b"\xff\xd8\xff": JpegImageFile,
@@ -44,13 +46,15 @@ class BadImageError(DataError):
 def decode(data: bytes, size: int, channels: int, raw: bool = False) -> NDArray[np.uint8]:
     """Pixels (size, size, channels) of an encoded image, or of a `raw` one.
 
-    Raises BadImageError if it cannot be decoded, DataError if it has another size; the size is looked at before any pixel is decoded.
+    Raises BadImageError if it cannot be decoded, DataError if it has another size; the size is looked at before any
+    pixel is decoded.
     """
     if raw:
         if len(data) != size * size * channels:
             raise DataError(f"has {len(data)} bytes, not the {size}x{size}x{channels} of a raw image")
         return np.frombuffer(data, np.uint8).reshape(size, size, channels)
-    # np.asarray(image) does the same by way of a dictionary that describes the array, which takes 3 % of a small image's decoding
+    # np.asarray(image) does the same by way of a dictionary that describes the array, which takes 3 % of a small
+    # image's decoding
     return np.frombuffer(_decoded(data, MODES[channels], size, _packed), np.uint8).reshape(size, size, channels)
 
 
@@ -100,7 +104,9 @@ def _check_header(image: ImageFile.ImageFile) -> None:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """(width, height) from the header alone. Raises BadImageError, also for what `decode` would refuse by the header."""
+    """(width, height) from the header alone. Raises BadImageError, also for what `decode` would refuse by the
+    header.
+    """
     try:
         image = _open(data)
         _check_header(image)
@@ -117,7 +123,8 @@ def encode(pixels: NDArray[np.uint8], encoding: str, quality: int = 95) -> bytes
     if encoding == "png":
         image.save(buffer, "PNG")
     elif encoding == "webp":
-        # the fastest effort: more makes photos 12 % smaller and takes 10 to 25 times as long; grey becomes RGB, without loss
+        # the fastest effort: more makes photos 12 % smaller and takes 10 to 25 times as long; grey becomes RGB, without
+        # loss
         image.save(buffer, "WEBP", lossless=True, method=0, quality=0)
     else:
         assert encoding == "jpg"

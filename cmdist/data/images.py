@@ -39,12 +39,17 @@ Blocks = list[list[int]]  # shards of each
 class ShardedImages:
     """The images and labels of a data set, by sample id 0 ... len - 1 (through the shards as they stand in the index).
 
-    Each image's bytes are compared with their checksum in the index whenever they are read, so damage is found wherever it happens
-    and no shard has to be read whole for it. Safe to use from several threads and after a fork.
+    Each image's bytes are compared with their checksum in the index whenever they are read, so damage is found wherever
+    it happens and no shard has to be read whole for it. Safe to use from several threads and after a fork.
     """
 
     def __init__(
-        self, url: str, index: dict[str, Any], samples: dict[str, NDArray[Any]], cache: Cache | None = None, memory: int = MEMORY
+        self,
+        url: str,
+        index: dict[str, Any],
+        samples: dict[str, NDArray[Any]],
+        cache: Cache | None = None,
+        memory: int = MEMORY,
     ) -> None:
         self.url, self.index = url, index
         self.image_size, self.channels = int(index["image_size"]), int(index["channels"])
@@ -67,7 +72,9 @@ class ShardedImages:
 
     @property
     def index_hash(self) -> str:
-        """The identity of the data set: sha256 of its index without what changes no sample (name, extractor, who made it)."""
+        """The identity of the data set: sha256 of its index without what changes no sample (name, extractor, who made
+        it).
+        """
         identity = {key: value for key, value in self.index.items() if key not in ("name", "extractor", "prepared")}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -81,7 +88,8 @@ class ShardedImages:
     def image(self, i: int) -> NDArray[np.uint8]:
         """Pixels (H, W, C) of one sample, not to be written to.
 
-        Raises BadImageError if its bytes are those of the index but cannot be decoded, DataError if its shard is missing or damaged.
+        Raises BadImageError if its bytes are those of the index but cannot be decoded, DataError if its shard is
+        missing or damaged.
         """
         if self._kept is None:
             return self._read(i)
@@ -96,9 +104,15 @@ class ShardedImages:
         offset, length, checksum = self._places[i].tolist()
         data = os.pread(self._file(shard).number, length, offset)
         if len(data) != length:
-            raise DataError(f"shard {self._shard_url(shard)} is truncated: it ends before byte {offset + length}, which the index knows")
+            raise DataError(
+                f"shard {self._shard_url(shard)} is truncated: it ends before byte {offset + length}, "
+                "which the index knows"
+            )
         if xxhash.xxh3_64_intdigest(data) != checksum & 0xFFFFFFFFFFFFFFFF:
-            raise DataError(f"shard {self._shard_url(shard)} is corrupt: the bytes of sample {self.key(i)} are not those of the index")
+            raise DataError(
+                f"shard {self._shard_url(shard)} is corrupt: the bytes of sample {self.key(i)} are not "
+                "those of the index"
+            )
         try:
             return decode(data, self.image_size, self.channels, self._raw)
         except DataError as error:
@@ -120,7 +134,8 @@ class ShardedImages:
         return torch.from_numpy(self._labels[np.asarray(ids, np.int64)])
 
     def expect(self, blocks: Blocks) -> None:
-        """The shards of these blocks are read now and next, in this order: of a remote store they are fetched ahead, all others closed.
+        """The shards of these blocks are read now and next, in this order: of a remote store they are fetched ahead,
+        all others closed.
 
         To be called by the process that reads; local shards need nothing.
         """
@@ -129,21 +144,32 @@ class ShardedImages:
         self._expected = blocks
         for shard in [shard for shard in self._files if not any(shard in block for block in blocks)]:
             self._files.pop(shard, None)  # its lock goes with it, so that the cache may remove it
-        # a daemon, since no process that ends is to wait for a download; the one before ends after the shard that it is at
-        self._fetcher = threading.Thread(target=self._fetch, args=(self._expected, self._fetcher), name="fetch", daemon=True)
+        # a daemon, since no process that ends is to wait for a download; the one before ends after the shard that it is
+        # at
+        self._fetcher = threading.Thread(
+            target=self._fetch, args=(self._expected, self._fetcher), name="fetch", daemon=True
+        )
         self._fetcher.start()
 
     def _fetch(self, blocks: Blocks, before: threading.Thread | None) -> None:
         if before is not None:
             before.join()  # one download ahead at a time
         keep = {self._remote(shard).name for block in blocks for shard in block}
-        for block in blocks:  # the next one only once this one is there, since other processes fetch too, into the same room
+        for (
+            block
+        ) in blocks:  # the next one only once this one is there, since other processes fetch too, into the same room
             missing = block
             while missing and blocks is self._expected:
                 with contextlib.suppress(NoRoomError):
-                    missing = [shard for shard in missing if blocks is self._expected and not self._cache.fetch(self._remote(shard), keep)]
+                    missing = [
+                        shard
+                        for shard in missing
+                        if blocks is self._expected and not self._cache.fetch(self._remote(shard), keep)
+                    ]
                 if missing:
-                    time.sleep(0.2)  # until a shard of the block before is no longer read, or another process has fetched one
+                    time.sleep(
+                        0.2
+                    )  # until a shard of the block before is no longer read, or another process has fetched one
 
     def close(self) -> None:
         """Close the open shards and stop fetching; reading opens them again."""
@@ -185,11 +211,13 @@ class _File:
 
 
 def open_dataset(url: str, cache: Cache | None = None, memory: int = MEMORY) -> ShardedImages:
-    """Open a prepared data set. `cache` keeps shards of a remote store (None: below the system's temporary folder, without a limit).
+    """Open a prepared data set. `cache` keeps shards of a remote store (None: below the system's temporary folder,
+    without a limit).
 
     A data set of at most `memory` bytes of pixels is kept decoded.
 
-    Raises DataError if there is none, if the index is damaged or of another format, or if a local shard is missing or has another size.
+    Raises DataError if there is none, if the index is damaged or of another format, or if a local shard is missing or
+    has another size.
     """
     if not storage.exists(storage.join(url, INDEX)):
         if storage.exists(storage.join(url, PREPARING)):
@@ -234,7 +262,10 @@ def _read_samples(url: str, index: dict[str, Any]) -> dict[str, NDArray[Any]]:
     counts = np.array([shard["count"] for shard in index["shards"]])
     ends = samples["offsets"] + samples["lengths"]
     sizes = np.repeat([shard["size"] for shard in index["shards"]], counts)
-    if len({len(array) for array in samples.values()} | {int(counts.sum()), index["count"]}) != 1 or (ends > sizes).any():
+    if (
+        len({len(array) for array in samples.values()} | {int(counts.sum()), index["count"]}) != 1
+        or (ends > sizes).any()
+    ):
         raise DataError(f"{where} does not match the shards in {INDEX}: other counts or sizes")
     return samples
 
@@ -245,7 +276,10 @@ def _check_shard(url: str, size: int) -> None:
     except FileNotFoundError as error:
         raise DataError(f"shard {url} is missing") from error
     if found != size:
-        raise DataError(f"shard {url} is {'truncated' if found < size else 'not that of the index'}: {found} bytes, the index says {size}")
+        raise DataError(
+            f"shard {url} is {'truncated' if found < size else 'not that of the index'}: {found} bytes, "
+            f"the index says {size}"
+        )
 
 
 __all__ = ["BadImageError", "ShardedImages", "open_dataset"]

@@ -1,7 +1,7 @@
 """Which sample stands at which global position: a pure function, so that a resume seeks and never replays.
 
-In epoch e the shards are permuted, and samples are shuffled inside blocks of a few shards, so that few shards are in use at a time.
-Global positions 0, 1, 2, ... run through epoch after epoch; each sample comes exactly once in each.
+In epoch e the shards are permuted, and samples are shuffled inside blocks of a few shards, so that few shards are in
+use at a time. Global positions 0, 1, 2, ... run through epoch after epoch; each sample comes exactly once in each.
 """
 
 import itertools
@@ -26,7 +26,9 @@ class _Epoch:
 
 
 class Order:
-    """Sample ids in the order of a run: `counts` are samples per shard, and ids count through the shards as they stand in the index."""
+    """Sample ids in the order of a run: `counts` are samples per shard, and ids count through the shards as they stand
+    in the index.
+    """
 
     def __init__(self, counts: Sequence[int], seed: int, block_shards: int = 8) -> None:
         self.counts = np.asarray(counts, np.int64)
@@ -44,7 +46,9 @@ class Order:
         return position // self.samples
 
     def ids(self, start: int, n: int) -> Ids:
-        """Ids (n,) of the samples at global positions start ... start + n - 1; takes the same time wherever `start` is."""
+        """Ids (n,) of the samples at global positions start ... start + n - 1; takes the same time wherever
+        `start` is.
+        """
         parts: list[Ids] = []
         while n > 0:
             number, place = divmod(start, self.samples)
@@ -56,7 +60,9 @@ class Order:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def blocks(self, position: int, n: int = 2) -> list[list[int]]:
-        """The shards of each of n blocks, from that at a global position on, in the order in which they come; each shard once."""
+        """The shards of each of n blocks, from that at a global position on, in the order in which they come; each
+        shard once.
+        """
         found: list[list[int]] = []
         for _ in range(n):
             number, place = divmod(position, self.samples)
@@ -85,7 +91,9 @@ class Order:
 
 
 def schedule(first_step: int, micro_batches: int, rank: int, world: int) -> Iterator[int]:
-    """Without end, the micro-batch numbers g = step * M + m that one of `world` ranks computes: m = rank, rank + world, ... < M."""
+    """Without end, the micro-batch numbers g = step * M + m that one of `world` ranks computes: m = rank, rank + world,
+    ... < M.
+    """
     for step in itertools.count(first_step):
         for m in range(rank, micro_batches, world):
             yield step * micro_batches + m

@@ -1,7 +1,8 @@
-"""Arrays that forked processes fill ahead of their use, in memory shared with them: pixels are neither copied nor sent on their way.
+"""Arrays that forked processes fill ahead of their use, in memory shared with them: pixels are neither copied nor sent
+on their way.
 
-torch's DataLoader could do it, but copies each batch into a file of shared memory, and hands that over in a thread of the reading
-process, which takes turns with the decoder: a quarter of the time that a JPEG of 64x64 takes.
+torch's DataLoader could do it, but copies each batch into a file of shared memory, and hands that over in a thread of
+the reading process, which takes turns with the decoder: a quarter of the time that a JPEG of 64x64 takes.
 """
 
 import atexit
@@ -30,17 +31,20 @@ PATIENCE = 2.0  # seconds that a process has for ending by itself
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
 
-_context = multiprocessing.get_context("fork")  # any other leaves a helper process behind and imports the main script again
+_context = multiprocessing.get_context(
+    "fork"
+)  # any other leaves a helper process behind and imports the main script again
 
 
 def filled(
     fill: Callable[[int, Pixels], T], numbers: Iterator[int], shape: Sequence[int], workers: int
 ) -> Generator[tuple[T, Pixels], None, None]:
-    """`fill(number, array)` for each number, by turns in `workers` processes: in the order of the numbers, what it returned and the array.
+    """`fill(number, array)` for each number, by turns in `workers` processes: in the order of the numbers, what it
+    returned and the array.
 
-    An array, of `shape` and uint8, may be used until the next one is asked for. Raises what `fill` raises (as RuntimeError unless it is a
-    CmdistError or an OSError), DataError if a process dies. Closing the generator ends the processes; if this one is killed, they end by
-    themselves.
+    An array, of `shape` and uint8, may be used until the next one is asked for. Raises what `fill` raises (as
+    RuntimeError unless it is a CmdistError or an OSError), DataError if a process dies. Closing the generator ends the
+    processes; if this one is killed, they end by themselves.
     """
     crew: list[_Worker] = []
 
@@ -53,7 +57,9 @@ def filled(
             worker.process.kill()
             worker.process.join()
 
-    atexit.register(end)  # for who leaves without closing; before multiprocessing's own handler, which waits for the processes
+    atexit.register(
+        end
+    )  # for who leaves without closing; before multiprocessing's own handler, which waits for the processes
     try:
         for _ in range(workers):
             crew.append(_Worker(fill, shape, crew))
@@ -79,7 +85,9 @@ class _Worker:
     """A process, the pipe to it, and the arrays that are shared with it."""
 
     def __init__(self, fill: Callable[[int, Pixels], Any], shape: Sequence[int], others: Sequence["_Worker"]) -> None:
-        memory = mmap.mmap(-1, AHEAD * int(np.prod(shape, dtype=np.int64)))  # shared after a fork; not of /dev/shm, which may be small
+        memory = mmap.mmap(
+            -1, AHEAD * int(np.prod(shape, dtype=np.int64))
+        )  # shared after a fork; not of /dev/shm, which may be small
         self.arrays: Pixels = np.frombuffer(memory, np.uint8).reshape(AHEAD, *shape)
         self.connection, theirs = _context.Pipe()
         # what a child holds of these ends would keep its brothers from noticing that this process is gone
@@ -106,12 +114,16 @@ class _Worker:
         except (EOFError, OSError) as gone:
             self.process.join(PATIENCE)
             raise DataError(
-                f"a reading process died (exit code {self.process.exitcode}); if the node ran out of memory, lower data.workers"
+                f"a reading process died (exit code {self.process.exitcode}); if the node ran out of memory, lower "
+                "data.workers"
             ) from gone
 
 
-def _work(fill: Callable[[int, Pixels], Any], arrays: Pixels, connection: Connection, others: Sequence[Connection]) -> None:
-    # A scheduler sends the signals that ask a run to stop to every process, and only the rank decides. It closes the pipe in the end.
+def _work(
+    fill: Callable[[int, Pixels], Any], arrays: Pixels, connection: Connection, others: Sequence[Connection]
+) -> None:
+    # A scheduler sends the signals that ask a run to stop to every process, and only the rank decides. It closes the
+    # pipe in the end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     for other in others:

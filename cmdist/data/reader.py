@@ -43,10 +43,12 @@ def micro_batches(
     workers: int = 0,
     bad_samples: int = 0,
 ) -> Generator[MicroBatch, None, None]:
-    """Micro-batch g = next(numbers) holds the samples at global positions g * B ... g * B + B - 1, mirrored left-right by chance if `flip`.
+    """Micro-batch g = next(numbers) holds the samples at global positions g * B ... g * B + B - 1, mirrored left-right
+    by chance if `flip`.
 
-    Reads ahead in one thread (`workers` 0) or in processes; closing the iterator ends them. An image that cannot be decoded is replaced
-    by the next one in the order that can. Raises DataError for damaged shards, and once more than `bad_samples` images were replaced.
+    Reads ahead in one thread (`workers` 0) or in processes; closing the iterator ends them. An image that cannot be
+    decoded is replaced by the next one in the order that can. Raises DataError for damaged shards, and once more than
+    `bad_samples` images were replaced.
     """
     if len(dataset) != order.samples:
         raise DataError(f"the order is one of {order.samples} samples, but {dataset.url} has {len(dataset)}")
@@ -91,14 +93,16 @@ class _Read:
     def finish(self, found: _Found, pixels: Pixels) -> MicroBatch:
         """The micro-batch of pixels (B, H, W, C), as decoders give them; they are copied.
 
-        All but decoding is done here, outside of the reading processes, for a micro-batch at a time, and mirroring where it takes least: in
-        bytes, whose rows lie together.
+        All but decoding is done here, outside of the reading processes, for a micro-batch at a time, and mirroring
+        where it takes least: in bytes, whose rows lie together.
         """
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         for place in flips(self.seed, found.number, self.micro_batch).nonzero()[0].tolist() if self.flip else []:
             images[place] = images[place].flip(2)
         labels = self.dataset.labels(found.ids) if self.dataset.labelled else None
-        return MicroBatch(found.number, torch.from_numpy(found.ids), images.float().div_(127.5).sub_(1.0), labels, found.replaced)
+        return MicroBatch(
+            found.number, torch.from_numpy(found.ids), images.float().div_(127.5).sub_(1.0), labels, found.replaced
+        )
 
     def new(self, number: int) -> tuple[_Found, Pixels]:
         """With pixels of its own."""
@@ -121,7 +125,9 @@ def flips(seed: int, number: int, n: int) -> NDArray[np.bool_]:
     return (words >> np.uint64(63)).astype(bool)
 
 
-def _finished(read: _Read, batches: Generator[tuple[_Found, Pixels], None, None], bad_samples: int) -> Generator[MicroBatch, None, None]:
+def _finished(
+    read: _Read, batches: Generator[tuple[_Found, Pixels], None, None], bad_samples: int
+) -> Generator[MicroBatch, None, None]:
     total = 0
     with contextlib.closing(batches):
         for found, pixels in batches:

@@ -29,12 +29,16 @@ METRICS = {
     "fd_dinov2": "fd_dinov2",
 }
 NEED_ROWS = ("kid", "precision", "recall")  # all features, not their moments alone
-DINOV2 = "torch.jit.trace(torch.hub.load('facebookresearch/dinov2', 'dinov2_vitl14').eval(), torch.zeros(1, 3, 224, 224)).save(FILE)"
+DINOV2 = (
+    "torch.jit.trace(torch.hub.load('facebookresearch/dinov2', 'dinov2_vitl14').eval(), torch.zeros(1, 3, 224, 224))"
+    ".save(FILE)"
+)
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """`space` is a value of METRICS; `network` takes what `prepare` makes of uint8 images (B,C,H,W) and gives features (B,dimensions).
+    """`space` is a value of METRICS; `network` takes what `prepare` makes of uint8 images (B,C,H,W) and gives features
+    (B,dimensions).
 
     `batch` images go through it together, always as many, since the last bits depend on it.
     """
@@ -70,15 +74,24 @@ class Extractor:
                     coming = ahead.submit(self.prepare, following)
                 found = self.network(prepared).float().cpu()
                 if not bool(torch.isfinite(found).all()):
-                    raise DataError(f"the extractor of {self.space} gave features that are not finite (NaN or infinite)")
-                yield found, self.probabilities(prepared).float().cpu() if probabilities and self.probabilities else found[:, :0]
+                    raise DataError(
+                        f"the extractor of {self.space} gave features that are not finite (NaN or infinite)"
+                    )
+                yield (
+                    found,
+                    self.probabilities(prepared).float().cpu()
+                    if probabilities and self.probabilities
+                    else found[:, :0],
+                )
 
 
 def own(data: ShardedImages, device: torch.device) -> Extractor:
     """The small network that lies beside a data set whose images are too small for Inception. Raises DataError."""
     entry = data.index.get("extractor")
     if not entry:
-        raise DataError(f"{data.url} has no feature extractor of its own, so no fd; fid and the others take Inception (--metrics)")
+        raise DataError(
+            f"{data.url} has no feature extractor of its own, so no fd; fid and the others take Inception (--metrics)"
+        )
     url = storage.join(data.url, entry["file"])
     try:
         content = storage.read(url)
@@ -87,28 +100,43 @@ def own(data: ShardedImages, device: torch.device) -> Extractor:
     if f"xxh3:{xxhash.xxh3_128_hexdigest(content)}" != entry["checksum"]:
         raise DataError(f"the feature extractor {url} is damaged: its checksum is not that of the index")
     net = Classifier.from_state_dict(safetensors.torch.load(content)).to(device)
-    return Extractor("fd", entry["checksum"], "none", int(net.head.in_features), lambda images: images.to(device), net.features)
+    return Extractor(
+        "fd", entry["checksum"], "none", int(net.head.in_features), lambda images: images.to(device), net.features
+    )
 
 
 def inception(url: str | None, space: str, device: torch.device) -> Extractor:
     """`fid` or `fid_legacy`. Raises ConfigError."""
     if url is None:
-        raise ConfigError(f"{space} needs Inception's weights: --inception FILE or evaluation.inception, from {Inception.SOURCE}")
+        raise ConfigError(
+            f"{space} needs Inception's weights: --inception FILE or evaluation.inception, from {Inception.SOURCE}"
+        )
     net = Inception(url, "clean" if space == "fid" else "legacy_tensorflow", device)
-    resize = "clean: Pillow bicubic to 299, not quantized" if space == "fid" else "legacy_tensorflow: bilinear inside the network"
+    resize = (
+        "clean: Pillow bicubic to 299, not quantized"
+        if space == "fid"
+        else "legacy_tensorflow: bilinear inside the network"
+    )
     probabilities = net.probabilities if space == "fid_legacy" else None
     return Extractor(space, net.hash, resize, Inception.DIMENSIONS, net.prepare, net.features, probabilities, net.batch)
 
 
 def dinov2(url: str | None, device: torch.device) -> Extractor:
-    """A TorchScript file that maps images normalized as ImageNet's (B,3,224,224) to features (B,D). Raises ConfigError."""
+    """A TorchScript file that maps images normalized as ImageNet's (B,3,224,224) to features (B,D). Raises
+    ConfigError.
+    """
     if url is None:
         raise ConfigError(f"fd_dinov2 needs --dinov2 FILE or evaluation.dinov2, a file made by {DINOV2}")
     try:
         content = storage.read(url)
     except FileNotFoundError as error:
-        raise ConfigError(f"the DINOv2 weights {url} are not there; nothing is downloaded in a job: make them by {DINOV2}") from error
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        raise ConfigError(
+            f"the DINOv2 weights {url} are not there; nothing is downloaded in a job: make them by {DINOV2}"
+        ) from error
+    mean, std = (
+        torch.tensor(values, device=device).view(3, 1, 1) * 255
+        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     resize = resizer(224)
 
     def prepare(images: Tensor) -> Tensor:
@@ -120,13 +148,22 @@ def dinov2(url: str | None, device: torch.device) -> Extractor:
             dimensions = net(torch.zeros(1, 3, 224, 224, device=device)).shape[1]
     except Exception as error:
         said = str(error).strip().splitlines()
-        raise ConfigError(f"{url} is no TorchScript file that takes images (B,3,224,224): {said[-1] if said else error!r}") from error
+        raise ConfigError(
+            f"{url} is no TorchScript file that takes images (B,3,224,224): {said[-1] if said else error!r}"
+        ) from error
     return Extractor(
-        "fd_dinov2", f"xxh3:{xxhash.xxh3_128_hexdigest(content)}", "Pillow bicubic to 224, not quantized", dimensions, prepare, net
+        "fd_dinov2",
+        f"xxh3:{xxhash.xxh3_128_hexdigest(content)}",
+        "Pillow bicubic to 224, not quantized",
+        dimensions,
+        prepare,
+        net,
     )
 
 
-def load(spaces: Sequence[str], data: ShardedImages | None, files: dict[str, str | None], device: torch.device) -> list[Extractor]:
+def load(
+    spaces: Sequence[str], data: ShardedImages | None, files: dict[str, str | None], device: torch.device
+) -> list[Extractor]:
     """One for each space. `files` has the places of "inception" and "dinov2". Raises ConfigError, DataError."""
     made = []
     for space in spaces:

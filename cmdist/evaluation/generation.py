@@ -1,8 +1,8 @@
 """Image i from seed i, for any sampler.
 
-Bits. The result of a network changes in the last bits with the shape of its batch, so a network always runs on groups of one
-size, cut at multiples of that size on the line of seeds. Seed s therefore always stands at the same place of the same group,
-and its image depends on s alone: not on the number of ranks, of images, or on the batch.
+Bits. The result of a network changes in the last bits with the shape of its batch, so a network always runs on groups
+of one size, cut at multiples of that size on the line of seeds. Seed s therefore always stands at the same place of the
+same group, and its image depends on s alone: not on the number of ranks, of images, or on the batch.
 """
 
 import itertools
@@ -17,7 +17,9 @@ from cmdist.core import sampling, solvers
 from cmdist.core.noise import Denoise, karras_sigmas
 from cmdist.errors import ConfigError, DataError
 
-Sample = Callable[[Tensor, Tensor | None], Tensor]  # noises (S,B,C,H,W), labels (B,) or None -> images (B,C,H,W) in [-1,1]
+Sample = Callable[
+    [Tensor, Tensor | None], Tensor
+]  # noises (S,B,C,H,W), labels (B,) or None -> images (B,C,H,W) in [-1,1]
 
 ROUNDING = "floor(127.5 x + 128), clipped to 0..255"  # EDM's; the released consistency code differs by half a level
 
@@ -30,7 +32,10 @@ def group_size(height: int, width: int) -> int:
 def to_uint8(images: Tensor) -> Tensor:
     """[-1,1] to 0..255 by ROUNDING. Raises DataError if a value is not finite."""
     if not bool(torch.isfinite(images).all()):
-        raise DataError("the model made images with values that are not finite (NaN or infinite); this checkpoint cannot be evaluated")
+        raise DataError(
+            "the model made images with values that are not finite (NaN or infinite); this "
+            "checkpoint cannot be evaluated"
+        )
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
@@ -96,7 +101,9 @@ def generate(
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to make images: `draws` noises each, and what the protocol record says of it; metrics have its name in theirs."""
+    """A way to make images: `draws` noises each, and what the protocol record says of it; metrics have its name in
+    theirs.
+    """
 
     name: str
     title: str
@@ -156,18 +163,25 @@ def samplers(
     sigma_max: float,
     rho: float,
 ) -> list[Sampler]:
-    """The samplers that `steps` names: numbers of steps for a consistency model (default 1 and len(times)), heun for a denoising one.
+    """The samplers that `steps` names: numbers of steps for a consistency model (default 1 and len(times)), heun for a
+    denoising one.
 
     `times` are the noise levels of the multistep sampler. Raises ConfigError.
     """
     if times[0] != sigma_max or any(a <= b for a, b in itertools.pairwise(times)) or times[-1] <= sigma_min:
-        raise ConfigError(f"the times {list(times)} must fall from sigma_max ({sigma_max}) and stay above sigma_min ({sigma_min})")
+        raise ConfigError(
+            f"the times {list(times)} must fall from sigma_max ({sigma_max}) and stay above sigma_min ({sigma_min})"
+        )
     made = []
     for name in steps or (["heun"] if denoising else ["1", str(len(times))]):
         if name != "heun" and not (name.isdigit() and int(name) > 0):
             raise ConfigError(f"--steps {name}: a number of steps or 'heun' is allowed")
         if (name == "heun") != denoising:
-            kind = "a denoising run is sampled with heun" if denoising else "heun is for denoising runs, a consistency model takes a number"
+            kind = (
+                "a denoising run is sampled with heun"
+                if denoising
+                else "heun is for denoising runs, a consistency model takes a number"
+            )
             raise ConfigError(f"--steps {name}: {kind}")
         if denoising:
             made.append(ode(denoise, ode_steps, sigma_min, sigma_max, rho))
@@ -177,6 +191,7 @@ def samplers(
             made.append(multistep(denoise, times, sigma_min))
         else:
             raise ConfigError(
-                f"--steps {name} needs {name} noise levels and there are {len(times)} ({list(times)}); give them with --times"
+                f"--steps {name} needs {name} noise levels and there are {len(times)} ({list(times)}); "
+                "give them with --times"
             )
     return made

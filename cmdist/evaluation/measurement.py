@@ -30,7 +30,9 @@ PIECE = 1024  # features that are added to the moments together
 
 
 class Features:
-    """Rows (n,D) float32 in a file that no folder shows; taken row by row, so that n does not fit into memory need not matter."""
+    """Rows (n,D) float32 in a file that no folder shows; taken row by row, so that n does not fit into memory need not
+    matter.
+    """
 
     def __init__(self, dimensions: int) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as this object)
@@ -54,7 +56,9 @@ class Features:
 
 @dataclass(frozen=True)
 class Measured:
-    """What rank 0 knows after a measurement: figures by metric, the first `keep` images uint8, and one hash over all images."""
+    """What rank 0 knows after a measurement: figures by metric, the first `keep` images uint8, and one hash over all
+    images.
+    """
 
     figures: dict[str, float]
     images: Tensor
@@ -62,7 +66,9 @@ class Measured:
 
 
 def check(n: int, extractor: Extractor, metrics: Sequence[str], of: str = "") -> None:
-    """Raise DataError, which names what they are images `of`, if n (0: nobody knows how many) are too few for the metrics of a space."""
+    """Raise DataError, which names what they are images `of`, if n (0: nobody knows how many) are too few for the
+    metrics of a space.
+    """
     if n and extractor.space in metrics:
         try:
             frechet.check_count(n, extractor.dimensions)
@@ -80,13 +86,16 @@ def measure(
     keep: int = 0,
     progress: Callable[[int], object] = lambda images: None,
 ) -> Measured | None:
-    """Generate the task's images on all ranks and take figures in the wanted spaces; all ranks must call. The result is rank 0's.
+    """Generate the task's images on all ranks and take figures in the wanted spaces; all ranks must call. The result is
+    rank 0's.
 
-    `wanted`: for each space its extractor, its metrics and, on rank 0, its reference. Parts below `folder` outlive a kill: the same
-    call goes on from them, on any number of ranks; the caller removes them when the figures are safe. `progress` is told the number
-    of images that this rank has just made, or found made.
+    `wanted`: for each space its extractor, its metrics and, on rank 0, its reference. Parts below `folder` outlive a
+    kill: the same call goes on from them, on any number of ranks; the caller removes them when the figures are safe.
+    `progress` is told the number of images that this rank has just made, or found made.
     """
-    blocks = task.blocks(128 if len(task.seeds) < 16_384 else 512)  # short ones are shared evenly, long ones keep a GPU busier
+    blocks = task.blocks(
+        128 if len(task.seeds) < 16_384 else 512
+    )  # short ones are shared evenly, long ones keep a GPU busier
     parts = Parts(folder, len(blocks))
 
     def block(part: int) -> Arrays:
@@ -97,7 +106,10 @@ def measure(
             digests.append(np.frombuffer(hashlib.sha256(used.numpy().tobytes()).digest(), dtype=np.uint8))
             progress(len(used))
         images = torch.cat(made)
-        arrays = {"digests": np.stack(digests), "images": images[: max(0, keep - task.before(blocks[part].start))].numpy()}
+        arrays = {
+            "digests": np.stack(digests),
+            "images": images[: max(0, keep - task.before(blocks[part].start))].numpy(),
+        }
         for extractor, metrics, _ in wanted:
             if "is" in metrics:
                 features, probabilities = extractor.features_and_probabilities(images)
@@ -130,12 +142,20 @@ class Space:
     """What is gathered of n images in one extractor's space, for the metrics that are wanted there."""
 
     def __init__(
-        self, n: int, extractor: Extractor, metrics: Sequence[str], reference: Reference | None, device: str | torch.device
+        self,
+        n: int,
+        extractor: Extractor,
+        metrics: Sequence[str],
+        reference: Reference | None,
+        device: str | torch.device,
     ) -> None:
         assert reference is not None, "on rank 0"
         self._name, self._metrics, self._reference, self._device = extractor.space, metrics, reference, device
         self._moments = frechet.Moments(extractor.dimensions, device)
-        self._waiting, self._filled = torch.empty(PIECE, extractor.dimensions), 0  # one buffer, since new ones would fragment the heap
+        self._waiting, self._filled = (
+            torch.empty(PIECE, extractor.dimensions),
+            0,
+        )  # one buffer, since new ones would fragment the heap
         self._rows = Features(extractor.dimensions) if any(metric in NEED_ROWS for metric in metrics) else None
         self._n = n
         self._score: inception_score.InceptionScore | None = None
@@ -189,10 +209,15 @@ def bootstrap(images: Tensor, n: int, seed: int) -> Tensor:
 
 
 def matched_gaussian(images: Tensor, n: int, seed: int) -> Tensor:
-    """Draw n uint8 images from the Gaussian with the pixels' mean and covariance: what knowing two moments alone would score."""
+    """Draw n uint8 images from the Gaussian with the pixels' mean and covariance: what knowing two moments alone would
+    score.
+    """
     flat = images.flatten(1).double()
-    weights = torch.randn((n, len(flat)), dtype=torch.float64, generator=seeding.generator("cpu", seed, "matched gaussian"))
-    pixels = flat.mean(dim=0) + weights @ (flat - flat.mean(dim=0)) / (len(flat) - 1) ** 0.5  # exact, without forming the covariance
+    weights = torch.randn(
+        (n, len(flat)), dtype=torch.float64, generator=seeding.generator("cpu", seed, "matched gaussian")
+    )
+    # exact, without forming the covariance
+    pixels = flat.mean(dim=0) + weights @ (flat - flat.mean(dim=0)) / (len(flat) - 1) ** 0.5
     return (pixels + 0.5).clamp(0, 255).to(torch.uint8).view(n, *images.shape[1:])
 
 

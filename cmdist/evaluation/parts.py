@@ -1,4 +1,5 @@
-"""A long measurement in numbered parts: any rank makes any of them, a kill loses only those under way, and they are read back in order.
+"""A long measurement in numbered parts: any rank makes any of them, a kill loses only those under way, and they are
+read back in order.
 
 What a part holds depends on its number alone, so that neither ranks nor kills can change a figure.
 """
@@ -28,7 +29,9 @@ class Parts:
     count: int
 
     def complete(self, make: Callable[[int], Arrays], world: distributed.World, found: Callable[[int], object]) -> None:
-        """Make the parts that are not there, shared among the ranks; all ranks must call. `found` is told those that are, shared, too."""
+        """Make the parts that are not there, shared among the ranks; all ranks must call. `found` is told those that
+        are, shared, too.
+        """
         listed = set(storage.names(self.folder)) if world.first else set()
         there = distributed.gather({part for part in range(self.count) if self._name(part) in listed}, world.control)[0]
         missing = [part for part in range(self.count) if part not in there]
@@ -66,7 +69,9 @@ class Parts:
             with np.load(io.BytesIO(storage.read(url)), allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         except Exception as error:
-            raise DataError(f"{url} is missing or damaged ({error}); remove it, and the same command makes it again") from error
+            raise DataError(
+                f"{url} is missing or damaged ({error}); remove it, and the same command makes it again"
+            ) from error
 
     def remove(self) -> None:
         """All of them, once they are no longer needed."""

@@ -18,7 +18,9 @@ def columns(classes: int) -> int:
 
 
 def grid(images: Tensor, columns: int, scale: int = 1, between: int = 255) -> Image.Image:
-    """A picture of uint8 images (n,C,H,W), row by row in `columns`, each pixel a square of scale x scale, `between` them; C is 1 or 3."""
+    """A picture of uint8 images (n,C,H,W), row by row in `columns`, each pixel a square of scale x scale, `between`
+    them; C is 1 or 3.
+    """
     n, channels, height, width = images.shape
     assert images.dtype == torch.uint8 and channels in (1, 3) and n > 0
     rows = -(-n // columns)
@@ -32,7 +34,9 @@ def grid(images: Tensor, columns: int, scale: int = 1, between: int = 255) -> Im
     return Image.fromarray(pixels.contiguous().numpy())
 
 
-def side_by_side(blocks: Sequence[tuple[str, Tensor]], columns: int, heads: Sequence[str] = (), scale: int | None = None) -> Image.Image:
+def side_by_side(
+    blocks: Sequence[tuple[str, Tensor]], columns: int, heads: Sequence[str] = (), scale: int | None = None
+) -> Image.Image:
     """Titled blocks of uint8 images (n,C,H,W) below each other in common columns, with `heads` above the columns.
 
     Without `scale` images are enlarged to about 40 pixels.
@@ -69,7 +73,9 @@ def png(picture: Image.Image) -> bytes:
 
 
 def for_page(images: Tensor, columns: int, most: int = 64) -> tuple[bytes, str]:
-    """A grid, clear between its images, as a small file for a web page, and its kind: up to `most` pixels a side PNG, else reduced WebP."""
+    """A grid, clear between its images, as a small file for a web page, and its kind: up to `most` pixels a side PNG,
+    else reduced WebP.
+    """
     size, kind = images.shape[2:], "png"
     if max(size) > most:
         small = F.interpolate(images.float(), scale_factor=most / max(size), mode="bicubic", antialias=True)

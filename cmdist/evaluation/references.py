@@ -1,4 +1,6 @@
-"""What generated images are measured against: moments and some features of real images, made once from shards, or imported."""
+"""What generated images are measured against: moments and some features of real images, made once from shards, or
+imported.
+"""
 
 import hashlib
 import io
@@ -19,14 +21,17 @@ from cmdist.evaluation.parts import Arrays, Parts
 from cmdist.system import storage
 from cmdist.system.distributed import World
 
-KEPT = 10_000  # features that are kept for KID, precision and recall: those of the first images, as many as ADM's files hold
+# features that are kept for KID, precision and recall: those of the first images, as many as ADM's files hold
+KEPT = 10_000
 PIECE = 512  # images that are decoded together
 UNITS = 64  # parts that a data set is cut into
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Moments of all real images in a space, features (k,D) float32 of some of them or None, and where they come from."""
+    """Moments of all real images in a space, features (k,D) float32 of some of them or None, and where they come
+    from.
+    """
 
     statistics: Statistics
     features: Tensor | None
@@ -53,7 +58,9 @@ class Reference:
 
 
 def load(url: str, extractor: Extractor, image_size: int) -> Reference:
-    """What `Reference.save` wrote, or a file with mu and sigma as ADM and clean-fid publish them (see `imported`). Raises DataError."""
+    """What `Reference.save` wrote, or a file with mu and sigma as ADM and clean-fid publish them (see `imported`).
+    Raises DataError.
+    """
     try:
         content = storage.read(url)
     except FileNotFoundError as error:
@@ -75,24 +82,28 @@ def load(url: str, extractor: Extractor, image_size: int) -> Reference:
 
 
 def imported(url: str, arrays: Mapping[str, np.ndarray[Any, Any]], extractor: Extractor, image_size: int) -> Reference:
-    """ADM's reference batches (mu, sigma, and in arr_0 images whose features we take) and clean-fid's statistics (mu, sigma).
+    """ADM's reference batches (mu, sigma, and in arr_0 images whose features we take) and clean-fid's statistics (mu,
+    sigma).
 
-    Such a file does not say how its images were resized: ADM's have the TensorFlow way, clean-fid's say it in their names.
-    Raises DataError if the file contradicts the extractor or the image size.
+    Such a file does not say how its images were resized: ADM's have the TensorFlow way, clean-fid's say it in their
+    names. Raises DataError if the file contradicts the extractor or the image size.
     """
     name = url.rpartition("/")[2]
     if not {"mu", "sigma"} <= arrays.keys():
         raise DataError(f"{url} has no mu and sigma; it has {', '.join(arrays) or 'nothing'}")
     mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
     if mean.shape != (extractor.dimensions,) or covariance.shape != (extractor.dimensions, extractor.dimensions):
-        raise DataError(f"{url} is of {mean.numel()} features, and the extractor of {extractor.space} gives {extractor.dimensions}")
+        raise DataError(
+            f"{url} is of {mean.numel()} features, and the extractor of {extractor.space} gives {extractor.dimensions}"
+        )
     if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
         raise DataError(f"{url} holds values that are not finite")
     of_adm = "mu_s" in arrays or "arr_0" in arrays
     is_clean, is_legacy = "_clean_" in name, of_adm or "_legacy_tensorflow_" in name
     if (extractor.space == "fid" and is_legacy) or (extractor.space == "fid_legacy" and is_clean):
         raise DataError(
-            f"{url} was made with {'clean-fid' if is_clean else 'TensorFlow'}'s resizing, which is not that of {extractor.space}"
+            f"{url} was made with {'clean-fid' if is_clean else 'TensorFlow'}'s resizing, which is not that of "
+            f"{extractor.space}"
         )
     images = arrays.get("arr_0")
     size = str(images.shape[1]) if images is not None else name.removesuffix(".npz").rpartition("_")[2]
@@ -100,7 +111,9 @@ def imported(url: str, arrays: Mapping[str, np.ndarray[Any, Any]], extractor: Ex
         raise DataError(f"{url} is of images of size {size}, and this evaluation of {image_size}")
     features = None if images is None else extractor.features(torch.from_numpy(images[:KEPT]).permute(0, 3, 1, 2))
     # how many images its moments are of is not in the file
-    return Reference(Statistics(0, mean, covariance), features, describe(extractor) | {"image_size": image_size, "source": name})
+    return Reference(
+        Statistics(0, mean, covariance), features, describe(extractor) | {"image_size": image_size, "source": name}
+    )
 
 
 def describe(extractor: Extractor) -> dict[str, Any]:
@@ -109,12 +122,17 @@ def describe(extractor: Extractor) -> dict[str, Any]:
 
 
 def make(
-    data: ShardedImages, extractor: Extractor, folder: str, world: World, progress: Callable[[int], object] = lambda images: None
+    data: ShardedImages,
+    extractor: Extractor,
+    folder: str,
+    world: World,
+    progress: Callable[[int], object] = lambda images: None,
 ) -> Reference | None:
     """From all images of a data set, on all ranks, which must all call; on rank 0 the result. Raises DataError.
 
-    It goes on after a kill from the parts below `folder`, which the caller removes when the result is safe. The data set is cut into
-    at most 64 units, whatever the number of ranks, and their moments are merged in order: the same bits on any number of ranks.
+    It goes on after a kill from the parts below `folder`, which the caller removes when the result is safe. The data
+    set is cut into at most 64 units, whatever the number of ranks, and their moments are merged in order: the same bits
+    on any number of ranks.
     """
     step = -(-len(data) // (UNITS * PIECE)) * PIECE
     parts = Parts(folder, -(-len(data) // step))

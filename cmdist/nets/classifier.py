@@ -14,7 +14,9 @@ FEATURES = 64
 
 
 class Classifier(nn.Module):
-    """uint8 images (B, channels, H, W), H and W at least 4 -> logits (B, classes) fp32; `features` gives the 64 numbers below them."""
+    """uint8 images (B, channels, H, W), H and W at least 4 -> logits (B, classes) fp32; `features` gives the 64 numbers
+    below them.
+    """
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -39,11 +41,15 @@ class Classifier(nn.Module):
             classifier = cls(channels=state["body.0.weight"].shape[1], classes=state["head.weight"].shape[0])
             classifier.load_state_dict(state)
         except (KeyError, IndexError, RuntimeError) as error:
-            raise DataError(f"these weights are not those of a cmdist classifier: {str(error).splitlines()[0]}") from error
+            raise DataError(
+                f"these weights are not those of a cmdist classifier: {str(error).splitlines()[0]}"
+            ) from error
         return classifier.eval()
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, channels, H, W) uint8 -> (B, 64) fp32, taken before the last ReLU: no dimension is dead, and each is nearer to a Gaussian."""
+        """(B, channels, H, W) uint8 -> (B, 64) fp32, taken before the last ReLU: no dimension is dead, and each is
+        nearer to a Gaussian.
+        """
         if images.dtype != torch.uint8:
             raise DataError(f"the classifier takes uint8 images, not {images.dtype}")
         return cast(Tensor, self.body(images.float() / 127.5 - 1))
@@ -54,16 +60,26 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    images: Tensor, labels: Tensor, seed: int, classes: int | None = None, epochs: int = 20, batch: int = 64, held_out: float = 0.2
+    images: Tensor,
+    labels: Tensor,
+    seed: int,
+    classes: int | None = None,
+    epochs: int = 20,
+    batch: int = 64,
+    held_out: float = 0.2,
 ) -> tuple[Classifier, float]:
-    """Train on uint8 images (n, C, H, W) and labels (n,) int64; gives the classifier (eval mode) and its accuracy on images it did not see.
+    """Train on uint8 images (n, C, H, W) and labels (n,) int64; gives the classifier (eval mode) and its accuracy on
+    images it did not see.
 
-    A random `held_out` part of the images only measures: the network that is measured is the one that is given back. All randomness comes
-    from `seed`; the global generator is left as it was. Raises DataError for data that cannot be split or do not fit together.
+    A random `held_out` part of the images only measures: the network that is measured is the one that is given back.
+    All randomness comes from `seed`; the global generator is left as it was. Raises DataError for data that cannot be
+    split or do not fit together.
     """
     n = len(images)
     if n != len(labels) or not 0 < int(n * held_out) < n:
-        raise DataError(f"a classifier needs as many images as labels and some to hold out: {n} images, {len(labels)} labels")
+        raise DataError(
+            f"a classifier needs as many images as labels and some to hold out: {n} images, {len(labels)} labels"
+        )
     order = torch.randperm(n, generator=seeding.generator("cpu", seed, "classifier", "split"))
     held, seen = order[: int(n * held_out)], order[int(n * held_out) :]
     with torch.random.fork_rng(devices=[]):  # torch initializes layers from the global generator

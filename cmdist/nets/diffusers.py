@@ -1,6 +1,8 @@
-"""The U-Net in the words of the diffusers library: its UNet2DModel's configuration and names of weights, for ConsistencyModelPipeline.
+"""The U-Net in the words of the diffusers library: its UNet2DModel's configuration and names of weights, for
+ConsistencyModelPipeline.
 
-Nothing of diffusers is imported: its folders are JSON and safetensors. Where its network cannot be ours, a ConfigError says why.
+Nothing of diffusers is imported: its folders are JSON and safetensors. Where its network cannot be ours, a ConfigError
+says why.
 """
 
 import itertools
@@ -38,16 +40,19 @@ def unet_config(net: UNet, channel_mult: Sequence[int], num_res_blocks: int) -> 
     blocks = [m for m in net.modules() if isinstance(m, ResBlock)]
     if len(channel_mult) > 1 and not any(block.resample for block in blocks):
         raise ConfigError(
-            "export to diffusers needs network.resblock_updown true, as in the released models; --format safetensors takes any"
+            "export to diffusers needs network.resblock_updown true, as in the released "
+            "models; --format safetensors takes any"
         )
     if channel_mult[0] != 1:
         raise ConfigError(
-            f"diffusers takes the width of the time embedding from the first level, so network.channel_mult must begin with 1, not "
+            "diffusers takes the width of the time embedding from the first level, so network.channel_mult must begin "
+            "with 1, not "
             f"{channel_mult[0]}; --format safetensors takes any"
         )
     if groups := sorted({m.num_groups for m in net.modules() if isinstance(m, GroupNorm)} - {32}):
         raise ConfigError(
-            f"diffusers has 32 groups in every normalization, and this network has also {groups}, for its blocks are narrow; "
+            f"diffusers has 32 groups in every normalization, and this network has also {groups}, for "
+            "its blocks are narrow; "
             "network.model_channels must be 128 or more and divisible by 32, or take --format safetensors"
         )
     depth, level = len(channel_mult), num_res_blocks + 1
@@ -71,7 +76,8 @@ def unet_config(net: UNet, channel_mult: Sequence[int], num_res_blocks: int) -> 
         "act_fn": "silu",
         "attention_head_dim": head_channels,
         "norm_num_groups": 32,
-        "attn_norm_num_groups": 32,  # else the middle block's attention has no normalization where embeddings scale and shift
+        # else the middle block's attention has no normalization where embeddings scale and shift
+        "attn_norm_num_groups": 32,
         "norm_eps": 1e-5,
         "resnet_time_scale_shift": "scale_shift" if blocks[0].scale_shift else "default",
         "add_attention": True,
@@ -79,7 +85,9 @@ def unet_config(net: UNet, channel_mult: Sequence[int], num_res_blocks: int) -> 
     }
 
 
-def scheduler_config(n_timesteps: int, sigma_min: float, sigma_max: float, sigma_data: float, rho: float) -> dict[str, Any]:
+def scheduler_config(
+    n_timesteps: int, sigma_min: float, sigma_max: float, sigma_data: float, rho: float
+) -> dict[str, Any]:
     """The config.json of a CMStochasticIterativeScheduler on the Karras grid of n_timesteps noise levels."""
     return {
         "_class_name": "CMStochasticIterativeScheduler",
@@ -126,7 +134,8 @@ def weights(net: UNet, ours: Mapping[str, Tensor], num_res_blocks: int) -> dict[
 
 def _layers(net: UNet, num_res_blocks: int) -> Iterator[tuple[str, str]]:
     """(name of a residual or attention block, its name in diffusers)."""
-    level = num_res_blocks + 1  # blocks of a level: on the way down the last changes the size, on the way up it is one more
+    # blocks of a level: on the way down the last changes the size, on the way up it is one more
+    level = num_res_blocks + 1
     for i, block in enumerate(net.input_blocks):
         if i:
             where, place = divmod(i - 1, level)

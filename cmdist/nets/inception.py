@@ -20,7 +20,9 @@ FILE = "inception-2015-12-05.pt"  # clean-fid looks for this name
 
 
 def resizer(size: int) -> Callable[[Tensor], Tensor]:
-    """uint8 images (B, 1 or 3, H, W) -> float32 (B, 3, size, size) in 0..255 by clean-fid's bicubic resizing, in threads."""
+    """uint8 images (B, 1 or 3, H, W) -> float32 (B, 3, size, size) in 0..255 by clean-fid's bicubic resizing, in
+    threads.
+    """
     torchvision_ops.declare_missing()
     from cleanfid.resize import make_resizer  # here, since it imports torchvision
 
@@ -36,10 +38,11 @@ def resizer(size: int) -> Callable[[Tensor], Tensor]:
 
 
 class Inception:
-    """The TorchScript network of `url`: uint8 images (B, 1 or 3, H, W) -> features (B, 2048) or class probabilities (B, 1008).
+    """The TorchScript network of `url`: uint8 images (B, 1 or 3, H, W) -> features (B, 2048) or class probabilities (B,
+    1008).
 
-    `clean`: clean-fid's resizing to 299. `legacy_tensorflow`: the images go as they are into the network, which has TensorFlow's
-    bilinear resizing inside. Raises ConfigError if the file cannot be used.
+    `clean`: clean-fid's resizing to 299. `legacy_tensorflow`: the images go as they are into the network, which has
+    TensorFlow's bilinear resizing inside. Raises ConfigError if the file cannot be used.
     """
 
     SOURCE = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"
@@ -52,7 +55,9 @@ class Inception:
         try:
             content = storage.read(url)
         except FileNotFoundError as error:
-            raise ConfigError(f"the Inception weights {url} are not there; no job downloads them: get them from {self.SOURCE}") from error
+            raise ConfigError(
+                f"the Inception weights {url} are not there; no job downloads them: get them from {self.SOURCE}"
+            ) from error
         self.hash = f"sha256:{hashlib.sha256(content).hexdigest()}"
         self._device, self._resize = device, resizer(299) if mode == "clean" else None
         # On a CPU core batches of 4 were a seventh faster than of 32 (LOG.md); a GPU wants many.
@@ -60,21 +65,29 @@ class Inception:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / FILE).write_bytes(content)
             try:
-                self._net: Any = InceptionV3W(folder, download=False, resize_inside=mode == "legacy_tensorflow").eval().to(device)
+                self._net: Any = (
+                    InceptionV3W(folder, download=False, resize_inside=mode == "legacy_tensorflow").eval().to(device)
+                )
             except Exception as error:
-                raise ConfigError(f"{url} is not the TorchScript file of {self.SOURCE}: {type(error).__name__}") from error
+                raise ConfigError(
+                    f"{url} is not the TorchScript file of {self.SOURCE}: {type(error).__name__}"
+                ) from error
 
     def prepare(self, images: Tensor) -> Tensor:
         """float32 (B,3,H,W) in 0..255, resized if that is not the network's own affair."""
         if self._resize is not None:
             return self._resize(images).to(self._device)
         images = images.expand(-1, 3, -1, -1).to(self._device)
-        return images.to(torch.float32, memory_format=torch.channels_last)  # in which convolutions on CPU cores are faster
+        return images.to(
+            torch.float32, memory_format=torch.channels_last
+        )  # in which convolutions on CPU cores are faster
 
     def features(self, prepared: Tensor) -> Tensor:
         """The last pooling layer (B, 2048) of what `prepare` gave."""
         return self._net(prepared)  # type: ignore[no-any-return]
 
     def probabilities(self, prepared: Tensor) -> Tensor:
-        """Softmax over the 1008 classes, without the last bias, as the original Inception score has it. Only in legacy_tensorflow mode."""
+        """Softmax over the 1008 classes, without the last bias, as the original Inception score has it. Only in
+        legacy_tensorflow mode.
+        """
         return self._net.base(prepared, no_output_bias=True)  # type: ignore[no-any-return]

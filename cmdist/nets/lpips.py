@@ -1,6 +1,7 @@
 """LPIPS (Zhang et al. 2018) with VGG16 features, as a network for `core.distances.lpips`. The only door to lpips.
 
-The package brings the calibrated heads; VGG's own weights are a file of the user's, since a training job downloads nothing.
+The package brings the calibrated heads; VGG's own weights are a file of the user's, since a training job downloads
+nothing.
 """
 
 import hashlib
@@ -32,12 +33,17 @@ class Lpips(nn.Module):
         torchvision_ops.declare_missing()
         import lpips  # here, since it imports torchvision
 
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # its random start moves nobody else's random numbers
+        with (
+            warnings.catch_warnings(),
+            torch.random.fork_rng(devices=[]),
+        ):  # its random start moves nobody else's random numbers
             warnings.simplefilter("ignore")  # of torchvision, about the package's way to ask for no weights
             package = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
         self.scaling = package.scaling_layer
         self.slices = nn.ModuleList(getattr(package.net, f"slice{i}") for i in range(1, 6))
-        self.heads = nn.ModuleList(lin.model[-1] for lin in package.lins)  # 1x1 convolutions; the dropout before them is for training
+        self.heads = nn.ModuleList(
+            lin.model[-1] for lin in package.lins
+        )  # 1x1 convolutions; the dropout before them is for training
         if pooling == "avg":
             for part in self.slices:
                 for name, layer in list(part.named_children()):
@@ -48,7 +54,8 @@ class Lpips(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) twice -> (B,); gradient to whichever asks for it."""
         parts = [
-            head((a - b).square()).mean(dim=(1, 2, 3)) for head, a, b in zip(self.heads, self._features(x), self._features(y), strict=True)
+            head((a - b).square()).mean(dim=(1, 2, 3))
+            for head, a, b in zip(self.heads, self._features(x), self._features(y), strict=True)
         ]
         return torch.stack(parts).sum(0)
 
@@ -56,13 +63,16 @@ class Lpips(nn.Module):
         h, found = self.scaling(x.expand(-1, 3, -1, -1)), []
         for part in self.slices:
             h = part(h)
-            # The package divides by sqrt(sum) + epsilon, whose gradient is NaN where all features are 0: constant images have such places.
+            # The package divides by sqrt(sum) + epsilon, whose gradient is NaN where all features are 0: constant
+            # images have such places.
             found.append(h / (h.square().sum(1, keepdim=True).clamp_min(_EPSILON**2).sqrt() + _EPSILON))
         return found
 
 
 def load_lpips(weights: str | Path, pooling: Pooling, device: torch.device | str = "cpu") -> Lpips:
-    """LPIPS with VGG16's weights from a file in torchvision's layout. Raises ConfigError if it is missing or another file."""
+    """LPIPS with VGG16's weights from a file in torchvision's layout. Raises ConfigError if it is missing or another
+    file.
+    """
     path = _existing(weights)
     try:
         # torchvision's file is from before torch wrote zip files, which alone can be mapped
@@ -77,7 +87,10 @@ def load_lpips(weights: str | Path, pooling: Pooling, device: torch.device | str
                 for name, own in layer.named_parameters():
                     key = f"features.{number}.{name}"
                     if not isinstance(found := state.get(key), Tensor) or found.shape != own.shape:
-                        raise ConfigError(f"loss.lpips_weights: {path} has no {key} of shape {list(own.shape)}; {SOURCE} is what is needed")
+                        raise ConfigError(
+                            f"loss.lpips_weights: {path} has no {key} of shape {list(own.shape)}; {SOURCE} "
+                            "is what is needed"
+                        )
                     own.data.copy_(found)
     return network.to(device)
 
@@ -91,5 +104,7 @@ def fingerprint(weights: str | Path) -> str:
 def _existing(weights: str | Path) -> Path:
     path = Path(weights)
     if not path.is_file():
-        raise ConfigError(f"loss.lpips_weights: there is no file {path}; get VGG16's weights from {SOURCE} and name that file")
+        raise ConfigError(
+            f"loss.lpips_weights: there is no file {path}; get VGG16's weights from {SOURCE} and name that file"
+        )
     return path

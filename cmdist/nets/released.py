@@ -1,7 +1,9 @@
-"""Weights from one file: the released consistency models (.pt), guided-diffusion's layout, plain safetensors. No code in it is run.
+"""Weights from one file: the released consistency models (.pt), guided-diffusion's layout, plain safetensors. No code
+in it is run.
 
-The released files are flat dictionaries of tensors with the names of unet.py. Their `edm_*` are denoisers with EDM's scalings, their
-`cd_*` and `ct_*` consistency functions with those of the boundary condition; nothing inside a file tells which.
+The released files are flat dictionaries of tensors with the names of unet.py. Their `edm_*` are denoisers with EDM's
+scalings, their `cd_*` and `ct_*` consistency functions with those of the boundary condition; nothing inside a file
+tells which.
 """
 
 import io
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 from cmdist.errors import CheckpointError, CmdistError, ConfigError
 from cmdist.system import storage
 
-QkvOrder = Literal["legacy", "new"]  # guided-diffusion's words: (heads, 3, head_channels), its default, or (3, heads, head_channels)
+QkvOrder = Literal[
+    "legacy", "new"
+]  # guided-diffusion's words: (heads, 3, head_channels), its default, or (3, heads, head_channels)
 ENDINGS = (".pt", ".pth", ".safetensors")
 
 
@@ -27,20 +31,26 @@ def is_file(url: str) -> bool:
 
 
 def check_kind(url: str, denoising: bool) -> None:
-    """Raise ConfigError if a file's name says that it is of the other kind: `edm_*` a denoiser, `cd_*` and `ct_*` consistency models."""
+    """Raise ConfigError if a file's name says that it is of the other kind: `edm_*` a denoiser, `cd_*` and `ct_*`
+    consistency models.
+    """
     name = url.rpartition("/")[2]
     if denoising and name.startswith(("cd_", "ct_")):
-        raise ConfigError(f"{url} is a consistency model by its name, and a denoiser is needed here, e.g. edm_imagenet64_ema.pt")
+        raise ConfigError(
+            f"{url} is a consistency model by its name, and a denoiser is needed here, e.g. edm_imagenet64_ema.pt"
+        )
     if not denoising and name.startswith("edm_"):
-        raise ConfigError(f"{url} is a denoiser by its name, and a consistency model is needed here, e.g. cd_imagenet64_lpips.pt")
+        raise ConfigError(
+            f"{url} is a denoiser by its name, and a consistency model is needed here, e.g. cd_imagenet64_lpips.pt"
+        )
 
 
 def read(url: str, head_channels: int, qkv_order: QkvOrder | None = None) -> dict[str, Tensor]:
     """The tensors of a file by name, fp32, in the layout of unet.py.
 
     Attention weights of guided-diffusion are 3-D, and their order, which no shape shows, must be given: `qkv_order`.
-    Raises CheckpointError for a file that is missing, damaged, not a flat dictionary of finite floating-point tensors, or holds anything
-    that would be executed.
+    Raises CheckpointError for a file that is missing, damaged, not a flat dictionary of finite floating-point tensors,
+    or holds anything that would be executed.
     """
     try:
         found = _safetensors(url) if url.endswith(".safetensors") else _torch(url)
@@ -57,17 +67,21 @@ def read(url: str, head_channels: int, qkv_order: QkvOrder | None = None) -> dic
             what = f"cannot be read: {error.strerror}"
         else:
             what = (
-                "cannot be read: it is damaged, holds more than tensors (nothing of it was run), or is no file of weights; "
+                "cannot be read: it is damaged, holds more than tensors (nothing of it was run), or is "
+                "no file of weights; "
                 "a flat state_dict (.pt, .pth) or a .safetensors file is needed"
             )
         raise CheckpointError(f"{url} {what}") from error
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         inside = ", ".join(map(str, list(found)[:5])) if isinstance(found, Mapping) and found else type(found).__name__
-        raise CheckpointError(f"{url} is not a flat dictionary of tensors, it holds: {inside}; save the state_dict inside it by itself")
+        raise CheckpointError(
+            f"{url} is not a flat dictionary of tensors, it holds: {inside}; save the state_dict inside it by itself"
+        )
     for name, value in found.items():
         if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
             raise CheckpointError(
-                f"{url}: {name} is a tensor of {value.dtype}, {value.layout}, {value.device}; plain floating-point ones are read"
+                f"{url}: {name} is a tensor of {value.dtype}, {value.layout}, {value.device}; plain floating-point "
+                "ones are read"
             )
     weights = {str(name): value.float() for name, value in found.items()}
     if strange := [name for name, value in weights.items() if not value.isfinite().all()]:
@@ -75,11 +89,14 @@ def read(url: str, head_channels: int, qkv_order: QkvOrder | None = None) -> dic
     flat = any(name.endswith(".qkv.weight") and value.dim() == 3 for name, value in weights.items())
     if flat and qkv_order is None:
         raise ConfigError(
-            f"{url} has guided-diffusion's attention, whose order cannot be seen: pipelines/export.py with --qkv-order legacy "
+            f"{url} has guided-diffusion's attention, whose order cannot be seen: "
+            "pipelines/export.py with --qkv-order legacy "
             "(its default) or new (use_new_attention_order=True) turns it into a file that can be used here"
         )
     if qkv_order and not flat:
-        raise ConfigError(f"{url}: a qkv order is for guided-diffusion's files with 3-D attention weights; this one's order is known")
+        raise ConfigError(
+            f"{url}: a qkv order is for guided-diffusion's files with 3-D attention weights; this one's order is known"
+        )
     return {name: _attention(name, value, head_channels, qkv_order == "legacy") for name, value in weights.items()}
 
 
@@ -95,7 +112,9 @@ def check(net: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     theirs = {name: tuple(p.shape) for name, p in weights.items()}
     wrong = [name for name in [*own, *(theirs.keys() - own.keys())] if own.get(name) != theirs.get(name)]
     if wrong:
-        first = ", ".join(f"{name} is {_shape(theirs.get(name))} there and {_shape(own.get(name))} here" for name in wrong[:3])
+        first = ", ".join(
+            f"{name} is {_shape(theirs.get(name))} there and {_shape(own.get(name))} here" for name in wrong[:3]
+        )
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"{where} has another architecture: {first}{more}; network.* must be equal")
 
@@ -113,7 +132,8 @@ def _torch(url: str) -> Any:
 
 
 def _compare_checksums(url: str, archive: zipfile.ZipFile) -> None:
-    """Raise CheckpointError for a wrong one. torch does not compare them: it takes a flipped bit for a weight. The file is read once.
+    """Raise CheckpointError for a wrong one. torch does not compare them: it takes a flipped bit for a weight. The file
+    is read once.
 
     A file without any right checksum was saved without them (torch.serialization.set_crc32_options).
     """
@@ -135,10 +155,15 @@ def _safetensors(url: str) -> dict[str, Tensor]:
 
 
 def _attention(name: str, value: Tensor, head_channels: int, legacy: bool) -> Tensor:
-    """guided-diffusion's weights of a 1x1 convolution over places, (out, in, 1), as a 2-D one, and its qkv in the order (3, heads, ...)."""
+    """guided-diffusion's weights of a 1x1 convolution over places, (out, in, 1), as a 2-D one, and its qkv in the order
+    (3, heads, ...).
+    """
     if legacy and name.endswith((".qkv.weight", ".qkv.bias")):
         if len(value) % (3 * head_channels):
-            raise ConfigError(f"{name} has {len(value)} rows, which are not heads of 3 x {head_channels}: network.head_channels is another")
+            raise ConfigError(
+                f"{name} has {len(value)} rows, which are not heads of 3 x "
+                f"{head_channels}: network.head_channels is another"
+            )
         value = value.unflatten(0, (-1, 3, head_channels)).transpose(0, 1).flatten(0, 2)
     return value[..., None] if name.endswith((".qkv.weight", ".proj_out.weight")) and value.dim() == 3 else value
 

@@ -1,7 +1,8 @@
 """Lets torchvision be imported beside a torch that its compiled operators were not built for.
 
-The registry's torchvision wheel is built for CUDA. On a CPU-only torch its library does not load and `import torchvision`
-fails because two operators have no schema. Nothing here is used by our code; clean-fid and lpips import torchvision.
+The registry's torchvision wheel is built for CUDA. On a CPU-only torch its library does not load and `import
+torchvision` fails because two operators have no schema. Nothing here is used by our code; clean-fid and lpips import
+torchvision.
 """
 
 import importlib.util

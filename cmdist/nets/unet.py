@@ -1,7 +1,9 @@
-"""The U-Net of ADM (Dhariwal & Nichol 2021, section 3 and appendix) with the parameter names and shapes of the released consistency models.
+"""The U-Net of ADM (Dhariwal & Nichol 2021, section 3 and appendix) with the parameter names and shapes of the released
+consistency models.
 
-Names are fixed by those weights: `input_blocks.i`, `middle_block`, `output_blocks.i` are lists of layers; a layer is a residual block, an
-attention block, or a plain resampling convolution. Everything between the first convolution and the head runs in the given precision.
+Names are fixed by those weights: `input_blocks.i`, `middle_block`, `output_blocks.i` are lists of layers; a layer is a
+residual block, an attention block, or a plain resampling convolution. Everything between the first convolution and the
+head runs in the given precision.
 """
 
 import math
@@ -21,7 +23,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalization in at least fp32, given back in x's dtype: 32 groups as in ADM, fewer where one would have under 4 channels."""
+    """Group normalization in at least fp32, given back in x's dtype: 32 groups as in ADM, fewer where one would have
+    under 4 channels.
+    """
 
     def __init__(self, channels: int) -> None:
         most = max(1, min(32, channels // 4))
@@ -30,24 +34,33 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same, in x's memory format."""
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        # Contiguous, as on GPUs torch's kernel works anyway and as forward-mode derivatives must have it; the convolution behind it goes by
-        # its input's format.
+        # Contiguous, as on GPUs torch's kernel works anyway and as forward-mode derivatives must have it; the
+        # convolution behind it goes by its input's format.
         return super().forward(wide.contiguous()).to(x.dtype, memory_format=_memory_format(x))
 
 
 class ResBlock(nn.Module):
-    """BigGAN residual block, (B, in, H, W) and embedding (B, 4c) -> (B, out, H', W'); H' is 2H for 'up' and H/2 for 'down'.
+    """BigGAN residual block, (B, in, H, W) and embedding (B, 4c) -> (B, out, H', W'); H' is 2H for 'up' and H/2 for
+    'down'.
 
     The embedding scales and shifts the second normalization (scale_shift) or is added before it.
     """
 
     def __init__(
-        self, channels_in: int, channels: int, emb: int, dropout: float, scale_shift: bool, resample: Resample | None = None
+        self,
+        channels_in: int,
+        channels: int,
+        emb: int,
+        dropout: float,
+        scale_shift: bool,
+        resample: Resample | None = None,
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
         self.resample = resample
-        self.in_layers = nn.Sequential(GroupNorm(channels_in), nn.SiLU(), nn.Conv2d(channels_in, channels, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            GroupNorm(channels_in), nn.SiLU(), nn.Conv2d(channels_in, channels, 3, padding=1)
+        )
         # The place of the SiLU in the released names; UNet.forward applies it once for all blocks.
         self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(emb, 2 * channels if scale_shift else channels))
         self.out_layers = nn.Sequential(
@@ -74,7 +87,9 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the H*W places, (B, C, H, W) -> the same. The channels of `qkv` are ordered (3, heads, head_channels)."""
+    """Self-attention over the H*W places, (B, C, H, W) -> the same. The channels of `qkv` are ordered (3, heads,
+    head_channels).
+    """
 
     def __init__(self, channels: int, head_channels: int) -> None:
         super().__init__()
@@ -90,8 +105,12 @@ class Attention(nn.Module):
         # The 1x1 convolutions as products: a few per cent of the whole network on a CPU.
         qkv = F.linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias)
         q, k, v = qkv.view(b, height * width, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v)  # forward-mode differentiation: only under sdpa_kernel(SDPBackend.MATH)
-        h = F.linear(h.transpose(1, 2).reshape(b, height * width, c), self.proj_out.weight.flatten(1), self.proj_out.bias)
+        h = F.scaled_dot_product_attention(
+            q, k, v
+        )  # forward-mode differentiation: only under sdpa_kernel(SDPBackend.MATH)
+        h = F.linear(
+            h.transpose(1, 2).reshape(b, height * width, c), self.proj_out.weight.flatten(1), self.proj_out.bias
+        )
         return x + h.transpose(1, 2).reshape(b, c, height, width)
 
 
@@ -132,8 +151,9 @@ class Block(nn.Sequential):
 class UNet(nn.Module):
     """The network F of a denoiser, for images of one size; its output is 0 at initialization.
 
-    `attention_resolutions` are in pixels. The body runs under autocast to `precision`; the time embedding, the head and the output keep the
-    parameters' dtype (fp32). Raises ConfigError, with one sentence, for a shape that cannot be built.
+    `attention_resolutions` are in pixels. The body runs under autocast to `precision`; the time embedding, the head and
+    the output keep the parameters' dtype (fp32). Raises ConfigError, with one sentence, for a shape that cannot be
+    built.
     """
 
     def __init__(
@@ -161,7 +181,8 @@ class UNet(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.model_channels, self.dropout = model_channels, dropout
         self.checkpoint_activations, self.precision = checkpoint_activations, precision
-        # Of the activations only: weights stay contiguous, as slices of one flat vector; a convolution converts its own.
+        # Of the activations only: weights stay contiguous, as slices of one flat vector; a convolution converts its
+        # own.
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         emb = 4 * model_channels
 
@@ -203,10 +224,13 @@ class UNet(nn.Module):
                 outputs.append(Block(*layers))
         self.output_blocks = nn.ModuleList(outputs)
 
-        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), _zero(nn.Conv2d(channels, self.out_channels, 3, padding=1)))
+        self.out = nn.Sequential(
+            GroupNorm(channels), nn.SiLU(), _zero(nn.Conv2d(channels, self.out_channels, 3, padding=1))
+        )
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images x (B, in_channels, H, W), c_noise (B,) = ln(sigma)/4, labels (B,) int64 iff conditional -> (B, out_channels, H, W).
+        """Images x (B, in_channels, H, W), c_noise (B,) = ln(sigma)/4, labels (B,) int64 iff conditional -> (B,
+        out_channels, H, W).
 
         Raises DataError, with one sentence, for images or labels that do not fit the network.
         """
@@ -238,23 +262,34 @@ class UNet(nn.Module):
     def _check_inputs(self, x: Tensor, labels: Tensor | None) -> None:
         expected = (self.in_channels, self.image_size, self.image_size)
         if tuple(x.shape[1:]) != expected:
-            raise DataError(f"images of shape {tuple(x.shape[1:])} were given to a network for {expected} (channels, height, width)")
+            raise DataError(
+                f"images of shape {tuple(x.shape[1:])} were given to a network for {expected} (channels, height, width)"
+            )
         if self.num_classes and labels is None:
             raise DataError(f"labels are missing: this network is conditional on {self.num_classes} classes")
         if labels is None:
             return
         if not self.num_classes:
             raise DataError("labels were given to a network without classes; give None, or build it with num_classes")
-        # Looking at labels on a GPU would make the host wait for it at every pass; the reader has checked those on the host.
-        # While a compiler traces there is nothing to look at.
+        # Looking at labels on a GPU would make the host wait for it at every pass; the reader has checked those on the
+        # host. While a compiler traces there is nothing to look at.
         if torch.compiler.is_compiling():
             return
-        if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise DataError(f"labels lie in {int(labels.min())}..{int(labels.max())}, but this network knows 0..{self.num_classes - 1}")
+        if (
+            labels.device.type == "cpu"
+            and labels.numel()
+            and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes
+        ):
+            raise DataError(
+                f"labels lie in {int(labels.min())}..{int(labels.max())}, but this network knows "
+                f"0..{self.num_classes - 1}"
+            )
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """(B,) -> (B, width), in fp32 or wider: cosines, then sines, of t * 10000^(-i/half) (Vaswani et al. 2017); a 0 pads an odd width."""
+    """(B,) -> (B, width), in fp32 or wider: cosines, then sines, of t * 10000^(-i/half) (Vaswani et al. 2017); a 0 pads
+    an odd width.
+    """
     t = t.to(torch.promote_types(t.dtype, torch.float32))  # bf16 cannot tell t = 1096 from t = 1092
     half = width // 2
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=t.dtype, device=t.device))
@@ -276,15 +311,22 @@ def _zero(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def _check_shape(size: int, width: int, mult: Sequence[int], attention: Sequence[int], head_channels: int, precision: str) -> None:
+def _check_shape(
+    size: int, width: int, mult: Sequence[int], attention: Sequence[int], head_channels: int, precision: str
+) -> None:
     factor = 2 ** (len(mult) - 1)
     if size % factor:
         raise ConfigError(f"image_size {size} must be divisible by {factor}, for channel_mult has {len(mult)} levels")
     sizes = [size // 2**level for level in range(len(mult))]
     if unknown := sorted(set(attention) - set(sizes)):
         raise ConfigError(f"attention_resolutions {unknown} do not occur in this network; allowed, in pixels: {sizes}")
-    attended = {m * width for m, s in zip(mult, sizes, strict=True) if s in attention} | {mult[-1] * width}  # the last: the middle block
+    attended = {m * width for m, s in zip(mult, sizes, strict=True) if s in attention} | {
+        mult[-1] * width
+    }  # the last: the middle block
     if odd := sorted(c for c in attended if c % head_channels):
-        raise ConfigError(f"head_channels {head_channels} must divide the width of every block with attention; it does not divide {odd}")
+        raise ConfigError(
+            f"head_channels {head_channels} must divide the width of every block with attention; it "
+            f"does not divide {odd}"
+        )
     if precision not in _DTYPES:
         raise ConfigError(f"precision '{precision}' is not one of {', '.join(_DTYPES)}")

@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 _TITLES = {"fd_1step": "one step", "fd_2step": "two steps", "fd_ode": "many steps (ODE)"}
 
 
-def comparison(losses: Sequence[tuple[str, Sequence[tuple[int, float]]]], distances: Sequence[tuple[str, Mapping[str, float]]]) -> bytes:
+def comparison(
+    losses: Sequence[tuple[str, Sequence[tuple[int, float]]]], distances: Sequence[tuple[str, Mapping[str, float]]]
+) -> bytes:
     """A PNG: the loss of each run by step, and its Frechet distances by metric, both on logarithmic scales."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     curves, bars = figure.subplots(1, 2)
@@ -21,9 +23,15 @@ def comparison(losses: Sequence[tuple[str, Sequence[tuple[int, float]]]], distan
     metrics = sorted({metric for _, values in distances for metric in values})
     width = 0.8 / max(len(metrics), 1)
     for place, metric in enumerate(metrics):
-        heights = [(number, sorted(values), values[metric]) for number, (_, values) in enumerate(distances) if metric in values]
-        places = [number + (own.index(metric) - (len(own) - 1) / 2) * width for number, own, _ in heights]  # centred on the run's name
-        drawn = bars.bar(places, [height for *_, height in heights], width, label=_TITLES.get(metric, metric), color=f"C{place}")
+        heights = [
+            (number, sorted(values), values[metric]) for number, (_, values) in enumerate(distances) if metric in values
+        ]
+        places = [
+            number + (own.index(metric) - (len(own) - 1) / 2) * width for number, own, _ in heights
+        ]  # centred on the run's name
+        drawn = bars.bar(
+            places, [height for *_, height in heights], width, label=_TITLES.get(metric, metric), color=f"C{place}"
+        )
         bars.bar_label(drawn, fmt="%.1f", fontsize=8)
     bars.set_xticks(range(len(distances)), [name for name, _ in distances])
     bars.set_xlim(-0.6, len(distances) - 0.4)

@@ -1,4 +1,6 @@
-"""Runs side by side, read from MLflow: figures by metric and protocol, histories, and what is different between them."""
+"""Runs side by side, read from MLflow: figures by metric and protocol, histories, and what is different between
+them.
+"""
 
 import string
 from bisect import bisect_right
@@ -76,7 +78,9 @@ class Row:
         return self.run["tags"].get("cmdist.run")
 
     def newest(self, metric: str, protocol: str | None = None) -> Figure | None:
-        """The figure of the newest evaluated checkpoint: of several the one of the most images, and of those the last one made."""
+        """The figure of the newest evaluated checkpoint: of several the one of the most images, and of those the last
+        one made.
+        """
         found = [f for f in self.figures if f.metric == metric and protocol in (None, f.protocol)]
         return max(found, key=lambda f: (f.step, f.n, f.made), default=None)
 
@@ -183,7 +187,8 @@ def protocols(rows: Sequence[Row]) -> dict[str, str]:
 def columns(rows: Sequence[Row], mixed: bool = False) -> list[Column]:
     """The columns of the table of figures; `mixed` puts all protocols of a metric into one.
 
-    A protocol is left out where another one has newer figures of all its runs: a glance's few images beside an evaluation.
+    A protocol is left out where another one has newer figures of all its runs: a glance's few images beside an
+    evaluation.
     """
     letters, found = protocols(rows), []
     for metric in sorted({f.metric for row in rows for f in row.figures}, key=order):
@@ -212,7 +217,9 @@ def differences(rows: Sequence[Row]) -> list[str]:
         here = examples[protocol].params
         keys = [k for k in usual if k.startswith("protocol.") and here.get(k) != usual[k]]
         kept = {column.metric for column in columns(rows) if column.protocol == protocol}
-        where = ", ".join(f"{row.name} {f.metric}" for row in rows for m in sorted(kept, key=order) if (f := row.newest(m, protocol)))
+        where = ", ".join(
+            f"{row.name} {f.metric}" for row in rows for m in sorted(kept, key=order) if (f := row.newest(m, protocol))
+        )
         what = "; ".join(f"{k.removeprefix('protocol.')} {here.get(k)}, not {usual[k]}" for k in keys)
         if where:
             lines.append(f"({letter}) not comparable with the rest: {where} ({what})")
@@ -237,7 +244,9 @@ def make_rows(runs: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], u
     rows = []
     for run in runs:
         row = Row(run, uri, run["name"])
-        children = [c for c in found if c["parent"] == run["id"] and c["status"] == "FINISHED" and "protocol_id" in c["params"]]
+        children = [
+            c for c in found if c["parent"] == run["id"] and c["status"] == "FINISHED" and "protocol_id" in c["params"]
+        ]
         for child in sorted(children, key=lambda c: (int(c["tags"].get("step", 0)), c["start"])):
             at = int(child["tags"].get("step", 0)), child["start"]
             row.figures += [Figure(metric, value, *at, child["params"]) for metric, value in child["metrics"].items()]

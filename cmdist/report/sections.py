@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
@@ -12,33 +11,36 @@ from torch import Tensor
 from cmdist.evaluation import pictures
 from cmdist.report import comparison
 from cmdist.report.comparison import Column, Row
+from cmdist.report.details import configurations, places, protocols
+from cmdist.report.elements import legend, section, table
 from cmdist.report.page import page
-from cmdist.report.svg import COLOURS, Point, Series, changes, chart, jumps, marker, short
+from cmdist.report.svg import COLOURS, Point, Series, changes, chart, jumps, short
 from cmdist.system import storage
 
 LEVELS = "loss_sigma_"  # the metrics of the loss by noise level: loss_sigma_LOW_HIGH
 STRIP = 10  # images of a row of samples over training
-HIDDEN = {"run.name", "run.root"}  # differ in any two runs
 
 
 def render(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str]) -> str:
     """The report as text of an HTML file."""
     title = escape(", ".join(row.name for row in rows) if len(rows) <= 4 else f"{len(rows)} runs")
     experiments = sorted({row.params.get("tracking.experiment", "") for row in rows} - {""})
-    subtitle = f"{'Experiment ' + escape(', '.join(experiments)) + ' · ' if experiments else ''}{time.strftime('%Y-%m-%d %H:%M')}"
+    of = f"Experiment {escape(', '.join(experiments))} · " if experiments else ""
+    subtitle = f"{of}{time.strftime('%Y-%m-%d %H:%M')}"
     body = [
         f"<h1>{'Comparison of ' if len(rows) > 1 else 'Run '}{title}</h1><p>{subtitle}</p>",
-        f'<div class="keys">{"".join(_key(n, row.name) for n, row in enumerate(rows))}</div>',
+        f'<div class="keys">{"".join(legend(n, row.name) for n, row in enumerate(rows))}</div>',
         _figures(rows, columns, notes),
         _quality(rows, columns),
         _samples(rows),
         _training(rows),
         _noise_levels(rows),
         _over_training(rows),
-        _configurations(rows),
-        _protocols(rows),
-        _places(rows),
-        "<footer>Made by pipelines/compare.py of cmdist. Figures of different protocols never share a column or a curve.</footer>",
+        configurations(rows),
+        protocols(rows),
+        places(rows),
+        "<footer>Made by pipelines/compare.py of cmdist. Figures of different protocols never share a column or a "
+        "curve.</footer>",
     ]
     return page(title, "\n".join(part for part in body if part))
 
@@ -51,24 +53,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _section(title: str, text: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{f'<p>{text}</p>' if text else ''}{content}</section>" if content else ""
-
-
-def _key(number: int, name: str) -> str:
-    return f'<span class="key series c{number % COLOURS}"><svg viewBox="0 0 14 14">{marker(number, 7, 7, 4.6)}</svg>{_name(name)}</span>'
-
-
-def _name(name: str) -> str:
-    return f'<span class="name" title="{escape(name, quote=True)}">{escape(name)}</span>'
-
-
-def _table(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
-    """Cells are HTML and bring their own <th> or <td>."""
-    rows = "".join(f"<tr>{''.join(cells)}</tr>" for cells in body)
-    return f'<div class="card scroll"><table><thead><tr>{"".join(head)}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
 def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str]) -> str:
     head = ["<th>run</th>", '<th class="text">objective</th>']
     for column in columns:
@@ -79,7 +63,7 @@ def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str
     body = []
     for number, row in enumerate(rows):
         cells = [
-            f"<th>{_key(number, row.name)}</th>",
+            f"<th>{legend(number, row.name)}</th>",
             f'<td class="text">{escape(row.params.get("objective", "–").replace("_", " "))}</td>',
         ]
         for column in columns:
@@ -87,25 +71,36 @@ def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str
             if figure is None:
                 cells.append('<td class="none">–</td>')
                 continue
-            text = figure.text if figure.value != comparison.best(rows, column) else f'<b class="best">{figure.text}</b>'
+            text = (
+                figure.text if figure.value != comparison.best(rows, column) else f'<b class="best">{figure.text}</b>'
+            )
             letter = comparison.protocols(rows)[figure.protocol]
             mark = f" <small>({letter})</small>" if column.protocol is None and letter != "A" else ""
             cells.append(f"<td>{text}{mark}</td>")
         last = max((points[-1][0] for points in row.histories.values() if points), default=0)
         wall, hours = row.wall_seconds, row.device_hours
-        values = [row.step, row.ema, short(row.images_at(last)) if last else "–", "–" if wall is None else duration(wall)]
+        values = [
+            row.step,
+            row.ema,
+            short(row.images_at(last)) if last else "–",
+            "–" if wall is None else duration(wall),
+        ]
         cells += [f"<td>{escape(v)}</td>" for v in [*values, "–" if hours is None else short(hours)]]
         body.append(cells)
     foot = f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>' if notes else ""
-    return _section(
+    return section(
         "Figures",
         f"Of the newest evaluated checkpoint{'; the best of a column is underlined' if len(rows) > 1 else ''}.",
-        _table(head, body) + foot,
+        table(head, body) + foot,
     )
 
 
 def _grid(cards: Iterable[tuple[str, str]], kind: str = "grid") -> str:
-    made = "".join(f'<div class="card">{f"<h3>{title}</h3>" if title else ""}{content}</div>' for title, content in cards if content)
+    made = "".join(
+        f'<div class="card">{f"<h3>{title}</h3>" if title else ""}{content}</div>'
+        for title, content in cards
+        if content
+    )
     return f'<div class="{kind}">{made}</div>' if made else ""
 
 
@@ -142,7 +137,7 @@ def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> str:
             cards.append(("", chart(f"{name} by {label}", series, label, y_log=log)))
         if drawn := _grid(cards, "grid three"):
             found.append(f"<h3>{escape(name)}</h3>{drawn}")
-    return _section("Quality over training", "Every evaluated checkpoint, each against what it cost.", "".join(found))
+    return section("Quality over training", "Every evaluated checkpoint, each against what it cost.", "".join(found))
 
 
 def _curves(rows: Sequence[Row], metric: str, steps: bool = False) -> list[Series]:
@@ -150,7 +145,9 @@ def _curves(rows: Sequence[Row], metric: str, steps: bool = False) -> list[Serie
     for number, row in enumerate(rows):
         points = [(float(k), v) for k, v in row.histories.get(metric, [])]
         marks = jumps(points) if steps else []
-        made.append(Series(row.name, number, changes(points) if steps else points, steps, marks if len(marks) <= 40 else []))
+        made.append(
+            Series(row.name, number, changes(points) if steps else points, steps, marks if len(marks) <= 40 else [])
+        )
     return made
 
 
@@ -163,7 +160,10 @@ def _training(rows: Sequence[Row]) -> str:
 
     plots = [
         ("Loss <small>each objective has its own</small>", chart("loss", _curves(rows, "loss"), "step", y_log=True)),
-        ("N(k), noise levels <small>jumps marked</small>", chart("N(k)", of_consistency("n_timesteps"), "step", y_log=True)),
+        (
+            "N(k), noise levels <small>jumps marked</small>",
+            chart("N(k)", of_consistency("n_timesteps"), "step", y_log=True),
+        ),
         (
             "μ(k), decay of the target <small>jumps marked</small>",
             chart("mu(k)", [s for s in of_consistency("mu") if any(mu for _, mu in s.points)], "step"),
@@ -174,7 +174,9 @@ def _training(rows: Sequence[Row]) -> str:
         ),
         (
             "Consistency error <small>along the teacher’s ODE</small>",
-            chart("consistency error along the teacher's ODE", _curves(rows, "consistency_error_ode"), "step", y_log=True),
+            chart(
+                "consistency error along the teacher's ODE", _curves(rows, "consistency_error_ode"), "step", y_log=True
+            ),
         ),
         (
             "Distance to the teacher <small>one step, its ODE</small>",
@@ -183,10 +185,11 @@ def _training(rows: Sequence[Row]) -> str:
         ("Images per second", chart("images per second", _curves(rows, "images_per_second"), "step")),
     ]
     text = (
-        "The consistency error is that of neighbours of a fixed grid of noise levels on fixed images and noise, as the RMS of a pixel: "
+        "The consistency error is that of neighbours of a fixed grid of noise levels on fixed images and noise, as the "
+        "RMS of a pixel: "
         "comparable while N(k) and μ(k) change. Without a target network (μ = 0) there is no curve of μ."
     )
-    return _section("Training", text, _grid(plots))
+    return section("Training", text, _grid(plots))
 
 
 def _levels(row: Row) -> list[tuple[float, float, list[Point]]]:
@@ -207,20 +210,23 @@ def _noise_levels(rows: Sequence[Row]) -> str:
     overview = chart("loss by noise level at the end", final, "σ", x_log=True, y_log=True)
     cards = [("All runs <small>mean of the last five points</small>", overview)]
     for number, row in enumerate(rows):
-        series = [Series(f"σ {short(low)} – {short(high)}", n % COLOURS, p) for n, (low, high, p) in enumerate(_levels(row))]
+        series = [
+            Series(f"σ {short(low)} – {short(high)}", n % COLOURS, p) for n, (low, high, p) in enumerate(_levels(row))
+        ]
         drawn = chart(f"loss of {row.name} by noise level", series, "step", y_log=True)
-        cards.append((_key(number, row.name), f'<div class="levels">{drawn}</div>' if drawn else ""))
+        cards.append((legend(number, row.name), f'<div class="levels">{drawn}</div>' if drawn else ""))
     ends = [level for row in rows for low, high, _ in _levels(row) for level in (low, high)]
     if not ends:
         return ""
     ramp = "".join(f'<i class="c{n}"></i>' for n in range(COLOURS))
-    legend = f'<div class="ramp levels">σ = {short(min(ends))}<div>{ramp}</div>{short(max(ends))}</div>'
-    return _section("Loss by noise level", "", legend + _grid(cards))
+    key = f'<div class="ramp levels">σ = {short(min(ends))}<div>{ramp}</div>{short(max(ends))}</div>'
+    return section("Loss by noise level", "", key + _grid(cards))
 
 
 def _image(images: Tensor, columns: int, alt: str) -> str:
     content, kind = pictures.for_page(images, columns)
-    return f'<img alt="{escape(alt, quote=True)}" loading="lazy" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
+    data = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f'<img alt="{escape(alt, quote=True)}" loading="lazy" src="{data}">'
 
 
 def _samples(rows: Sequence[Row]) -> str:
@@ -234,13 +240,15 @@ def _samples(rows: Sequence[Row]) -> str:
             last = max(own, key=lambda f: (f.step, f.n, f.made))
             with contextlib.suppress(OSError):
                 images, columns = pictures.unpack(storage.read(f"{last.params['stem']}.npz"))
-                values = ", ".join(f"{comparison.title(f.metric)} {f.text}" for f in own if f.params["stem"] == last.params["stem"])
+                values = ", ".join(
+                    f"{comparison.title(f.metric)} {f.text}" for f in own if f.params["stem"] == last.params["stem"]
+                )
                 caption = f"<figcaption>Step {last.step:,}. {escape(values)}</figcaption>"
                 picture = _image(images, columns, f"{sampler} samples of {row.name}")
-                cards.append((_key(number, row.name), f"<figure>{picture}{caption}</figure>"))
+                cards.append((legend(number, row.name), f"<figure>{picture}{caption}</figure>"))
         name = comparison.SAMPLERS.get(sampler, sampler)
         found.append(f"<h3>{escape(name[0].upper() + name[1:])}</h3>{_grid(cards)}" if cards else "")
-    return _section("Samples", "The same seed at the same place in every grid.", "".join(found))
+    return section("Samples", "The same seed at the same place in every grid.", "".join(found))
 
 
 def _over_training(rows: Sequence[Row]) -> str:
@@ -253,73 +261,10 @@ def _over_training(rows: Sequence[Row]) -> str:
                 for name in (n for n in names if n.endswith(f"-{sampler}.npz")):
                     images, _ = pictures.unpack(storage.read(storage.join(row.url or "", "glances", name)))
                     step = int(name.split("-")[1])
-                    strips.append(f"<span>{short(step)}</span>{_image(images[:STRIP], STRIP, f'{row.name}, step {step}')}")
-                title = f"{_key(number, row.name)} <small>{escape(comparison.SAMPLERS.get(sampler, sampler))}, by step</small>"
+                    strips.append(
+                        f"<span>{short(step)}</span>{_image(images[:STRIP], STRIP, f'{row.name}, step {step}')}"
+                    )
+                how = escape(comparison.SAMPLERS.get(sampler, sampler))
+                title = f"{legend(number, row.name)} <small>{how}, by step</small>"
                 cards.append((title, f'<div class="strip">{"".join(strips)}</div>'))
-    return _section("Samples over training", "Fixed seeds, at each glance.", _grid(cards))
-
-
-def _configurations(rows: Sequence[Row]) -> str:
-    keys = sorted({key for row in rows for key in row.params} - HIDDEN)
-    different = [key for key in keys if len({row.params.get(key) for row in rows}) > 1]
-    head = ["<th>setting</th>", *(f'<th class="text">{_key(n, row.name)}</th>' for n, row in enumerate(rows))]
-
-    def line(key: str) -> list[str]:
-        values = [row.params.get(key, "–") for row in rows]
-        (usual, count), *_ = Counter(values).most_common(1)
-        plain = [value == usual and count > 1 for value in values] if key in different else [True] * len(values)
-        cells = [f'<td class="text wrap{"" if p else " other"}">{_value(v)}</td>' for v, p in zip(values, plain, strict=True)]
-        return [f"<th><code>{escape(key)}</code></th>", *cells]
-
-    same = [key for key in keys if key not in different]
-    shown = _table(head, map(line, different)) if different else ""
-    rest = (
-        f"<details><summary>{len(same)} settings that are the same</summary>{_table(head[:2], (line(k)[:2] for k in same))}</details>"
-        if same
-        else ""
-    )
-    if len(rows) == 1:
-        rest = f"<details><summary>{len(same)} settings</summary>{_table(head, map(line, same))}</details>"
-    text = "Only what is different; marked where a run leaves what most have." if different else ""
-    return _section("Configuration", text, shown + rest)
-
-
-def _value(text: str) -> str:
-    """Long values may be broken behind _ and /, short ones nowhere."""
-    if text in ("None", ""):
-        return "–"
-    if len(text) <= 26:
-        return f'<span class="whole">{escape(text)}</span>'
-    return escape(text).replace("_", "_<wbr>").replace("/", "/<wbr>")
-
-
-def _protocols(rows: Sequence[Row]) -> str:
-    letters = comparison.protocols(rows)
-    examples = {f.protocol: f.params for row in rows for f in row.figures}
-    keys = sorted({k for params in examples.values() for k in params if k.startswith("protocol.")})
-    head = ["<th>field</th>", *(f'<th class="text">{letter} <small>{protocol}</small></th>' for protocol, letter in letters.items())]
-    body = []
-    for key in keys:
-        values = [examples[p].get(key, "–") for p in letters]
-        cells = [f'<td class="text wrap{" other" if v != values[0] else ""}"><code>{_value(v)}</code></td>' for v in values]
-        body.append([f"<th>{escape(key.removeprefix('protocol.'))}</th>", *cells])
-    counts = Counter(f.protocol for row in rows for f in row.figures)
-    body.append(["<th>figures</th>", *(f'<td class="text">{counts[p]}</td>' for p in letters)])
-    text = "What two figures must have in common to be compared." if letters else ""
-    return _section("Protocols", text, _table(head, body) if letters else "")
-
-
-def _places(rows: Sequence[Row]) -> str:
-    head = [
-        "<th>run</th>",
-        *(f'<th class="text">{name}</th>' for name in ("status", "started", "attempts", "ranks", "device", "commit", "folder")),
-    ]
-    body = []
-    for number, row in enumerate(rows):
-        tags = row.run["tags"]
-        commit, _, dirty = tags.get("mlflow.source.git.commit", "").partition("-")
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.run["start"] / 1000))
-        values = [row.run["status"].lower(), started, tags.get("attempts", "–"), str(row.ranks), tags.get("cmdist.device", "–")]
-        values += [commit[:9] + (", changed" if dirty else "") or "–", row.url or "–"]
-        body.append([f"<th>{_key(number, row.name)}</th>", *(f'<td class="text">{escape(value)}</td>' for value in values)])
-    return _section("Where they ran", "", _table(head, body))
+    return section("Samples over training", "Fixed seeds, at each glance.", _grid(cards))

@@ -1,4 +1,6 @@
-"""Line charts as inline SVG whose colours are CSS variables, so that a page may be light or dark: no scripts, no fonts, no files."""
+"""Line charts as inline SVG whose colours are CSS variables, so that a page may be light or dark: no scripts, no fonts,
+no files.
+"""
 
 import itertools
 import math
@@ -17,7 +19,9 @@ _DASHES = ("", "6 3", "2 3")  # after COLOURS series the same colours come again
 
 @dataclass(frozen=True)
 class Series:
-    """A curve; `number` gives its colour and marker, `steps` draws the value until the next one, `marks` are points to be marked."""
+    """A curve; `number` gives its colour and marker, `steps` draws the value until the next one, `marks` are points to
+    be marked.
+    """
 
     name: str
     number: int
@@ -71,16 +75,27 @@ def _ticks(low: float, high: float, log: bool) -> list[float]:
 def thin(points: Sequence[Point], most: int = MOST) -> list[Point]:
     """At most `most` points: means of neighbours, at the last one's x."""
     size = -(-len(points) // most)
-    groups = [points[first : first + size] for first in range(0, len(points), size)] if size > 1 else [[p] for p in points]
+    groups = (
+        [points[first : first + size] for first in range(0, len(points), size)] if size > 1 else [[p] for p in points]
+    )
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def chart(
-    title: str, series: Sequence[Series], x_label: str, *, y_log: bool = False, x_log: bool = False, form: Callable[[float], str] = short
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    *,
+    y_log: bool = False,
+    x_log: bool = False,
+    form: Callable[[float], str] = short,
 ) -> str:
-    """A chart as an <svg> element; "" without points. What cannot be drawn (not finite, or not above 0 on a log axis) is left out."""
+    """A chart as an <svg> element; "" without points. What cannot be drawn (not finite, or not above 0 on a log axis)
+    is left out.
+    """
     drawable = [
-        (s, [p for p in s.points if all(map(math.isfinite, p)) and (p[1] > 0 or not y_log) and (p[0] > 0 or not x_log)]) for s in series
+        (s, [p for p in s.points if all(map(math.isfinite, p)) and (p[1] > 0 or not y_log) and (p[0] > 0 or not x_log)])
+        for s in series
     ]
     drawable = [(s, points) for s, points in drawable if points]
     if not drawable:
@@ -100,10 +115,15 @@ def chart(
         parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short(tick)}</text>')
     for tick in _ticks(x_low, x_high, x_log):
         x = across(tick)
-        parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 4}"/>')
+        parts.append(
+            f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 4}"/>'
+        )
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{short(tick)}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
-    parts.append(f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" '
+        f'text-anchor="middle">{escape(x_label)}</text>'
+    )
     for s, points in drawable:
         parts.append(_curve(s, points, across, up, form))
     return "".join([*parts, "</svg>"])
@@ -124,7 +144,11 @@ def marker(number: int, x: float, y: float, size: float = 3.6) -> str:
 
 
 def _curve(
-    s: Series, points: Sequence[Point], across: Callable[[float], float], up: Callable[[float], float], form: Callable[[float], str]
+    s: Series,
+    points: Sequence[Point],
+    across: Callable[[float], float],
+    up: Callable[[float], float],
+    form: Callable[[float], str],
 ) -> str:
     shown = points if s.steps else thin(points)
     places = [(across(x), up(y)) for x, y in shown]

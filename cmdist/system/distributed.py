@@ -48,7 +48,9 @@ def place() -> tuple[int, int, int]:
 
 
 def start(timeout: float = 600.0) -> World:
-    """Join the process group (NCCL with GPUs, else gloo); the same code for deepspeed, torchrun, srun and plain python."""
+    """Join the process group (NCCL with GPUs, else gloo); the same code for deepspeed, torchrun, srun and plain
+    python.
+    """
     rank, size, local = place()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local))
     if size == 1:
@@ -57,7 +59,8 @@ def start(timeout: float = 600.0) -> World:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise ConfigError(
-                f"{size} ranks need the variable {name}; start with deepspeed, torchrun or cluster/train_lsun.sbatch, which set it"
+                f"{size} ranks need the variable {name}; start with deepspeed, torchrun or cluster/train_lsun.sbatch, "
+                "which set it"
             )
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
@@ -98,7 +101,9 @@ def agree(flag: bool, group: Any) -> bool:
 
 
 class StopRequest:
-    """Remembers a request to stop (SIGTERM, SIGUSR1, SIGUSR2, SIGINT), to be looked at between steps; a second Ctrl-C stops at once."""
+    """Remembers a request to stop (SIGTERM, SIGUSR1, SIGUSR2, SIGINT), to be looked at between steps; a second Ctrl-C
+    stops at once.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
@@ -120,7 +125,9 @@ class PeerFailed(CmdistError):
 
 @contextlib.contextmanager
 def failing_together(world: World) -> Iterator[None]:
-    """Whatever ends one rank ends all: the first failure's sentence is put where the others find it, and they repeat it."""
+    """Whatever ends one rank ends all: the first failure's sentence is put where the others find it, and they repeat
+    it.
+    """
     try:
         yield
     except Exception as error:

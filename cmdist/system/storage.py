@@ -1,8 +1,9 @@
 """Files by URL, on a local disk or any store that fsspec knows: the only door to fsspec.
 
-A file appears whole or not at all, at its URL and to every reader. What a store may well do a moment later (throttling, time-outs,
-resets, 5xx) is tried again here, with growing pauses; what it will not (no permission, not there) is raised at once. File systems are
-looked up anew at every call: fsspec caches them per process and thread, and one that was made before a fork must not be used after it.
+A file appears whole or not at all, at its URL and to every reader. What a store may well do a moment later (throttling,
+time-outs, resets, 5xx) is tried again here, with growing pauses; what it will not (no permission, not there) is raised
+at once. File systems are looked up anew at every call: fsspec caches them per process and thread, and one that was made
+before a fork must not be used after it.
 """
 
 import contextlib
@@ -37,7 +38,9 @@ _JITTER = random.SystemRandom()  # not of the run: a pause must not move any see
 
 
 def check_url(url: str) -> None:
-    """Refuse a URL that runs commands, or holds a password or a signature, which would end in logs and files. Raises CmdistError."""
+    """Refuse a URL that runs commands, or holds a password or a signature, which would end in logs and files. Raises
+    CmdistError.
+    """
     if url.startswith("pipe:"):
         raise CmdistError(
             f"{url}: 'pipe:' URLs run shell commands and are refused; give a path or an fsspec URL such as s3://bucket/folder"
@@ -47,19 +50,25 @@ def check_url(url: str) -> None:
     scheme, _, rest = url.partition("://")
     authority = rest.partition("/")[0].partition("?")[0]
     user, at, host = authority.rpartition("@")
-    secret = re.search(r"[?&#]", rest) or (at and (":" in user or scheme in ("s3", "s3a", "gs", "gcs", "http", "https")))
+    secret = re.search(r"[?&#]", rest) or (
+        at and (":" in user or scheme in ("s3", "s3a", "gs", "gcs", "http", "https"))
+    )
     if secret and scheme not in ("file", "local", "memory", "sqlite"):
         place = urlsplit(f"{scheme}://{host}{rest[len(authority) :]}").path
         raise CmdistError(
-            f"{scheme}://***{host}{place}: a URL with a user name, password or query string is refused, since URLs are logged; "
-            "credentials come from the environment or the provider's own files (e.g. AWS_ACCESS_KEY_ID, ~/.aws, MLFLOW_TRACKING_PASSWORD)"
+            f"{scheme}://***{host}{place}: a URL with a user name, password or query string is refused, "
+            "since URLs are logged; "
+            "credentials come from the environment or the provider's own files (e.g. AWS_ACCESS_KEY_ID, ~/.aws, "
+            "MLFLOW_TRACKING_PASSWORD)"
         )
 
 
 def _resolve(url: str) -> tuple[Any, str]:
     check_url(url)
     if "::" in url:
-        raise CmdistError(f"{url}: names with '::', which chain file systems, are refused; give a path or one fsspec URL")
+        raise CmdistError(
+            f"{url}: names with '::', which chain file systems, are refused; give a path or one fsspec URL"
+        )
     options: dict[str, Any] = {}
     if "://" in url and not url.startswith(("file:", "local:")):
         options["use_listings_cache"] = False  # what another process has written counts
@@ -82,7 +91,9 @@ def _resolve(url: str) -> tuple[Any, str]:
 
 
 def _try(url: str, action: Callable[[], T]) -> T:
-    """`action()`, again while that may help. Raises FileNotFoundError, StoreDenied, StoreMissing, StoreError; a disk's error as it is."""
+    """`action()`, again while that may help. Raises FileNotFoundError, StoreDenied, StoreMissing, StoreError; a disk's
+    error as it is.
+    """
     remote = "://" in url and not url.startswith(("file:", "local:"))
     begin = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
@@ -120,7 +131,9 @@ def absolute(url: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder is there. Errors of the store (no permission, no bucket, no answer) are raised, never 'no'."""
+    """Whether a file or folder is there. Errors of the store (no permission, no bucket, no answer) are raised, never
+    'no'.
+    """
     try:
         _info(url)
     except FileNotFoundError:
@@ -182,7 +195,9 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
 
 
 def write(url: str, data: bytes | Sequence[bytes | memoryview]) -> None:
-    """Write a whole file so that a reader sees all of it or none: temporary name, fsync and rename on a disk, one put elsewhere."""
+    """Write a whole file so that a reader sees all of it or none: temporary name, fsync and rename on a disk, one put
+    elsewhere.
+    """
     fs, path = _resolve(url)
     parts = [data] if isinstance(data, bytes) else data
     if _is_local(fs):
@@ -190,7 +205,9 @@ def write(url: str, data: bytes | Sequence[bytes | memoryview]) -> None:
         return
     if sum(map(len, parts)) >= LARGE and "s3" in fs.protocol:
         large = _EndToEnd(parts)
-        _try(url, lambda: fs.pipe_file(path, large, chunksize=max(PART, len(large) // 5000)))  # parts at the same time, seen together
+        _try(
+            url, lambda: fs.pipe_file(path, large, chunksize=max(PART, len(large) // 5000))
+        )  # parts at the same time, seen together
     else:
         whole = parts[0] if len(parts) == 1 else b"".join(parts)
         _try(url, lambda: fs.pipe_file(path, whole))
@@ -223,8 +240,8 @@ def _write_local(target: Path, parts: Sequence[bytes | memoryview]) -> None:
 def create(url: str, data: bytes) -> None:
     """Write a new small file; nothing is changed if the name is taken, so whoever must know reads what is there.
 
-    Exact on a disk (link) and on stores with conditional puts (S3, Ceph, Google). One that ignores conditions may let a second
-    writer through that came at the same moment.
+    Exact on a disk (link) and on stores with conditional puts (S3, Ceph, Google). One that ignores conditions may let a
+    second writer through that came at the same moment.
     """
     fs, path = _resolve(url)
 
@@ -256,7 +273,9 @@ def _create_local(target: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary file beside `target` that takes its place, on disk for sure, if nothing fails, and is removed otherwise."""
+    """A temporary file beside `target` that takes its place, on disk for sure, if nothing fails, and is removed
+    otherwise.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -310,7 +329,9 @@ def remove(url: str) -> None:
 
 
 def forget() -> None:
-    """Close the file systems that this process has opened. Called before a fork: a child must neither use them nor close them."""
+    """Close the file systems that this process has opened. Called before a fork: a child must neither use them nor
+    close them.
+    """
     for kind in set(fsspec.registry.values()):
         kind.clear_instance_cache()
     gc.collect()

@@ -7,11 +7,17 @@ from cmdist.errors import CmdistError, StoreDenied, StoreError, StoreMissing
 
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _AGAIN_CODES = {
-    "BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "RequestTimeTooSkewed", "ServiceUnavailable", "SlowDown",
+    "BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "RequestTimeTooSkewed", "ServiceUnavailable",
+    "SlowDown",
     "Throttling", "ThrottlingException", "TooManyRequests", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
 _FINAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_AGAIN_LOCALLY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}  # of a mounted disk; a full one is not better a moment later
+_AGAIN_LOCALLY = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+}  # of a mounted disk; a full one is not better a moment later
 _FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
 
 
@@ -39,13 +45,17 @@ def transient(error: BaseException, remote: bool = True) -> bool:
     if not remote:
         return isinstance(error, OSError) and error.errno in _AGAIN_LOCALLY
     code, status = answer(error)
-    if code in _AGAIN_CODES or status in _AGAIN or code == "403":  # an answer to HEAD does not say why: perhaps the clock
+    if (
+        code in _AGAIN_CODES or status in _AGAIN or code == "403"
+    ):  # an answer to HEAD does not say why: perhaps the clock
         return True
     if isinstance(error, (CmdistError, *_FINAL)) or 400 <= status < 500:
         return False
     if any(type(one).__name__ in _FINAL_NAMES for one in _chain(error)):
         return False
-    return not isinstance(error, (TypeError, ValueError, LookupError, AssertionError, ImportError, NotImplementedError, AttributeError))
+    return not isinstance(
+        error, (TypeError, ValueError, LookupError, AssertionError, ImportError, NotImplementedError, AttributeError)
+    )
 
 
 def sentence(url: str, error: Exception, attempts: int, waited: float) -> Exception:
@@ -57,7 +67,13 @@ def sentence(url: str, error: Exception, attempts: int, waited: float) -> Except
         return StoreDenied(f"{url}: no credentials were found ({error}); set them in the environment, e.g. AWS_PROFILE")
     if transient(error) and code != "403":
         clock = "; is this machine's clock right?" if code == "RequestTimeTooSkewed" else ""
-        return StoreError(f"{url}: the store failed {attempts} times in {waited:.0f} s, last with {type(error).__name__}: {error}{clock}")
+        return StoreError(
+            f"{url}: the store failed {attempts} times in {waited:.0f} s, last with {type(error).__name__}: "
+            f"{error}{clock}"
+        )
     if isinstance(error, PermissionError):
-        return StoreDenied(f"{url}: the store refuses access ({code or error}); check the credentials in the environment and their rights")
+        return StoreDenied(
+            f"{url}: the store refuses access ({code or error}); check the credentials in the "
+            "environment and their rights"
+        )
     return error

@@ -13,12 +13,33 @@ import torch
 import cmdist
 from cmdist.system.distributed import World
 
-PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "clean-fid", "lpips", "mlflow", "numpy", "safetensors", "fsspec", "s3fs")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "deepspeed",
+    "webdataset",
+    "clean-fid",
+    "lpips",
+    "mlflow",
+    "numpy",
+    "safetensors",
+    "fsspec",
+    "s3fs",
+)
 
 
 def git_commit() -> str:
     """The full commit of the checkout that this runs from, with '-dirty' if files are changed; '' if it is none."""
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    describe = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         done = subprocess.run(describe, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,8 +1,8 @@
 """What a run says of itself, on the local disk until the tracking server has it: append-only JSON lines and a cursor.
 
-Several processes append whole lines (the Tracker of the training, the courier for the machine, a glance), one delivers (the courier,
-tracking.py); all may be killed at any moment. A line that a kill cut short is skipped; a line that was delivered just before a kill is
-delivered again, and the receiver must not mind.
+Several processes append whole lines (the Tracker of the training, the courier for the machine, a glance), one delivers
+(the courier, tracking.py); all may be killed at any moment. A line that a kill cut short is skipped; a line that was
+delivered just before a kill is delivered again, and the receiver must not mind.
 """
 
 import fcntl
@@ -95,7 +95,9 @@ class Journal:
 
     @contextmanager
     def lock(self, wait: bool) -> Iterator[bool]:
-        """Hold the right to deliver; gives False if another process has it and `wait` is off. A killed process loses it."""
+        """Hold the right to deliver; gives False if another process has it and `wait` is off. A killed process loses
+        it.
+        """
         with (self.folder / "lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,9 +133,10 @@ class Tracker:
         courier: bool = True,
         attempt: int = 1,
     ) -> "Tracker":
-        """Open or go on with the run `key`; `spool` is the folder of its journal, `attempt` counts the starts of the run on any node.
+        """Open or go on with the run `key`; `spool` is the folder of its journal, `attempt` counts the starts of the
+        run on any node.
 
-        Without a courier (no network) points stay in the journal until `tracking.deliver`.
+        Without a courier (no network) points stay in the journal until `courier.deliver`.
         Metrics of steps that the journal has already are not logged again: a resumed run repeats them exactly.
         """
         journal = Journal(spool)
@@ -176,7 +179,10 @@ class Tracker:
             try:
                 self._courier.wait(patience)
             except subprocess.TimeoutExpired:
-                print(f"tracking: the server has not taken everything yet; the rest waits in {self._journal.folder}", file=sys.stderr)
+                print(
+                    f"tracking: the server has not taken everything yet; the rest waits in {self._journal.folder}",
+                    file=sys.stderr,
+                )
 
     def _append(self, record: Record) -> None:
         try:
@@ -191,10 +197,12 @@ class Tracker:
             return
         self._courier_started = time.monotonic() + 60.0
         package = str(Path(__file__).parents[2])
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
+        }
         with (self._journal.folder / "courier.log").open("ab") as log:
             self._courier = subprocess.Popen(
-                [sys.executable, "-m", "cmdist.tracking.mlflow", str(self._journal.folder), str(os.getpid())],
+                [sys.executable, "-m", "cmdist.tracking.courier", str(self._journal.folder), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -215,7 +223,9 @@ class Watch:
         if time.monotonic() >= self._next:
             self._next, when = time.monotonic() + SYSTEM_EVERY, now()
             values = self._machine.look()
-            self._journal.append({"kind": "metrics", "time": when, "step": (when - self._begin) // 1000, "values": values})
+            self._journal.append(
+                {"kind": "metrics", "time": when, "step": (when - self._begin) // 1000, "values": values}
+            )
 
 
 def now() -> int:

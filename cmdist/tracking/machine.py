@@ -1,4 +1,6 @@
-"""This node: how busy its CPU, memory and GPUs are, under the names that MLflow shows as system metrics; what may wait for others."""
+"""This node: how busy its CPU, memory and GPUs are, under the names that MLflow shows as system metrics; what may wait
+for others.
+"""
 
 import contextlib
 from pathlib import Path
@@ -19,7 +21,9 @@ class Machine:
             self._gpus = []
 
     def look(self) -> dict[str, float]:
-        """Percentages, megabytes and watts; of CPUs the mean since the last look. A GPU that does not answer is left out."""
+        """Percentages, megabytes and watts; of CPUs the mean since the last look. A GPU that does not answer is left
+        out.
+        """
         memory = psutil.virtual_memory()
         found = {
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
@@ -41,6 +45,8 @@ class Machine:
 
 
 def step_aside(session: int, nice: int) -> None:
-    """Lower the priority of the session that process `session` leads: Linux may share CPU time between sessions before it looks at nice."""
+    """Lower the priority of the session that process `session` leads: Linux may share CPU time between sessions before
+    it looks at nice.
+    """
     with contextlib.suppress(OSError):  # no such division (sched_autogroup), or the process is gone
         Path(f"/proc/{session}/autogroup").write_text(str(nice))

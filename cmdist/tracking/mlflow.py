@@ -1,21 +1,19 @@
 """Runs, parameters and metrics by step in MLflow, of which this is the only door.
 
-Training never talks to the tracking server. It appends to a journal on the disk (journal.py), and a courier process of low
-priority delivers that: a dead or slow server, a slow import or a full queue costs the loop nothing, and what was not
-delivered is delivered by the courier of the next start, or by `deliver`. A point (metric, step) that MLflow has already is left out:
-a delivery that is repeated after a kill changes nothing, nor do the steps that a run repeats on a node without its journal.
-The courier also measures the machine, as it sits where rank 0 does.
+Training never talks to the tracking server. It appends to a journal on the disk (journal.py), and a courier process of
+low priority delivers that: a dead or slow server, a slow import or a full queue costs the loop nothing, and what was
+not delivered is delivered by the courier of the next start, or by `deliver`. A point (metric, step) that MLflow has
+already is left out: a delivery that is repeated after a kill changes nothing, nor do the steps that a run repeats on a
+node without its journal. The courier also measures the machine, as it sits where rank 0 does.
 
-A run is known by its `key`, a random word made when the run folder is made, because MLflow's own id only exists once the
-server has answered. `python -m cmdist.tracking.mlflow FOLDER` delivers by hand.
+A run is known by its `key`, a random word made when the run folder is made, because MLflow's own id only exists once
+the server has answered.
 """
 
 import hashlib
 import json
 import os
-import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +21,13 @@ from typing import Any
 
 from cmdist.errors import CmdistError
 from cmdist.system import storage
-from cmdist.tracking.journal import LONGEST, Journal, Record, Watch
+from cmdist.tracking.journal import LONGEST, Journal, Record
 from cmdist.tracking.journal import Tracker as Tracker  # what the training uses
 
 _KEY = "cmdist.key"
 _EVALUATION = "cmdist.evaluation"
 _PARENT = "mlflow.parentRunId"
 _BATCH = 1000  # metrics of one request, MLflow's limit
-_GRACE = 60.0  # seconds for which a courier goes on trying after its run has ended
 
 
 class TrackingError(CmdistError):
@@ -45,8 +42,10 @@ def spool_folder(run_url: str) -> Path:
     return Path.home() / ".cache" / "cmdist" / "tracking" / hashlib.sha256(run_url.encode()).hexdigest()[:16]
 
 
-class _Delivery:
-    """Moves the records of a journal to MLflow, in order; `step` raises what the server raises, and may then be called again."""
+class Delivery:
+    """Moves the records of a journal to MLflow, in order; `step` raises what the server raises, and may then be called
+    again.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
@@ -81,9 +80,11 @@ class _Delivery:
         experiment = _experiment(self._client, newest["uri"], newest["experiment"])
         run = _find(self._client, experiment, record["key"])
         if run is None and record["attempt"] > 1 and self._cursor.get("again") != record["attempt"]:
-            raise _StoreGone(record["attempt"])
+            raise StoreGone(record["attempt"])
         if run is None:
-            run = self._client.create_run(experiment, start_time=record["time"], run_name=record["name"], tags={_KEY: record["key"]})
+            run = self._client.create_run(
+                experiment, start_time=record["time"], run_name=record["name"], tags={_KEY: record["key"]}
+            )
         self._cursor |= {"uri": newest["uri"], "run_id": run.info.run_id}
         self._there = {}
         known = run.data.params
@@ -144,62 +145,10 @@ class _Delivery:
         self._connected().set_terminated(self._cursor["run_id"], "KILLED")
 
 
-class _StoreGone(Exception):
-    """The run is not in the store although an earlier attempt put it there: somebody removed the store or took another."""
-
-
-def deliver(folder: Path, patience: float = 20.0) -> bool:
-    """Deliver what is left in a journal; True if nothing is left. A courier that is still at it has the same patience."""
-    deadline = time.monotonic() + patience
-    journal = Journal(folder)
-    while True:
-        with journal.lock(wait=False) as held:
-            if held:
-                return _drain(_Delivery(journal), deadline)
-        if not any(journal.read(journal.cursor()["place"], limit=1)):
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-
-
-def _drain(delivery: _Delivery, deadline: float) -> bool:
-    """Deliver everything that is there; False if the server would not have it in time."""
-    said = ""
-    while True:
-        try:
-            if not delivery.step():
-                return True
-        except _StoreGone as gone:
-            delivery.again(gone.args[0])
-        except Exception as error:
-            sentence = f"{type(error).__name__}: {error}"
-            if sentence != said:
-                print(f"{time.strftime('%F %T')} not delivered: {sentence}", file=sys.stderr, flush=True)
-            said = sentence
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(1.0)
-
-
-def _courier(folder: Path, parent: int) -> None:
-    """Deliver a journal as long as process `parent` lives, and then what is left, for up to a minute."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # the training decides when it ends, and the courier ends with it
-    os.nice(10)
-    journal = Journal(folder)
-    with journal.lock(wait=True):
-        delivery, watch = _Delivery(journal), Watch(journal)
-        while True:
-            watch.look()
-            gone = os.getppid() != parent  # looked at first: what was written before the end is then delivered below
-            delivered = _drain(delivery, time.monotonic() + (_GRACE if gone else 0.0))
-            if gone or (delivered and delivery.status in ("FINISHED", "FAILED", "KILLED")):
-                break
-            time.sleep(0.5 if delivered else 2.0)
-        starts = [record["pid"] for record, _ in journal.read() if record["kind"] == "start"]
-        if delivered and delivery.status in (None, "RUNNING") and starts[-1:] == [parent]:
-            delivery.killed()
+class StoreGone(Exception):
+    """The run is not in the store although an earlier attempt put it there: somebody removed the store or took
+    another.
+    """
 
 
 def _client(uri: str) -> Any:
@@ -238,7 +187,11 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     with _one_at_a_time(uri):
         found = client.get_experiment_by_name(name)
         if found is None:
-            location = str(Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts") if uri.startswith("sqlite:///") else None
+            location = (
+                str(Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts")
+                if uri.startswith("sqlite:///")
+                else None
+            )
             try:
                 return str(client.create_experiment(name, artifact_location=location))
             except MlflowException:  # another process was faster
@@ -258,7 +211,11 @@ def _set(client: Any, run_id: str, params: Mapping[str, str], tags: Mapping[str,
 
     entries = [Param(k, v) for k, v in params.items()]
     for first in range(0, max(len(entries), 1), 100):  # MLflow's limit
-        client.log_batch(run_id, params=entries[first : first + 100], tags=[RunTag(k, v) for k, v in tags.items()] if first == 0 else [])
+        client.log_batch(
+            run_id,
+            params=entries[first : first + 100],
+            tags=[RunTag(k, v) for k, v in tags.items()] if first == 0 else [],
+        )
 
 
 def log_evaluation(
@@ -272,7 +229,8 @@ def log_evaluation(
     params: Mapping[str, object],
     artifacts: Sequence[Path] = (),
 ) -> None:
-    """Write figures into the run `key` at the checkpoint's step, and into a child run that holds their protocol as parameters.
+    """Write figures into the run `key` at the checkpoint's step, and into a child run that holds their protocol as
+    parameters.
 
     `identity` names the figures: logging them again does nothing. `when` is their time in ms. Raises TrackingError.
     """
@@ -289,7 +247,9 @@ def log_evaluation(
             return
         if child is None:
             tags = {_EVALUATION: identity, _PARENT: run.info.run_id, "step": str(step)}
-            child = client.create_run(experiment_id, start_time=when, run_name=f"step {step}: {', '.join(metrics)}", tags=tags)
+            child = client.create_run(
+                experiment_id, start_time=when, run_name=f"step {step}: {', '.join(metrics)}", tags=tags
+            )
         points = [Metric(name, value, when, step) for name, value in metrics.items()]
         for target in (run.info.run_id, child.info.run_id):
             client.log_batch(target, metrics=points)
@@ -335,10 +295,3 @@ def history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
     """(step, value) of a metric in order of step."""
     points = _client(uri).get_metric_history(run_id, metric)
     return sorted((point.step, point.value) for point in points)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        _courier(Path(sys.argv[1]), int(sys.argv[2]))
-    else:
-        sys.exit(0 if deliver(Path(sys.argv[1])) else 1)

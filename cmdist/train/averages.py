@@ -1,4 +1,6 @@
-"""Averages of the weights: EMAs for evaluation, on this rank's slice of the fp32 weights, and the target network of consistency models."""
+"""Averages of the weights: EMAs for evaluation, on this rank's slice of the fp32 weights, and the target network of
+consistency models.
+"""
 
 import copy
 
@@ -38,7 +40,9 @@ class Target:
     @torch.no_grad()
     def update(self, student: nn.Module, mu: float) -> None:
         """theta^- <- mu theta^- + (1 - mu) theta; mu in [0, 1)."""
-        torch._foreach_lerp_([p.data for p in self.module.parameters()], [p.data for p in student.parameters()], 1.0 - mu)
+        torch._foreach_lerp_(
+            [p.data for p in self.module.parameters()], [p.data for p in student.parameters()], 1.0 - mu
+        )
 
     def pieces(self, layout: Layout, start: int, stop: int) -> list[Piece]:
         """[start, stop) of the target as flat views of live memory; every rank holds all of it and saves a part."""

@@ -1,4 +1,6 @@
-"""DeepSpeed, behind one class: forward, backward, step, and this rank's slice of the training state. The only door to deepspeed."""
+"""DeepSpeed, behind one class: forward, backward, step, and this rank's slice of the training state. The only door to
+deepspeed.
+"""
 
 import logging
 import os
@@ -21,9 +23,13 @@ BUCKET = 50_000_000  # gradients that are reduced at once; each costs 4 bytes of
 def _deepspeed() -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # of torch, about names that DeepSpeed uses
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module="torch.distributed"
+    )  # of torch, about names that DeepSpeed uses
     hidden = sys.modules.setdefault("mlflow", None) is None  # type: ignore[arg-type]  # how Python marks what cannot be imported
-    try:  # DeepSpeed's autotuner, which nothing here uses, would import MLflow: a quarter of the time that a rank takes to start
+    # DeepSpeed's autotuner, which nothing here uses, would import MLflow: a quarter of the time that a rank takes to
+    # start
+    try:
         import deepspeed
         import deepspeed.ops
     finally:
@@ -39,7 +45,8 @@ def _deepspeed() -> Any:
 class Engine:
     """A module and its optimizer under ZeRO 0, 1 or 2, with fp32 weights; the process group must exist.
 
-    `start`, `stop` bound this rank's slice of the canonical vector (layout.py). `loss_scale`: the first one for fp16, None for no scaling.
+    `start`, `stop` bound this rank's slice of the canonical vector (layout.py). `loss_scale`: the first one for fp16,
+    None for no scaling.
     """
 
     def __init__(
@@ -81,7 +88,9 @@ class Engine:
             },
         )
         self.module: nn.Module = self._engine.module
-        self._torch_optimizer: torch.optim.Optimizer = self._engine.optimizer.optimizer if zero_stage else self._engine.optimizer
+        self._torch_optimizer: torch.optim.Optimizer = (
+            self._engine.optimizer.optimizer if zero_stage else self._engine.optimizer
+        )
         # DeepSpeed's flat vector is the canonical one: same order, no padding inside
         assert zero_stage == 0 or tuple(self._engine.optimizer.round_robin_bit16_offsets[0]) == self.layout.starts
         self._make_optimizer_state()
@@ -94,7 +103,9 @@ class Engine:
         return self._engine(*inputs)  # type: ignore[no-any-return]
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a micro-batch's mean loss; the division by `accumulation` and the loss scale happen here."""
+        """Accumulate the gradient of a micro-batch's mean loss; the division by `accumulation` and the loss scale
+        happen here.
+        """
         if self._stage == 0:
             loss = loss * self.loss_scale.value
         elif self.loss_scale.dynamic:

@@ -1,4 +1,6 @@
-"""Starts a glance at a checkpoint that was just committed: a process of lowest priority, of which training takes no further notice."""
+"""Starts a glance at a checkpoint that was just committed: a process of lowest priority, of which training takes no
+further notice.
+"""
 
 import os
 import re
@@ -17,11 +19,13 @@ _OF_RANKS = re.compile(
 
 
 class Glances:
-    """Runs `command --checkpoint STEP` at the first commit at or past each multiple of `every` steps, beginning after step `start`.
+    """Runs `command --checkpoint STEP` at the first commit at or past each multiple of `every` steps, beginning after
+    step `start`.
 
-    One at a time; while one runs the newest one due waits. `device` is "cpu" or the number of a GPU among those that this process
-    sees (ConfigError if there are fewer). The process is in no group of the job: signals to the ranks do not reach it, and it ends
-    by itself, also after the run (Slurm ends it with the job's step). Its output goes to `log`.
+    One at a time; while one runs the newest one due waits. `device` is "cpu" or the number of a GPU among those that
+    this process sees (ConfigError if there are fewer). The process is in no group of the job: signals to the ranks do
+    not reach it, and it ends by itself, also after the run (Slurm ends it with the job's step). Its output goes to
+    `log`.
     """
 
     def __init__(self, command: Sequence[str], every: int, device: str, log: Path, start: int) -> None:
@@ -33,7 +37,9 @@ class Glances:
         self._environment = kept | {"CUDA_VISIBLE_DEVICES": _visible(device), "OMP_NUM_THREADS": "1"}
 
     def after(self, committed: int | None) -> None:
-        """Told at every step which commit is the last; costs nothing unless a glance is due, and never waits or raises."""
+        """Told at every step which commit is the last; costs nothing unless a glance is due, and never waits or
+        raises.
+        """
         if committed is not None and committed > self._seen:
             if committed // self._every > self._seen // self._every:
                 self._due = committed
@@ -74,6 +80,7 @@ def _visible(device: str) -> str:
     names = [name for name in seen.split(",") if name]
     if int(device) >= len(names):
         raise ConfigError(
-            f"train.glance_device {device}: this process sees {len(names)} GPUs ({seen or 'none'}), counted from 0; or take cpu"
+            f"train.glance_device {device}: this process sees {len(names)} GPUs ({seen or 'none'}), counted "
+            "from 0; or take cpu"
         )
     return names[int(device)]

@@ -13,8 +13,9 @@ from torch import Tensor
 class Clock:
     """Seconds of a run over all its attempts; goodput is `useful` over the wall time since the run's first start.
 
-    Device-hours are the time in attempts times their devices, without the time between them and what was lost at a kill.
-    `restart_loss` is the time from a checkpoint to the first step after it was resumed: work done twice, and waiting.
+    Device-hours are the time in attempts times their devices, without the time between them and what was lost at a
+    kill. `restart_loss` is the time from a checkpoint to the first step after it was resumed: work done twice, and
+    waiting.
     """
 
     started_at: float = field(default_factory=time.time)
@@ -42,7 +43,9 @@ class Clock:
     @classmethod
     def resumed(cls, state: dict[str, float], devices: int) -> "Clock":
         """The clock of a checkpoint, set going again on another or the same number of devices."""
-        clock = cls(**{name: value for name, value in state.items() if name not in ("saved_at", "devices")}, devices=devices)
+        clock = cls(
+            **{name: value for name, value in state.items() if name not in ("saved_at", "devices")}, devices=devices
+        )
         clock.restart_loss += max(time.time() - state["saved_at"], 0.0)
         return clock
 
@@ -66,7 +69,9 @@ class SigmaBuckets:
     """Mean loss by noise level: one bucket for each factor of about four between sigma_min and sigma_max."""
 
     def __init__(self, sigma_min: float, sigma_max: float, device: torch.device, count: int = 8) -> None:
-        self._edges = torch.logspace(torch.tensor(sigma_min).log10().item(), torch.tensor(sigma_max).log10().item(), count + 1)
+        self._edges = torch.logspace(
+            torch.tensor(sigma_min).log10().item(), torch.tensor(sigma_max).log10().item(), count + 1
+        )
         self._inner = self._edges[1:-1].to(device)
         self._sums = torch.zeros(2, count, device=device, dtype=torch.float64)
 

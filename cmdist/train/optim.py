@@ -8,7 +8,12 @@ from torch import nn
 
 
 def make_optimizer(
-    kind: Literal["radam", "adam"], parameters: Iterable[nn.Parameter], *, betas: tuple[float, float], eps: float, weight_decay: float
+    kind: Literal["radam", "adam"],
+    parameters: Iterable[nn.Parameter],
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
 ) -> torch.optim.Optimizer:
     """RAdam (the paper's) or Adam over one group; the learning rate is set before each step."""
     cls = {"radam": torch.optim.RAdam, "adam": torch.optim.Adam}[kind]
@@ -16,7 +21,9 @@ def make_optimizer(
 
 
 def learning_rate(step: int, lr: float, total_steps: int, warmup_steps: int = 0, decay_fraction: float = 0.0) -> float:
-    """lr of step `step` (from 0): linear warm-up, constant, then linear to 0 over the last `decay_fraction` of the run."""
+    """lr of step `step` (from 0): linear warm-up, constant, then linear to 0 over the last `decay_fraction` of the
+    run.
+    """
     factor = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     tail = decay_fraction * total_steps
     if tail:

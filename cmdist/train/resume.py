@@ -1,10 +1,12 @@
-"""Coming back: which checkpoint can be continued, may it be under this configuration, what has changed, and the state itself."""
+"""Coming back: which checkpoint can be continued, may it be under this configuration, what has changed, and the state
+itself.
+"""
 
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.checkpoints import search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
 from cmdist.system import distributed, storage
@@ -17,11 +19,12 @@ from cmdist.train.loss_scale import LossScale
 def find(run_url: str, run_id: str, mode: str, world: World) -> Checkpoint | None:
     """The checkpoint to go on from, all of it verified; each rank holds its part of it. All ranks must call.
 
-    `mode` auto: the newest whose every byte is right; damaged ones are named and set aside. None only if the run has never committed
-    anything. none: refuse if there is one. A URL, of a checkpoint or another run: start from that, but once the run has a checkpoint of
-    its own, go on from its newest, so that the same command may be given again. Raises LookupFailed, CheckpointError.
+    `mode` auto: the newest whose every byte is right; damaged ones are named and set aside. None only if the run has
+    never committed anything. none: refuse if there is one. A URL, of a checkpoint or another run: start from that, but
+    once the run has a checkpoint of its own, go on from its newest, so that the same command may be given again. Raises
+    LookupFailed, CheckpointError.
     """
-    found = together(world, lambda: checkpoints.entries(run_url) if world.first else None)[0]
+    found = together(world, lambda: search.entries(run_url) if world.first else None)[0]
     counting = [entry for entry in found if entry.counts]
     if mode == "none" and counting:
         raise CheckpointError(
@@ -30,10 +33,10 @@ def find(run_url: str, run_id: str, mode: str, world: World) -> Checkpoint | Non
         )
     for entry in reversed(counting):
         try:
-            sound = _fetch(lambda e=entry: checkpoints.open_entry(e), run_id, world)  # type: ignore[misc]
+            sound = _fetch(lambda e=entry: search.open_entry(e), run_id, world)  # type: ignore[misc]
         except Damaged as error:
             if world.first:
-                checkpoints.set_aside(entry, str(error))
+                search.set_aside(entry, str(error))
                 sys.stderr.write(f"warning: {error}; it is set aside, and the one before is looked at\n")
                 sys.stderr.flush()
             continue
@@ -68,9 +71,11 @@ def _elsewhere(url: str, world: World) -> Checkpoint:
     url = storage.absolute(url)
 
     def open_it() -> Checkpoint:
-        found = checkpoints.open_folder(url) if "/checkpoints/step-" in url else checkpoints.newest(url)
+        found = search.open_folder(url) if "/checkpoints/step-" in url else search.newest(url)
         if found is None:
-            raise CheckpointError(f"--resume {url}: no checkpoint is there; give a run folder or RUN/checkpoints/step-...")
+            raise CheckpointError(
+                f"--resume {url}: no checkpoint is there; give a run folder or RUN/checkpoints/step-..."
+            )
         return found
 
     found = _fetch(open_it, None, world)
@@ -80,7 +85,8 @@ def _elsewhere(url: str, world: World) -> Checkpoint:
 
 
 def together(world: World, look: Any, share: bool = True) -> Any:
-    """`look()`, which asks the store, of each rank (or only this rank's); if it fails on one, its error is raised on all.
+    """`look()`, which asks the store, of each rank (or only this rank's); if it fails on one, its error is raised on
+    all.
 
     Raises CheckpointError and Damaged as they are, and all else that a store does as LookupFailed.
     """
@@ -88,7 +94,10 @@ def together(world: World, look: Any, share: bool = True) -> Any:
     try:
         mine = look()
     except CmdistError as caught:
-        error = (type(caught) if isinstance(caught, (Damaged, CheckpointError, LookupFailed)) else LookupFailed, str(caught))
+        error = (
+            type(caught) if isinstance(caught, (Damaged, CheckpointError, LookupFailed)) else LookupFailed,
+            str(caught),
+        )
     except (OSError, KeyError, TypeError, ValueError) as caught:
         error = (LookupFailed, f"{type(caught).__name__}: {caught}")
     results = distributed.gather((mine if share else None, error), world.control)
@@ -100,12 +109,15 @@ def together(world: World, look: Any, share: bool = True) -> Any:
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with another seed, batch, micro-batch, data set or network than the checkpoint's. Raises CheckpointError."""
+    """Refuse to go on with another seed, batch, micro-batch, data set or network than the checkpoint's. Raises
+    CheckpointError.
+    """
     was = checkpoint.state["identity"]
     for name, now in identity.items():
         if was.get(name) != now:
             raise CheckpointError(
-                f"{checkpoint.url} was trained with {name} = {_short(was.get(name))} and cannot go on with {_short(now)}: "
+                f"{checkpoint.url} was trained with {name} = {_short(was.get(name))} and cannot go on with "
+                f"{_short(now)}: "
                 f"set it back, or start a new run with another run.name"
             )
 
@@ -114,7 +126,8 @@ def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, target: Tar
     """Read this rank's slices of weights, moments, averages and target; all ranks must call."""
     if checkpoint.layout != engine.layout:
         raise CheckpointError(
-            f"{checkpoint.url} holds another network: {checkpoint.layout.total} weights, this one has {engine.layout.total}"
+            f"{checkpoint.url} holds another network: {checkpoint.layout.total} weights, this one has "
+            f"{engine.layout.total}"
         )
     start, stop = engine.start, engine.stop
     for kind in KINDS:
@@ -132,7 +145,9 @@ def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, target: Tar
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """'key: old -> new' for each entry of two flat configurations that differ."""
     return [
-        f"{key}: {before.get(key)} -> {after.get(key)}" for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
     ]
 
 

@@ -1,4 +1,6 @@
-"""Before the first step: does the engine's gradient equal plain autograd's? Bugs in distributed gradients recur every few releases."""
+"""Before the first step: does the engine's gradient equal plain autograd's? Bugs in distributed gradients recur every
+few releases.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,11 +25,13 @@ def self_check(
     weight_decay: float,
     tolerance: float = 1e-3,
 ) -> float:
-    """Relative difference of one step's gradient, through the engine and by autograd; the engine is left as new. All ranks must call.
+    """Relative difference of one step's gradient, through the engine and by autograd; the engine is left as new. All
+    ranks must call.
 
-    `plain` and `through`: for each micro-batch of this rank its mean loss, by the bare module and by the engine. From zero
-    moments, a step with learning rate 0 leaves exp_avg = (1 - beta1) gradient and the weights as they are, so the whole path is seen:
-    accumulation, reduction, partition, clipping. Raises CmdistError above `tolerance`, or if there is no finite gradient.
+    `plain` and `through`: for each micro-batch of this rank its mean loss, by the bare module and by the engine. From
+    zero moments, a step with learning rate 0 leaves exp_avg = (1 - beta1) gradient and the weights as they are, so the
+    whole path is seen: accumulation, reduction, partition, clipping. Raises CmdistError above `tolerance`, or if there
+    is no finite gradient.
     """
     world = dist.get_world_size()
     parameters = [p for p in engine.module.parameters() if p.requires_grad]
@@ -50,7 +54,10 @@ def self_check(
     for loss in plain:
         gradients = torch.autograd.grad(loss() * scale, parameters, allow_unused=True)
         expected += torch.cat(
-            [torch.zeros_like(p).view(-1) if g is None else g.reshape(-1) for p, g in zip(parameters, gradients, strict=True)]
+            [
+                torch.zeros_like(p).view(-1) if g is None else g.reshape(-1)
+                for p, g in zip(parameters, gradients, strict=True)
+            ]
         )
     expected /= len(plain) * world * scale
     dist.all_reduce(expected)
@@ -62,13 +69,16 @@ def self_check(
     dist.all_reduce(squares)
     if not taken or not squares[1].isfinite():
         raise CmdistError(
-            "self-check: the loss or its gradient is not finite before the first step; look at the weights that the run starts from "
+            "self-check: the loss or its gradient is not finite before the first step; look at the weights that the "
+            "run starts from "
             f"(teacher, init, loss.lpips_weights){' and at train.loss_scale' if scale != 1 else ''}"
         )
     difference = float((squares[0] / squares[1].clamp_min(1e-30)).sqrt())
     if not difference <= tolerance:
         raise CmdistError(
-            f"self-check: the gradient through DeepSpeed differs from autograd's by {difference:.2g} (relative, at most {tolerance:g}); "
-            "another deepspeed version may be installed than pyproject.toml allows, or train.self_check=false skips this"
+            f"self-check: the gradient through DeepSpeed differs from autograd's by {difference:.2g} (relative, at "
+            f"most {tolerance:g}); "
+            "another deepspeed version may be installed than pyproject.toml allows, "
+            "or train.self_check=false skips this"
         )
     return difference

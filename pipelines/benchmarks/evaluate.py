@@ -1,12 +1,13 @@
-"""Features of images for FID: this path on all ranks, and clean-fid's own path through a folder, on the same images in one run.
+"""Features of images for FID: this path on all ranks, and clean-fid's own path through a folder, on the same images in
+one run.
 
 python pipelines/benchmark.py evaluate                                  (some minutes on two cores)
 python pipelines/benchmark.py evaluate --inception inception-2015-12-05.pt
 
-Generation is left out: the images are in memory when the clock starts. clean-fid takes them from a folder of PNG files, which its users
-write with Pillow; its figure is given without that and with it (by one process for each core). Two networks: Inception's architecture
-(with random weights unless its file is given), and one that costs next to nothing, which leaves what is around the network: decoding,
-resizing, handing over, moments.
+Generation is left out: the images are in memory when the clock starts. clean-fid takes them from a folder of PNG files,
+which its users write with Pillow; its figure is given without that and with it (by one process for each core). Two
+networks: Inception's architecture (with random weights unless its file is given), and one that costs next to nothing,
+which leaves what is around the network: decoding, resizing, handing over, moments.
 """
 
 import argparse
@@ -46,11 +47,19 @@ def main(arguments: Sequence[str]) -> None:
         prog="benchmark.py evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--inception", metavar="FILE", help="the published weights")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256], help="of images; Inception takes the first (default 64 256)")
-    parser.add_argument("--n", type=int, default=1024, help="images for the network that costs nothing (default %(default)s)")
-    parser.add_argument("--n-inception", type=int, default=256, help="images for Inception on CPU cores (default %(default)s)")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[64, 256], help="of images; Inception takes the first (default 64 256)"
+    )
+    parser.add_argument(
+        "--n", type=int, default=1024, help="images for the network that costs nothing (default %(default)s)"
+    )
+    parser.add_argument(
+        "--n-inception", type=int, default=256, help="images for Inception on CPU cores (default %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--part", nargs=6, help=argparse.SUPPRESS)  # one rank of ours: images, how many, weights, space, metrics, scratch
+    parser.add_argument(
+        "--part", nargs=6, help=argparse.SUPPRESS
+    )  # one rank of ours: images, how many, weights, space, metrics, scratch
     options = parser.parse_args(arguments)
     if options.part:
         ours(*options.part)
@@ -62,10 +71,15 @@ def main(arguments: Sequence[str]) -> None:
         full = options.inception or stand_in.write(folder / "full.pt", stand_in.Full())
         devices = "GPUs" if torch.cuda.is_available() else "cores"
         print(f"\n{ranks} {devices}; images/s, best of {options.rounds}")
-        print("| network | size | resizing | images | clean-fid, of a folder | and with writing it | this path | ratio | with writing |")
+        print(
+            "| network | size | resizing | images | clean-fid, of a folder | and with writing it | this path | ratio | "
+            "with writing |"
+        )
         print("|---|---|---|---|---|---|---|---|---|")
         few = options.n if torch.cuda.is_available() else options.n_inception
-        rows = [("next to nothing", size, cheap, options.n) for size in options.sizes] + [("Inception", options.sizes[0], full, few)]
+        rows = [("next to nothing", size, cheap, options.n) for size in options.sizes] + [
+            ("Inception", options.sizes[0], full, few)
+        ]
         for title, size, weights, n in rows:
             array = images(folder, size, n)
             for mode, space in SPACES.items():
@@ -78,7 +92,8 @@ def main(arguments: Sequence[str]) -> None:
                 theirs, mine = max(found["clean-fid"]), max(found["ours"])
                 both = n / (n / theirs + min(found["writing"]))
                 print(
-                    f"| {title} | {size} | {mode} | {n:,} | {theirs:.1f} | {both:.1f} | {mine:.1f} | {mine / theirs:.2f} "
+                    f"| {title} | {size} | {mode} | {n:,} | {theirs:.1f} | {both:.1f} | {mine:.1f} | "
+                    f"{mine / theirs:.2f} "
                     f"| {mine / both:.2f} |",
                     flush=True,
                 )
@@ -87,7 +102,8 @@ def main(arguments: Sequence[str]) -> None:
         for n in (4096, 16384, 32768):
             for metrics in ("fid_legacy", "fid_legacy,is"):
                 print(
-                    f"| {n:,} | {metrics.replace(',', ', ')} | {run(ranks, array, n, cheap, 'fid_legacy', metrics, folder)['peak']:.0f} |",
+                    f"| {n:,} | {metrics.replace(',', ', ')} | "
+                    f"{run(ranks, array, n, cheap, 'fid_legacy', metrics, folder)['peak']:.0f} |",
                     flush=True,
                 )
 
@@ -129,7 +145,9 @@ def clean_fid(files: list[str], weights: str, mode: str, workers: int) -> float:
         (Path(folder) / "inception-2015-12-05.pt").symlink_to(Path(weights).absolute())
         net = InceptionV3W(folder, download=False, resize_inside=mode != "clean").eval().to(device)
     begin = time.perf_counter()
-    features = get_files_features(files, net, num_workers=workers, batch_size=32, device=device, mode=mode, verbose=False)
+    features = get_files_features(
+        files, net, num_workers=workers, batch_size=32, device=device, mode=mode, verbose=False
+    )
     np.cov(features, rowvar=False)
     return len(files) / (time.perf_counter() - begin)
 
@@ -153,7 +171,9 @@ def ours(array: str, count: str, weights: str, space: str, metrics: str, scratch
 
     def sample(noises: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         assert labels is not None
-        return (ready[labels.cpu() % len(ready)].float() - 127.75) / 127.5  # which the rounding of evaluation takes back to what it was
+        return (
+            ready[labels.cpu() % len(ready)].float() - 127.75
+        ) / 127.5  # which the rounding of evaluation takes back to what it was
 
     n, size = int(count), ready.shape[2]
     moments = Moments(extractor.dimensions)
@@ -175,6 +195,12 @@ def ours(array: str, count: str, weights: str, space: str, metrics: str, scratch
     task = Task(range(n), (3, size, size), n, 1)
     measurement.measure(task, sample, [(extractor, metrics.split(","), real)], scratch, world)
     if world.first:
-        peak = int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
+        peak = int(
+            next(
+                line.split()[1]
+                for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith("VmHWM")
+            )
+        )
         Path(scratch, "said.json").write_text(json.dumps({"rate": n / (end - begin), "peak": peak / 1024}))
     distributed.stop(world)

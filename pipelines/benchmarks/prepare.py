@@ -55,13 +55,22 @@ def photos(size: int, count: int) -> Source:
         return np.asarray(pictures[i % 2].resize((size, size), Image.Resampling.BICUBIC, (x, y, x + side, y + side)))
 
     return Source(
-        "photos", size, 3, "random squares of two photographs", count, image, np.arange(count) % 1000, tuple(map(str, range(1000)))
+        "photos",
+        size,
+        3,
+        "random squares of two photographs",
+        count,
+        image,
+        np.arange(count) % 1000,
+        tuple(map(str, range(1000))),
     )
 
 
 def formats() -> None:
     """CPU time of one process."""
-    print("\n| format | size | bytes an image | of raw | encode, images/s | decode, images/s |\n|---|---|---|---|---|---|")
+    print(
+        "\n| format | size | bytes an image | of raw | encode, images/s | decode, images/s |\n|---|---|---|---|---|---|"
+    )
     for size, count in ((64, 1000), (256, 100)):
         source = photos(size, count)
         images = [source.image(i) for i in range(count)]
@@ -70,7 +79,8 @@ def formats() -> None:
             _, decoding_rate = timed(lambda data, e=encoding, s=size: decode(data, s, 3, e == "raw"), coded)  # type: ignore[misc]
             mean = np.mean([len(data) for data in coded])
             print(
-                f"| {encoding} | {size} | {mean:,.0f} | {mean / (3 * size**2):.0%} | {encoding_rate:,.0f} | {decoding_rate:,.0f} |",
+                f"| {encoding} | {size} | {mean:,.0f} | {mean / (3 * size**2):.0%} | {encoding_rate:,.0f} | "
+                f"{decoding_rate:,.0f} |",
                 flush=True,
             )
 
@@ -105,7 +115,9 @@ def saved(picture: Image.Image, kind: str) -> bytes:
 def many(count: int, encoding: str, workers: int) -> None:
     """Prepare and read `count` images."""
     print(
-        f"\n{count:,} images of 64x64 as {encoding}, {workers} processes, load of the machine before: {os.getloadavg()[0]:.1f}", flush=True
+        f"\n{count:,} images of 64x64 as {encoding}, {workers} processes, load of the machine before: "
+        f"{os.getloadavg()[0]:.1f}",
+        flush=True,
     )
     source = photos(64, count)
     with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
@@ -121,13 +133,17 @@ def many(count: int, encoding: str, workers: int) -> None:
         order, batches = Order(dataset.counts, seed=0), count // BATCH
         for processes in (0, workers):
             with measured(f"read, {processes or 'no'} reading processes", batches * BATCH):
-                for _ in micro_batches(dataset, order, BATCH, iter(range(batches)), seed=0, flip=True, workers=processes):
+                for _ in micro_batches(
+                    dataset, order, BATCH, iter(range(batches)), seed=0, flip=True, workers=processes
+                ):
                     pass
 
 
 @contextlib.contextmanager
 def measured(what: str, images: int) -> Iterator[None]:
-    """Print time, rate, and the highest memory of this process and its children together, shared pages counted once (PSS)."""
+    """Print time, rate, and the highest memory of this process and its children together, shared pages counted once
+    (PSS).
+    """
     highest, over = [0], threading.Event()
 
     def watch() -> None:
@@ -148,4 +164,6 @@ def measured(what: str, images: int) -> Iterator[None]:
         seconds = time.perf_counter() - start
         over.set()
         watcher.join()
-    print(f"{what}: {seconds:.1f} s, {images / seconds:,.0f} images/s, at most {highest[0] / 2**20:.0f} MiB", flush=True)
+    print(
+        f"{what}: {seconds:.1f} s, {images / seconds:,.0f} images/s, at most {highest[0] / 2**20:.0f} MiB", flush=True
+    )

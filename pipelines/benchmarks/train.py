@@ -1,4 +1,6 @@
-"""Training steps of a recipe on one device, with made-up images: images/s, peak memory, MFU against a measured matrix product."""
+"""Training steps of a recipe on one device, with made-up images: images/s, peak memory, MFU against a measured matrix
+product.
+"""
 
 import argparse
 import json
@@ -45,7 +47,9 @@ def main(arguments: Sequence[str]) -> None:
         overrides = [*options.overrides, "init=null", f"train.compile={str(options.compile == 'yes').lower()}"]
         config = configuration.load(options.config, overrides)
         world = distributed.start()
-        results = [measure(config, world.device, options.steps, options.warm_up) | {"environment": environment.describe(world)}]
+        results = [
+            measure(config, world.device, options.steps, options.warm_up) | {"environment": environment.describe(world)}
+        ]
         distributed.stop(world)
         print(_line(results[0]), flush=True)
     if options.json:
@@ -68,21 +72,29 @@ def _line(r: dict[str, Any]) -> str:
     versions = [f"{name} {e['packages'][name]}" for name in ("torch", "deepspeed")]
     versions += [f"CUDA {e['CUDA']}", f"cuDNN {e['cuDNN']}"] if e["CUDA"] else []
     return (
-        f"{r['config']} on {r['device']}, {', '.join(versions)}, commit {e['commit'][:7]}{'-dirty' * e['commit'].endswith('-dirty')}, "
+        f"{r['config']} on {r['device']}, {', '.join(versions)}, commit "
+        f"{e['commit'][:7]}{'-dirty' * e['commit'].endswith('-dirty')}, "
         f"{r['precision']}, compile {'on' if r['compile'] else 'off'}, micro-batch {r['micro_batch']}: "
-        f"{r['images_per_second']:.4g} images/s, peak {r['peak_memory_gb']:.1f} GB, {r['tflops']:.4g} TFLOP/s = {r['mfu']:.1%} of the "
+        f"{r['images_per_second']:.4g} images/s, peak {r['peak_memory_gb']:.1f} GB, {r['tflops']:.4g} TFLOP/s = "
+        f"{r['mfu']:.1%} of the "
         f"measured {r['matmul_tflops']:.4g} (matrix product in {r['matmul_type']})"
     )
 
 
 def measure(config: configuration.Config, device: torch.device, steps: int, warm_up: int) -> dict[str, Any]:
-    """Figures of whole optimizer steps of one micro-batch: loss with teacher, target and LPIPS, backward, RAdam, averages."""
+    """Figures of whole optimizer steps of one micro-batch: loss with teacher, target and LPIPS, backward, RAdam,
+    averages.
+    """
     build.set_arithmetic(config)
     torch.manual_seed(0)
     t, o, d = config.train, config.optimizer, config.data
     net = build.network(config).to(device)
     # a teacher with random weights takes as long
-    frozen = build.network(config).to(device).eval().requires_grad_(False) if config.objective == "consistency_distillation" else None
+    frozen = (
+        build.network(config).to(device).eval().requires_grad_(False)
+        if config.objective == "consistency_distillation"
+        else None
+    )
     target = Target(net) if build.needs_target(config) else None
     for module in (net, frozen, target.module if target else None):
         if module is not None:
@@ -106,7 +118,9 @@ def measure(config: configuration.Config, device: torch.device, steps: int, warm
     )
     objective = build.objective(config, _distance(config, device))
     generator = seeding.generator(device, 0, "benchmark")
-    images = torch.rand(t.micro_batch, d.channels, d.image_size, d.image_size, generator=generator, device=device) * 2 - 1
+    images = (
+        torch.rand(t.micro_batch, d.channels, d.image_size, d.image_size, generator=generator, device=device) * 2 - 1
+    )
     labels = torch.zeros(t.micro_batch, dtype=torch.int64, device=device) if d.classes else None
     point = build.curriculum(config)(0)
     engine.set_lr(o.lr)
@@ -126,7 +140,9 @@ def measure(config: configuration.Config, device: torch.device, steps: int, warm
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     rates = {name: matmul_flops(device, kinds[name]) for name in {"fp32", t.precision}}
     best = max(rates, key=rates.__getitem__)  # a CPU may well be slower in 16 bits
-    plainly = config.network.model_copy(update={"checkpoint_activations": False})  # MFU: what is computed twice counts once
+    plainly = config.network.model_copy(
+        update={"checkpoint_activations": False}
+    )  # MFU: what is computed twice counts once
     flops = plan(config.model_copy(update={"network": plainly}), 1).flops * t.micro_batch / seconds
     return {
         "config": f"{config.run.root}/{config.run.name}",

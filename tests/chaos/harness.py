@@ -1,7 +1,8 @@
-"""Random kills: a run on a real S3 server is killed again and again at chosen kinds of moments, and each resume is checked.
+"""Random kills: a run on a real S3 server is killed again and again at chosen kinds of moments, and each resume is
+checked.
 
-What is true is read from the server's disk, not through cmdist: the newest COMMIT there is the step that the next attempt must
-start from, and its checksums must be those of a run that nobody killed.
+What is true is read from the server's disk, not through cmdist: the newest COMMIT there is the step that the next
+attempt must start from, and its checksums must be those of a run that nobody killed.
 """
 
 import json
@@ -20,13 +21,21 @@ from training import OBJECTIVES, SMALL, write_config
 
 EVERY = 3  # steps between checkpoints
 MOMENTS = ("start", "fetch", "step", "copy", "upload", "between", "before COMMIT", "after COMMIT", "thinning", "any")
-COMMON = [*OBJECTIVES["ct"], f"train.checkpoint_every={EVERY}", "train.self_check=false", "train.log_every=1000", "network.dropout=0.1"]
+COMMON = [
+    *OBJECTIVES["ct"],
+    f"train.checkpoint_every={EVERY}",
+    "train.self_check=false",
+    "train.log_every=1000",
+    "network.dropout=0.1",
+]
 COMMON += ["train.micro_batch=8"]
 
 
 def die(after: float = 0.0) -> None:
     """SIGKILL this process, in `after` seconds, whatever it is doing then."""
-    threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGKILL)).start() if after else os.kill(os.getpid(), signal.SIGKILL)
+    threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGKILL)).start() if after else os.kill(
+        os.getpid(), signal.SIGKILL
+    )
 
 
 def mortal(moment: str, victim: int, nth: int, delay: float, arguments: list[str]) -> None:
@@ -79,7 +88,9 @@ def mortal(moment: str, victim: int, nth: int, delay: float, arguments: list[str
 
 
 def newest(run: Path) -> tuple[int, dict[str, Any]]:
-    """(step, checksums of the files with numbers) of the newest COMMIT on the server's disk; (0, {}) if there is none."""
+    """(step, checksums of the files with numbers) of the newest COMMIT on the server's disk; (0, {}) if there is
+    none.
+    """
     found: dict[int, dict[str, Any]] = {}
     for path in sorted(run.glob("checkpoints/step-*/COMMIT")):
         commit = json.loads(path.read_text())
@@ -98,7 +109,9 @@ class Chaos:
         self.common = [*COMMON, "run.root=s3://bucket/runs", f"train.steps={steps}"]
         self.kills: Counter[str] = Counter()
         self.names = 0
-        assert Ranks(ranks, folder / "0.log", print).join() == [0] * ranks  # the server of the forks is there from now on
+        assert (
+            Ranks(ranks, folder / "0.log", print).join() == [0] * ranks
+        )  # the server of the forks is there from now on
         begin = time.monotonic()
         straight = self.attempt("straight", "train.keep_checkpoints=0", kill=None)
         while "ranks   " not in straight.text:
@@ -127,8 +140,15 @@ class Chaos:
             moment = MOMENTS[(seed + done) % len(MOMENTS)] if not last else "never"
             store = not last and draw.random() < store_too
             step, files = newest(place)
-            assert not files or files == self.truth[step], f"step {step} of {name} is not that of the run that nobody killed"
-            nth = {"step": draw.randint(1, 40), "upload": draw.randint(1, 6), "between": draw.randint(1, 6), "copy": draw.randint(1, 9)}
+            assert not files or files == self.truth[step], (
+                f"step {step} of {name} is not that of the run that nobody killed"
+            )
+            nth = {
+                "step": draw.randint(1, 40),
+                "upload": draw.randint(1, 6),
+                "between": draw.randint(1, 6),
+                "copy": draw.randint(1, 9),
+            }
             kill = (moment, draw.randrange(self.ranks), nth.get(moment, draw.randint(1, 2)), draw.random())
             if moment == "fetch":  # at the very start there is nothing to fetch
                 moment = "fetch" if step else "step"
@@ -141,7 +161,9 @@ class Chaos:
             self.judge(attempt, step, name)
             if not died:
                 assert [p.exitcode for p in attempt.processes] == [0] * self.ranks, attempt.text
-                assert newest(place) == (self.steps, self.truth[self.steps]), f"{name} ends elsewhere than the run that nobody killed"
+                assert newest(place) == (self.steps, self.truth[self.steps]), (
+                    f"{name} ends elsewhere than the run that nobody killed"
+                )
                 return done
             done += 1
             self.kills[moment + (" + store" if store else "")] += 1
@@ -174,7 +196,9 @@ class Chaos:
         text = attempt.text
         assert "warning" not in text or "store" in text, text
         if "\nstep   " in text:
-            assert f"step         {step:,} of" in text, f"{name} did not start from step {step}, the newest committed one:\n{text}"
+            assert f"step         {step:,} of" in text, (
+                f"{name} did not start from step {step}, the newest committed one:\n{text}"
+            )
         elif "is finished" in text:
             assert f"step {step} of" in text
 

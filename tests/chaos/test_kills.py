@@ -1,4 +1,6 @@
-"""Random kills of training on an S3 server: every resume starts from the newest committed step, and the end is bit-identical."""
+"""Random kills of training on an S3 server: every resume starts from the newest committed step, and the end is
+bit-identical.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -7,7 +9,9 @@ import pytest
 from harness import Chaos
 
 
-def go(folder: Path, digits: str, ranks: int, steps: int, kills: int, in_one: int, seed: int, store_too: float) -> Counter[str]:
+def go(
+    folder: Path, digits: str, ranks: int, steps: int, kills: int, in_one: int, seed: int, store_too: float
+) -> Counter[str]:
     chaos = Chaos(folder, digits, ranks, steps)
     try:
         done = 0

@@ -1,4 +1,6 @@
-"""A store that is away for a minute in the middle of training: the steps go on, the checkpoint arrives late, nothing is lost."""
+"""A store that is away for a minute in the middle of training: the steps go on, the checkpoint arrives late, nothing is
+lost.
+"""
 
 import re
 import time
@@ -67,7 +69,10 @@ def test_a_minute_without_the_store(tmp_path: Path, digits: str, monkeypatch: py
         # `under_way` may be the one whose COMMIT had arrived, but not the answer to it
         late = until(90, lambda: newest(place)[0] >= max(under_way, committed + 1))
         arrived = newest(place)[0]
-        print(f"steps {before} to {after} in {AWAY:g} s without the store; step {arrived} was committed {late:.0f} s after its return")
+        print(
+            f"steps {before} to {after} in {AWAY:g} s without the store; step {arrived} was committed {late:.0f} s "
+            "after its return"
+        )
         assert run.join(300) == [0], run.text
         assert newest(place) == (STEPS, chaos.truth[STEPS]), "the end is that of the run whose store was always there"
     finally:

@@ -135,7 +135,9 @@ def test_an_overtaken_attempt_cannot_commit(tmp_path) -> None:
     first, second = overtaken(run)
     late = saver(run, first)
     late.save(30, Snapshot(0, {"master": torch.ones(5)}, {0.9: torch.zeros(5)}, {}))
-    with pytest.raises(Fenced, match="attempt 2, process .* has taken over .*: attempt 1 ends here and commits nothing more") as error:
+    with pytest.raises(
+        Fenced, match="attempt 2, process .* has taken over .*: attempt 1 ends here and commits nothing more"
+    ) as error:
         late.wait()
     assert error.value.exit_code == 4
     assert checkpoint.steps(run) == [10, 20]

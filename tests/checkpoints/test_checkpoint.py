@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 import xxhash
 
-from cmdist.checkpoints import checkpoint
+from cmdist.checkpoints import checkpoint, search
 from cmdist.checkpoints.layout import Layout
 from cmdist.checkpoints.retention import Keep
 from cmdist.checkpoints.saver import Saver, Snapshot
@@ -17,7 +17,9 @@ LAYOUT = Layout.make([("b.weight", (3, 4)), ("a.bias", (5,))])
 
 def snapshot(value: float = 0.0) -> Snapshot:
     vector = torch.arange(LAYOUT.total, dtype=torch.float32) + value
-    return Snapshot(0, {"master": vector, "exp_avg": -vector}, {0.99: vector / 3, 0.5: vector / 7}, {"optimizer_step": 4})
+    return Snapshot(
+        0, {"master": vector, "exp_avg": -vector}, {0.99: vector / 3, 0.5: vector / 7}, {"optimizer_step": 4}
+    )
 
 
 def save(run: str, *steps: int, keep: int = 0) -> None:
@@ -30,7 +32,7 @@ def save(run: str, *steps: int, keep: int = 0) -> None:
 
 def test_what_is_saved_is_read_back_by_any_range(tmp_path) -> None:
     save(str(tmp_path), 10)
-    found = checkpoint.newest(str(tmp_path))
+    found = search.newest(str(tmp_path))
     assert found is not None and found.step == 10
     assert found.state["optimizer_step"] == 4 and found.layout == LAYOUT and found.emas == [0.99, 0.5]
     vector = torch.arange(LAYOUT.total, dtype=torch.float32) + 10
@@ -51,16 +53,16 @@ def test_an_average_is_an_ordinary_safetensors_file_with_names(tmp_path) -> None
 
 def test_no_commit_is_no_checkpoint(tmp_path) -> None:
     run = str(tmp_path)
-    assert checkpoint.newest(run) is None
+    assert search.newest(run) is None
     save(run, 10, 20)
     (tmp_path / "checkpoints" / "step-0000000020" / "COMMIT").unlink()
-    found = checkpoint.newest(run)
+    found = search.newest(run)
     assert found is not None and found.step == 10
 
 
 def test_only_the_newest_are_kept(tmp_path) -> None:
     save(str(tmp_path), 1, 2, 3, 4, keep=2)
-    assert checkpoint.steps(str(tmp_path)) == [3, 4]
+    assert search.steps(str(tmp_path)) == [3, 4]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
@@ -69,7 +71,7 @@ def test_foreign_names_are_not_checkpoints(tmp_path) -> None:
     (tmp_path / "checkpoints" / "step-12").mkdir()
     (tmp_path / "checkpoints" / "step-12" / "COMMIT").write_text("{}")
     (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
-    assert checkpoint.steps(str(tmp_path)) == [5]
+    assert search.steps(str(tmp_path)) == [5]
 
 
 @pytest.mark.parametrize("name", ["state.json", "ema-0.99.safetensors", "slices-00000-of-00001.safetensors"])
@@ -83,7 +85,7 @@ def test_damage_to_any_file_is_named(tmp_path, name: str, damage: str) -> None:
         path.unlink()
     else:
         path.write_bytes(data if damage == "flip" else data[:-3])
-    found = checkpoint.newest(str(tmp_path))
+    found = search.newest(str(tmp_path))
     assert found is not None
     with pytest.raises(CheckpointError, match=f"is damaged: {name} (is missing|has )"):
         found.verify()
@@ -103,7 +105,7 @@ def test_a_wrong_commit_is_refused(tmp_path, content: str, says: str) -> None:
     save(str(tmp_path), 5)
     (tmp_path / "checkpoints" / "step-0000000005" / "COMMIT").write_text(content)
     with pytest.raises(CheckpointError, match=says):
-        checkpoint.newest(str(tmp_path))
+        search.newest(str(tmp_path))
 
 
 def test_could_not_look_is_not_none_there(tmp_path, monkeypatch) -> None:
@@ -112,19 +114,21 @@ def test_could_not_look_is_not_none_there(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(checkpoint.storage, "names", fail)
     with pytest.raises(LookupFailed, match="could not look for checkpoints") as error:
-        checkpoint.newest(str(tmp_path))
+        search.newest(str(tmp_path))
     assert error.value.exit_code == 3
 
 
 def test_a_large_file_is_read_by_verified_blocks(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint, "BLOCK", 64)
     save(str(tmp_path), 5)
-    found = checkpoint.newest(str(tmp_path))
+    found = search.newest(str(tmp_path))
     assert found is not None
     name = "slices-00000-of-00001.safetensors"
     path = tmp_path / "checkpoints" / "step-0000000005" / name
     data = path.read_bytes()
-    assert [xxhash.xxh3_128_hexdigest(data[i : i + 64]) for i in range(0, len(data), 64)] == found.commit["files"][name]["blocks"]
+    assert [xxhash.xxh3_128_hexdigest(data[i : i + 64]) for i in range(0, len(data), 64)] == found.commit["files"][
+        name
+    ]["blocks"]
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # in the last block only
     vector = torch.arange(LAYOUT.total, dtype=torch.float32) + 5
     assert torch.equal(found.read_state("master", 0, 17), vector)
@@ -149,7 +153,7 @@ def test_ranks_fetch_everything_once_and_load_without_reading_again(tmp_path, mo
     monkeypatch.setattr(checkpoint.storage, "read_ranges", counting)
     size = 3 * 4 * 4000
     for rank in range(world):
-        found = checkpoint.newest(str(tmp_path))
+        found = search.newest(str(tmp_path))
         assert found is not None and found.state
         read[0] = 0
         found.fetch(rank, world)
@@ -167,7 +171,7 @@ def test_neighbouring_blocks_are_read_together(tmp_path, monkeypatch) -> None:
     saver = Saver(str(tmp_path), "id", layout, World())
     saver.save(1, Snapshot(0, {"master": torch.arange(4000.0)}, {}, {}))
     saver.wait()
-    found = checkpoint.newest(str(tmp_path))
+    found = search.newest(str(tmp_path))
     assert found is not None and found.state
     asked, plain = [], checkpoint.storage.read_ranges
 
@@ -180,9 +184,12 @@ def test_neighbouring_blocks_are_read_together(tmp_path, monkeypatch) -> None:
     assert torch.equal(found.read_state("master", 800, 1600), torch.arange(800.0, 1600.0))
     assert asked[-2] == [96] * 33 + [64], "3,200 bytes in 101 blocks"
     assert asked[-1] == [32], "only the block with the wrong byte is read again"
-    assert [*checkpoint._runs([1, 2, 3, 7, 9, 10], 2)] == [range(1, 3), range(3, 4), range(7, 8), range(9, 11)] and not [
-        *checkpoint._runs([], 2)
-    ]
+    assert [*checkpoint._runs([1, 2, 3, 7, 9, 10], 2)] == [
+        range(1, 3),
+        range(3, 4),
+        range(7, 8),
+        range(9, 11),
+    ] and not [*checkpoint._runs([], 2)]
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -197,7 +204,7 @@ def test_an_older_format_is_read(tmp_path, monkeypatch, version: int) -> None:
         for entry in commit["files"].values():
             del entry["blocks"]
     path.write_text(json.dumps(commit))
-    found = checkpoint.newest(str(tmp_path))
+    found = search.newest(str(tmp_path))
     assert found is not None
     found.fetch(0, 1)
     assert torch.equal(found.read_state("master", 3, 9), torch.arange(3.0, 9.0) + 5)

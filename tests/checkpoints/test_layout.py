@@ -23,7 +23,9 @@ def test_slices_of_any_cut_put_the_vector_together_again() -> None:
     tensors = [torch.randn(shape) for shape in layout.shapes]
     vector = torch.cat([t.view(-1) for t in tensors])
     for cut in range(layout.total + 1):
-        parts = [read_slice(overlap(whole(layout, tensors), *bounds), "cpu") for bounds in ((0, cut), (cut, layout.total))]
+        parts = [
+            read_slice(overlap(whole(layout, tensors), *bounds), "cpu") for bounds in ((0, cut), (cut, layout.total))
+        ]
         assert torch.equal(torch.cat(parts), vector)
         others = [torch.zeros(shape) for shape in layout.shapes]
         load_slice(whole(layout, others), cut, vector[cut:])

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from cmdist.checkpoints import checkpoint, retention
-from cmdist.checkpoints.checkpoint import Entry
 from cmdist.checkpoints.layout import Layout
 from cmdist.checkpoints.retention import Keep, plan, thin, thinning
 from cmdist.checkpoints.saver import Saver, Snapshot
+from cmdist.checkpoints.search import Entry
 from cmdist.system import storage
 from cmdist.system.distributed import World
 
@@ -45,9 +45,27 @@ def test_the_rule(keep: Keep, evaluated: list[int], removed: list[int], stripped
 
 
 def test_remains_of_dead_attempts_go_and_what_was_set_aside_stays() -> None:
-    partial, damaged, stripped = frozenset({"state.json"}), WHOLE | {"DAMAGED"}, WHOLE - {"slices-00000-of-00001.safetensors"}
-    found = [entry(10, 1), entry(10, 2), entry(20, 1, partial), entry(20, 2, damaged), entry(30, 1, void=True), entry(30, 2, stripped)]
-    found += [entry(40, 2), entry(40, 3), entry(50, 3), entry(60, 1, partial), entry(60, 3, partial), entry(45, 4, partial)]
+    partial, damaged, stripped = (
+        frozenset({"state.json"}),
+        WHOLE | {"DAMAGED"},
+        WHOLE - {"slices-00000-of-00001.safetensors"},
+    )
+    found = [
+        entry(10, 1),
+        entry(10, 2),
+        entry(20, 1, partial),
+        entry(20, 2, damaged),
+        entry(30, 1, void=True),
+        entry(30, 2, stripped),
+    ]
+    found += [
+        entry(40, 2),
+        entry(40, 3),
+        entry(50, 3),
+        entry(60, 1, partial),
+        entry(60, 3, partial),
+        entry(45, 4, partial),
+    ]
     what = plan(found, entry(50, 3), Keep(3), [30])
     # attempt 4's folder may be in the making; nothing above the newest is touched
     assert {e.url for e in what.remove} == {"step-10-1", "step-20-1", "step-30-1", "step-40-2"} and not what.strip
@@ -104,7 +122,9 @@ def test_a_thinning_that_is_cut_short_leaves_no_holes(tmp_path, monkeypatch, cut
 
 
 def test_nothing_is_removed_before_the_newer_one_is_read_back(tmp_path, monkeypatch, capsys) -> None:
-    """Bytes that suffer on their way to the store are written again; if that does not help, the old checkpoints stay."""
+    """Bytes that suffer on their way to the store are written again; if that does not help, the old checkpoints
+    stay.
+    """
     run, plain = str(tmp_path), storage.write
     bad: list[str] = []
 

@@ -1,4 +1,6 @@
-"""A real Slurm on this machine: munge, slurmctld, and each node's slurmd in namespaces of its own, so that it can die like a machine."""
+"""A real Slurm on this machine: munge, slurmctld, and each node's slurmd in namespaces of its own, so that it can die
+like a machine.
+"""
 
 import os
 import random
@@ -57,7 +59,7 @@ UnkillableStepTimeout=20
 MinJobAge=3600
 EnforcePartLimits=ALL
 {nodes}
-PartitionName=low   Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=UNLIMITED DefaultTime=30
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 MaxTime=UNLIMITED DefaultTime=30
 PartitionName=grace Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 MaxTime=UNLIMITED DefaultTime=30
 PartitionName=high  Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=UNLIMITED DefaultTime=30
 """
@@ -101,7 +103,10 @@ class Slurm:
         self._bridge = f"cb{port}"
         address = {name: f"{self._network}.{i}" if network else "127.0.0.1" for i, name in enumerate(self.names, 1)}
         controller = f"{self._network}.254" if network else "127.0.0.1"
-        nodes = [f"NodeName={n} NodeHostname={_host()} NodeAddr={a} Port={free_port()} CPUs=8 RealMemory=16000" for n, a in address.items()]
+        nodes = [
+            f"NodeName={n} NodeHostname={_host()} NodeAddr={a} Port={free_port()} CPUs=8 RealMemory=16000"
+            for n, a in address.items()
+        ]
         # job ids give the ports of rendezvous, and several clusters may run on this machine
         conf = CONF.format(
             first=random.randrange(1, 60000),
@@ -143,22 +148,29 @@ class Slurm:
             self.boot(name)
         if self.names:
             idle = f"idle {len(self.names)}"
-            until(lambda: self.call("sinfo", "-h", "-p", "low", "-o", "%T %D", check=False).strip() == idle, 30, self.logs)
+            until(
+                lambda: self.call("sinfo", "-h", "-p", "low", "-o", "%T %D", check=False).strip() == idle, 30, self.logs
+            )
         else:
             until(lambda: "UP" in self.call("scontrol", "ping", check=False), 10, self.logs)
 
     def _daemon(self, *command: str) -> subprocess.Popen[bytes]:
         """A process that dies with this one."""
         output = (self.root / "log" / "daemons").open("ab")
-        process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], env=self.environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *command], env=self.environment, stdout=output, stderr=output
+        )
         self._daemons.append(process)
         return process
 
     def boot(self, name: str) -> None:
-        """Start a node: processes, host name and /etc/hosts of its own. SIGKILL of its init is the end of all that ran there."""
+        """Start a node: processes, host name and /etc/hosts of its own. SIGKILL of its init is the end of all that ran
+        there.
+        """
         (self.root / "spool" / name).mkdir(parents=True, exist_ok=True)
         inside = f"mount --bind {self.root}/hosts /etc/hosts && hostname {name} && slurmd -D -N {name} & wait $!"
-        where = ("nsenter", f"--net=/run/netns/{self._link(name)}") if self._network else ()  # `ip netns exec` would hide /sys/fs/cgroup
+        # `ip netns exec` would hide /sys/fs/cgroup
+        where = ("nsenter", f"--net=/run/netns/{self._link(name)}") if self._network else ()
         self._nodes[name] = self._daemon(
             *where, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "bash", "-c", inside
         )  # fmt: skip
@@ -169,7 +181,11 @@ class Slurm:
 
     def _connect(self) -> None:
         bridge = self._bridge
-        commands = [f"link add {bridge} type bridge", f"addr add {self._network}.254/24 dev {bridge}", f"link set {bridge} up"]
+        commands = [
+            f"link add {bridge} type bridge",
+            f"addr add {self._network}.254/24 dev {bridge}",
+            f"link set {bridge} up",
+        ]
         for i, name in enumerate(self.names, 1):
             cable = self._link(name)
             commands += [
@@ -217,7 +233,9 @@ class Slurm:
 
     def call(self, *command: str, check: bool = True, cwd: Path = REPOSITORY, **environment: str) -> str:
         """A client's output, both streams."""
-        done = subprocess.run(command, cwd=cwd, env=self.environment | environment, text=True, stdout=-1, stderr=-2, timeout=60)
+        done = subprocess.run(
+            command, cwd=cwd, env=self.environment | environment, text=True, stdout=-1, stderr=-2, timeout=60
+        )
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout}"
         return done.stdout
 
@@ -233,7 +251,13 @@ class Job:
     """A submitted job, started in a folder of its own that looks like the repository's; logs lie there."""
 
     def __init__(
-        self, slurm: Slurm, folder: Path, script: str, arguments: Sequence[str], options: Sequence[str], **environment: str
+        self,
+        slurm: Slurm,
+        folder: Path,
+        script: str,
+        arguments: Sequence[str],
+        options: Sequence[str],
+        **environment: str,
     ) -> None:
         import sys
 
@@ -243,7 +267,15 @@ class Job:
             if not (folder / name).exists():
                 (folder / name).symlink_to(REPOSITORY / name)
         said = slurm.call(
-            "sbatch", "--parsable", f"--chdir={folder}", *options, script, *arguments, cwd=folder, PYTHON=sys.executable, **environment
+            "sbatch",
+            "--parsable",
+            f"--chdir={folder}",
+            *options,
+            script,
+            *arguments,
+            cwd=folder,
+            PYTHON=sys.executable,
+            **environment,
         )
         self.id = said.split()[-1]
 
@@ -277,11 +309,15 @@ class Job:
     def start_now(self) -> None:
         """End the wait of a requeued job."""
         if self.state == "PENDING" and self.show("Reason") == "BeginTime":
-            time.sleep(2.0)  # within the second in which it was requeued, nodes still refuse the job's id: "credential revoked"
+            time.sleep(
+                2.0
+            )  # within the second in which it was requeued, nodes still refuse the job's id: "credential revoked"
             self.slurm.call("scontrol", "update", f"JobId={self.id}", "StartTime=now", check=False)
 
     def until_over(self, seconds: float = 300.0) -> str:
-        """Its last state. On a busy machine Slurm may end a start once more than the test has asked for: that must not matter."""
+        """Its last state. On a busy machine Slurm may end a start once more than the test has asked for: that must not
+        matter.
+        """
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.until(lambda: self.start_now() or self.state in over, seconds)
         return self.state
@@ -296,7 +332,10 @@ class Job:
                     variables = (entry / "environ").read_bytes()
                 except OSError:
                     continue
-                mine = f"SLURM_CONF={self.slurm.root}".encode() in variables and f"SLURM_JOB_ID={self.id}\0".encode() in variables
+                mine = (
+                    f"SLURM_CONF={self.slurm.root}".encode() in variables
+                    and f"SLURM_JOB_ID={self.id}\0".encode() in variables
+                )
                 if mine and b"pipelines/train.py" in words and b"python" in words[0] and b"SLURM_PROCID" in variables:
                     found.append(int(entry.name))
         return found

@@ -1,4 +1,6 @@
-"""The array script, run by bash as Slurm runs it: its variables set, and a stand-in for srun that drops srun's own options."""
+"""The array script, run by bash as Slurm runs it: its variables set, and a stand-in for srun that drops srun's own
+options.
+"""
 
 import os
 import shutil
@@ -17,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "prepare_data.sbatch"
 
 
-@pytest.mark.parametrize("command", [["bash", "-n"], [shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or "shellcheck"]])
+@pytest.mark.parametrize(
+    "command", [["bash", "-n"], [shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or "shellcheck"]]
+)
 def test_the_script_is_clean(command):
     done = subprocess.run([*command, str(SCRIPT)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -29,17 +33,32 @@ def submit(tmp_path, arguments, task=None):
         srun.parent.mkdir()
         srun.write_text('#!/usr/bin/env bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
         srun.chmod(0o755)
-    array = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in {"ID": task, "COUNT": 2, "MIN": 1, "MAX": 2}.items()} if task else {}
-    environment = os.environ | {"PATH": f"{srun.parent}:{os.environ['PATH']}", "PYTHON": sys.executable, "SLURM_CPUS_PER_TASK": "2"} | array
+    array = (
+        {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in {"ID": task, "COUNT": 2, "MIN": 1, "MAX": 2}.items()}
+        if task
+        else {}
+    )
+    environment = (
+        os.environ
+        | {"PATH": f"{srun.parent}:{os.environ['PATH']}", "PYTHON": sys.executable, "SLURM_CPUS_PER_TASK": "2"}
+        | array
+    )
     return subprocess.Popen(
-        ["bash", str(SCRIPT), *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["bash", str(SCRIPT), *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
 def test_an_array_and_the_last_step_make_the_data_set_of_one_job(tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(40):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (9, 8, 3), np.uint8)).save(tmp_path / "in" / f"{i}.png")
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (9, 8, 3), np.uint8)).save(
+            tmp_path / "in" / f"{i}.png"
+        )
     arguments = ["folder", str(tmp_path / "in"), "--size", "8", "--per-shard", "9", "--format", "png", "--out"]
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     write_dataset(str(whole), folder(tmp_path / "in", size=8), per_shard=9)

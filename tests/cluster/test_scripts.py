@@ -1,4 +1,6 @@
-"""The batch scripts: accepted by a controller of 64 nodes with 8 GPUs each, clean, and without directives that Slurm would not read."""
+"""The batch scripts: accepted by a controller of 64 nodes with 8 GPUs each, clean, and without directives that Slurm
+would not read.
+"""
 
 import re
 import shutil
@@ -32,7 +34,9 @@ def controller() -> Iterator[Slurm]:
 
 
 def late_directives(text: str) -> list[str]:
-    """`#SBATCH` lines after the first command, and lines that look like one and are none: Slurm ignores both without a word."""
+    """`#SBATCH` lines after the first command, and lines that look like one and are none: Slurm ignores both without a
+    word.
+    """
     wrong, commands = [], False
     for line in text.splitlines():
         if (line.startswith("#SBATCH") and commands) or re.match(r"#\s+SBATCH|\s+#SBATCH", line):
@@ -42,7 +46,10 @@ def late_directives(text: str) -> list[str]:
 
 
 def test_the_lint_sees_late_directives() -> None:
-    assert late_directives("#!/bin/bash\n#SBATCH --a\n\n# SBATCH --b\nset -e\n#SBATCH --c\n") == ["# SBATCH --b", "#SBATCH --c"]
+    assert late_directives("#!/bin/bash\n#SBATCH --a\n\n# SBATCH --b\nset -e\n#SBATCH --c\n") == [
+        "# SBATCH --b",
+        "#SBATCH --c",
+    ]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

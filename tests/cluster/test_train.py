@@ -13,7 +13,7 @@ import psutil
 import pytest
 from slurm import Job, Slurm, missing, until
 
-from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.checkpoints import search
 from cmdist.tracking import mlflow as tracking
 from cmdist.tracking.journal import Journal
 from ranks import train
@@ -63,7 +63,9 @@ def under_way(job: Job, step: int = EVERY) -> None:
 
 
 def preempt(slurm: Slurm, job: Job) -> None:
-    other = slurm.call("sbatch", "--parsable", "-p", "high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1").strip()
+    other = slurm.call(
+        "sbatch", "--parsable", "-p", "high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"
+    ).strip()
     job.until(lambda: int(job.show("Restarts")) >= 1)
     until(lambda: "JobState=COMPLETED" in slurm.call("scontrol", "-o", "show", "job", other))
 
@@ -91,7 +93,9 @@ def test_what_cannot_start_ends_at_once_and_is_not_requeued(slurm: Slurm, tmp_pa
         jobs = {
             "folder": submit(slurm, tmp_path / "folder", f"{tmp_path}/nodata", f"run.root={tmp_path}/file"),
             "config": submit(slurm, tmp_path / "config", digits, "train.stepz=3"),
-            "bucket": submit(slurm, tmp_path / "bucket", digits, "run.root=s3://nobucket/runs", **environment(server.port)),
+            "bucket": submit(
+                slurm, tmp_path / "bucket", digits, "run.root=s3://nobucket/runs", **environment(server.port)
+            ),
         }
         for job in jobs.values():
             assert job.until_over() == "FAILED"
@@ -101,12 +105,19 @@ def test_what_cannot_start_ends_at_once_and_is_not_requeued(slurm: Slurm, tmp_pa
         assert f"preflight: {node}: data: there is no data set at {tmp_path}/nodata" in jobs["folder"].log
         assert f"preflight: {node}: run.root: " in jobs["folder"].log
     assert len(re.findall(r"preflight: node\d: config: .*train\.stepz", jobs["config"].log)) == 2
-    assert len(re.findall(r"preflight: node\d: run\.root: s3://nobucket/\S* the bucket does not exist", jobs["bucket"].log)) == 2
+    assert (
+        len(
+            re.findall(r"preflight: node\d: run\.root: s3://nobucket/\S* the bucket does not exist", jobs["bucket"].log)
+        )
+        == 2
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["requeue", "killed rank", "crash", "preempted", "preempted with grace"])
-def test_interrupted_it_comes_back_by_itself(slurm: Slurm, tmp_path: Path, digits: str, straight: Any, how: str) -> None:
+def test_interrupted_it_comes_back_by_itself(
+    slurm: Slurm, tmp_path: Path, digits: str, straight: Any, how: str
+) -> None:
     job = submit(slurm, tmp_path, digits, options=("--partition=grace",) if how == "preempted with grace" else ())
     under_way(job)
     if how == "requeue":
@@ -138,8 +149,12 @@ def test_a_rank_that_hangs_is_noticed(slurm: Slurm, tmp_path: Path, digits: str,
 
 @pytest.mark.slow
 def test_a_cut_off_attempt_is_fenced(tmp_path: Path, digits: str, straight: Any) -> None:
-    """Its node is cut from the network but not from the run's folder, it wakes when the requeued job has gone on, and spoils nothing."""
-    why = missing() or (None if shutil.which("ip") else "no `ip` here, so no networks of nodes (apt-get install iproute2)")
+    """Its node is cut from the network but not from the run's folder, it wakes when the requeued job has gone on, and
+    spoils nothing.
+    """
+    why = missing() or (
+        None if shutil.which("ip") else "no `ip` here, so no networks of nodes (apt-get install iproute2)"
+    )
     if why:
         pytest.skip(why)
     cluster, old = Slurm(2, network=True), []
@@ -149,7 +164,7 @@ def test_a_cut_off_attempt_is_fenced(tmp_path: Path, digits: str, straight: Any)
         old, node = job.ranks(), job.show("NodeList")
         for rank in old:
             os.kill(rank, signal.SIGSTOP)
-        before = checkpoints.steps(str(tmp_path / "runs" / "small"))
+        before = search.steps(str(tmp_path / "runs" / "small"))
         cluster.cut(node)
         job.until_requeued(1)
         under_way(job, before[-1] + EVERY)
@@ -159,8 +174,12 @@ def test_a_cut_off_attempt_is_fenced(tmp_path: Path, digits: str, straight: Any)
         until(lambda: not any(map(running, old)), 120, lambda: job.log)
         assert "attempt 1 ends here and commits nothing more" in job.log
         finishes_as(job, straight(2))
-        folders = sorted(path.name for path in (tmp_path / "runs" / "small" / "checkpoints").iterdir() if (path / "COMMIT").exists())
-        assert folders == [f"step-{step:010d}-{1 if step in before else 2:04d}" for step in range(EVERY, STEPS + 1, EVERY)]
+        folders = sorted(
+            path.name for path in (tmp_path / "runs" / "small" / "checkpoints").iterdir() if (path / "COMMIT").exists()
+        )
+        assert folders == [
+            f"step-{step:010d}-{1 if step in before else 2:04d}" for step in range(EVERY, STEPS + 1, EVERY)
+        ]
     finally:
         cluster.stop()
 
@@ -257,4 +276,4 @@ def test_ten_random_interruptions(slurm: Slurm, tmp_path: Path, digits: str, str
 
 def newest(job: Job) -> int:
     """The newest committed step of a job's run, 0 if there is none."""
-    return max(checkpoints.steps(str(job.folder / "runs" / "small")), default=0)
+    return max(search.steps(str(job.folder / "runs" / "small")), default=0)

@@ -1,4 +1,6 @@
-"""What the theory tests share: the three data distributions of cmdist.core.exact in float64, and oracles that use none of core's code."""
+"""What the theory tests share: the three data distributions of cmdist.core.exact in float64, and oracles that use none
+of core's code.
+"""
 
 from dataclasses import dataclass
 from math import log
@@ -20,7 +22,9 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """Data = sum_k weights[k] N(means[k], std^2 I), as the oracles see it: a Gaussian has one mean, a finite data set std 0."""
+    """Data = sum_k weights[k] N(means[k], std^2 I), as the oracles see it: a Gaussian has one mean, a finite data set
+    std 0.
+    """
 
     denoise: Denoise
     means: Tensor  # (K, C, H, W)
@@ -50,7 +54,9 @@ CASES = {
 
 
 def flow(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_end: Tensor | float, steps: int = 100) -> Tensor:
-    """The probability-flow ODE from x at sigma (B,) to sigma_end by the classical Runge-Kutta method of order 4 in ln sigma."""
+    """The probability-flow ODE from x at sigma (B,) to sigma_end by the classical Runge-Kutta method of order 4 in ln
+    sigma.
+    """
     u = sigma.log().view(-1, 1, 1, 1)
     h = (torch.as_tensor(sigma_end, dtype=DOUBLE).log().view(-1, 1, 1, 1) - u) / steps
 
@@ -74,7 +80,8 @@ def slopes(values: list[float]) -> list[float]:
 def posterior(case: Case, x: Tensor, sigma: Tensor, nodes: int = 12) -> tuple[Tensor, Tensor]:
     """The images that x = image + sigma noise may come from, (Q, B, C, H, W), and their probabilities (Q, B).
 
-    A finite data set's are enumerated; for a Gaussian or mixture of one pixel they are the nodes of Gauss-Hermite quadrature.
+    A finite data set's are enumerated; for a Gaussian or mixture of one pixel they are the nodes of Gauss-Hermite
+    quadrature.
     """
     assert case.std == 0 or x[0].numel() == 1
     s2, sigma2 = case.std**2, sigma.view(-1, 1, 1, 1) ** 2

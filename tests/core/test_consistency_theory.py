@@ -1,6 +1,7 @@
 """The paper's theorems on closed forms: the fixed point of distillation, and training that becomes distillation.
 
-All pairs of the grid are taken, each with the same few images and noises, instead of drawn ones: nothing here is random.
+All pairs of the grid are taken, each with the same few images and noises, instead of drawn ones: nothing here is
+random.
 """
 
 import pytest
@@ -16,7 +17,8 @@ from cmdist.core.objectives.consistency import Consistency
 from cmdist.core.preconditioning import Denoiser, consistency_scalings
 from cmdist.core.solvers import Step, euler_step, heun_step
 
-# Above about half the distance of two images of the finite data set, where its paths part and only huge N would show the order.
+# Above about half the distance of two images of the finite data set, where its paths part and only huge N would show
+# the order.
 SIGMA_MIN, SIGMA_MAX = 0.3, 5.0
 ORDERS = [(euler_step, 1), (heun_step, 2)]
 WEIGHTINGS = [(noise.uniform, 0), (noise.inverse_gap, 1)]  # with 1/gap ~ N the loss falls by one order less
@@ -27,7 +29,9 @@ def all_pairs(case: Case, steps: int, samples: int) -> tuple[Tensor, Draw]:
     sigmas, shape = karras_sigmas(steps + 1, SIGMA_MIN, SIGMA_MAX, dtype=DOUBLE), case.means.shape[1:]
     images = case.means[torch.arange(samples) % len(case.means)] + case.std * randn(samples, *shape, seed=1)
     sigma, sigma_next = (s.repeat_interleave(samples) for s in (sigmas[:-1], sigmas[1:]))
-    return images.repeat(steps, 1, 1, 1), Draw(sigma, sigma_next, randn(samples, *shape, seed=2).repeat(steps, 1, 1, 1), 0)
+    return images.repeat(steps, 1, 1, 1), Draw(
+        sigma, sigma_next, randn(samples, *shape, seed=2).repeat(steps, 1, 1, 1), 0
+    )
 
 
 def objective(distance: Distance, weighting: Weighting, step: Step | None) -> Consistency:
@@ -35,7 +39,9 @@ def objective(distance: Distance, weighting: Weighting, step: Step | None) -> Co
 
 
 @pytest.mark.parametrize(("weighting", "lost"), WEIGHTINGS)
-@pytest.mark.parametrize(("distance", "power"), [(distances.l1, 1), (distances.l2, 2), (distances.pseudo_huber(1.0), 2)])
+@pytest.mark.parametrize(
+    ("distance", "power"), [(distances.l1, 1), (distances.l2, 2), (distances.pseudo_huber(1.0), 2)]
+)
 @pytest.mark.parametrize(("step", "order"), ORDERS)
 @pytest.mark.parametrize("name", CASES)
 def test_the_exact_consistency_function_is_the_fixed_point_of_distillation(
@@ -59,7 +65,9 @@ def test_the_exact_consistency_function_is_the_fixed_point_of_distillation(
 
 @pytest.mark.parametrize("name", CASES)
 def test_another_function_is_no_fixed_point(name: str) -> None:
-    """The denoiser itself as student: its loss per step falls like the gap to the square and no faster, so 1/gap^2 of it stays."""
+    """The denoiser itself as student: its loss per step falls like the gap to the square and no faster, so 1/gap^2 of
+    it stays.
+    """
     case, scaled = CASES[name], []
     for steps in (32, 64):
         images, draw = all_pairs(case, steps, samples=6)
@@ -88,8 +96,8 @@ def relative_differences(
 ) -> list[float]:
     """|gradient of CT - gradient of CD| / |gradient of CD| at the same x and pairs, for each number of steps.
 
-    For one image and noise the two differ by O(1), as x_next does; Theorem 2 is about their expectation. It is taken exactly: x keeps
-    its value, while image and noise run through all that may have made it, each with its probability.
+    For one image and noise the two differ by O(1), as x_next does; Theorem 2 is about their expectation. It is taken
+    exactly: x keeps its value, while image and noise run through all that may have made it, each with its probability.
     """
     student, weights = small_student(case.means[0].numel(), seed=1)
     target = None if own_target else small_student(case.means[0].numel(), seed=2)[0]
@@ -118,7 +126,9 @@ def relative_differences(
 def test_the_gradient_of_training_becomes_that_of_distillation(
     name: str, step: Step, distance: Distance, weighting: Weighting, own_target: bool
 ) -> None:
-    """Theorem 2: they differ by O(1/N^2), while distillation's is O(1/N) with the student as target and O(1) with another one."""
+    """Theorem 2: they differ by O(1/N^2), while distillation's is O(1/N) with the student as target and O(1) with
+    another one.
+    """
     found = relative_differences(ENUMERABLE[name], step, distance, weighting, own_target, [64, 128, 256])
     assert slopes(found) == pytest.approx([1, 1] if own_target else [2, 2], abs=0.15)
     assert found[-1] < (0.015 if own_target else 1e-4)

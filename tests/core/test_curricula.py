@@ -1,4 +1,6 @@
-"""N(k) and mu(k): golden values for the paper's three data sets and improved CT, and their formulas in exact arithmetic."""
+"""N(k) and mu(k): golden values for the paper's three data sets and improved CT, and their formulas in exact
+arithmetic.
+"""
 
 from decimal import Decimal, localcontext
 from math import ceil
@@ -7,7 +9,11 @@ import pytest
 
 from cmdist.core.curricula import Constant, Doubling, Paper, Point
 
-RECIPES = {"cifar10": (2, 150, 0.9, 800_000), "imagenet64": (2, 200, 0.95, 800_000), "lsun256": (2, 150, 0.95, 1_000_000)}
+RECIPES = {
+    "cifar10": (2, 150, 0.9, 800_000),
+    "imagenet64": (2, 200, 0.95, 800_000),
+    "lsun256": (2, 150, 0.95, 1_000_000),
+}
 
 # computed with 60 digits from the paper's formulas: k -> N, mu of the paper, mu of OpenAI's code
 GOLDEN = {
@@ -60,9 +66,13 @@ def test_the_papers_golden_values(data: str, k: int) -> None:
     assert Paper(*RECIPES[data], mu_form="code")(k) == Point(n, pytest.approx(mu_code, rel=1e-14))
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES.values(), (2, 1, 0.9, 7), (10, 20, 0.9, 1), (3, 40, 0.5, 97), (2, 150, 0.9, 3 * 7**9)])
+@pytest.mark.parametrize(
+    "recipe", [*RECIPES.values(), (2, 1, 0.9, 7), (10, 20, 0.9, 1), (3, 40, 0.5, 97), (2, 150, 0.9, 3 * 7**9)]
+)
 def test_n_jumps_exactly_where_the_formula_does(recipe: tuple[int, int, float, int]) -> None:
-    """N(k) > n exactly when k/K ((s1+1)^2 - s0^2) + s0^2 > n^2: compared in whole numbers on both sides of every jump."""
+    """N(k) > n exactly when k/K ((s1+1)^2 - s0^2) + s0^2 > n^2: compared in whole numbers on both sides of every
+    jump.
+    """
     s0, s1, _, total = recipe
     curriculum, span = Paper(*recipe), (s1 + 1) ** 2 - s0**2
     for n in range(s0, s1 + 1):
@@ -101,8 +111,25 @@ def test_n_and_mu_never_fall_and_stay_in_range(curriculum) -> None:
 @pytest.mark.parametrize(
     ("k", "n"),
     [
-        *[(0, 11), (49_999, 11), (50_000, 21), (99_999, 21), (100_000, 41), (150_000, 81), (200_000, 161), (250_000, 321)],
-        *[(299_999, 321), (300_000, 641), (349_999, 641), (350_000, 1281), (399_999, 1281), (400_000, 1281), (10**12, 1281)],
+        *[
+            (0, 11),
+            (49_999, 11),
+            (50_000, 21),
+            (99_999, 21),
+            (100_000, 41),
+            (150_000, 81),
+            (200_000, 161),
+            (250_000, 321),
+        ],
+        *[
+            (299_999, 321),
+            (300_000, 641),
+            (349_999, 641),
+            (350_000, 1281),
+            (399_999, 1281),
+            (400_000, 1281),
+            (10**12, 1281),
+        ],
     ],
 )
 def test_doubling_golden_values(k: int, n: int) -> None:
@@ -128,7 +155,9 @@ def test_an_impossible_constant_curriculum_is_refused(arguments: tuple[int, floa
         Constant(*arguments)
 
 
-@pytest.mark.parametrize("arguments", [(1, 150, 0.9, 10), (152, 150, 0.9, 10), (2, 150, 0.0, 10), (2, 150, 1.0, 10), (2, 150, 0.9, 0)])
+@pytest.mark.parametrize(
+    "arguments", [(1, 150, 0.9, 10), (152, 150, 0.9, 10), (2, 150, 0.0, 10), (2, 150, 1.0, 10), (2, 150, 0.9, 0)]
+)
 def test_an_impossible_paper_curriculum_is_refused(arguments: tuple[int, int, float, int]) -> None:
     with pytest.raises(ValueError, match=r"needs 2 <= s0 <= s1 \+ 1, 0 < mu0 < 1 and total_steps >= 1"):
         Paper(*arguments)

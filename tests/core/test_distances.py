@@ -21,7 +21,10 @@ def network(x: Tensor, y: Tensor) -> Tensor:
     [
         (distances.l1, lambda d: sum(map(abs, d)) / len(d)),
         (distances.l2, lambda d: sum(v * v for v in d) / len(d)),
-        (distances.pseudo_huber(0.03), lambda d: sqrt(sum(v * v for v in d) + 0.03**2) - 0.03),  # of the whole image, not pixel by pixel
+        (
+            distances.pseudo_huber(0.03),
+            lambda d: sqrt(sum(v * v for v in d) + 0.03**2) - 0.03,
+        ),  # of the whole image, not pixel by pixel
         (distances.pseudo_huber(2.0), lambda d: sqrt(sum(v * v for v in d) + 4) - 2),
     ],
 )
@@ -59,7 +62,9 @@ def test_lpips_resizes_below_256_only(size: int, resized: int) -> None:
         for given, original in ((a, x), (b, y)):
             wanted = original
             if size < 256:
-                wanted = torch.nn.functional.interpolate(original, size=(224, 224), mode="bilinear", align_corners=False, antialias=False)
+                wanted = torch.nn.functional.interpolate(
+                    original, size=(224, 224), mode="bilinear", align_corners=False, antialias=False
+                )
             assert given.shape == (1, 3, resized, resized)
             assert torch.equal(given, wanted)
         return network(a, b)

@@ -1,4 +1,6 @@
-"""The closed forms against Tweedie's formula on independently written densities; the consistency function against another solver."""
+"""The closed forms against Tweedie's formula on independently written densities; the consistency function against
+another solver.
+"""
 
 import pytest
 import torch
@@ -27,7 +29,9 @@ def test_denoisers_are_the_posterior_mean(name: str) -> None:
     case = ENUMERABLE[name]
     x, sigma = randn(5, *case.means.shape[1:], seed=2), torch.tensor([0.1, 0.3, 0.7, 5.0, 80.0], dtype=DOUBLE)
     images, weights = posterior(case, x, sigma)
-    torch.testing.assert_close(case.denoise(x, sigma, None), (weights[..., None, None, None] * images).sum(0), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(
+        case.denoise(x, sigma, None), (weights[..., None, None, None] * images).sum(0), rtol=1e-11, atol=1e-12
+    )
 
 
 def test_a_batch_may_mix_noise_levels() -> None:
@@ -35,7 +39,9 @@ def test_a_batch_may_mix_noise_levels() -> None:
         x, sigma = randn(5, *SHAPE, seed=3), torch.tensor(SIGMAS, dtype=DOUBLE)
         together = case.denoise(x, sigma, None)
         for i in range(5):
-            torch.testing.assert_close(together[i : i + 1], case.denoise(x[i : i + 1], sigma[i : i + 1], None), rtol=1e-12, atol=1e-13)
+            torch.testing.assert_close(
+                together[i : i + 1], case.denoise(x[i : i + 1], sigma[i : i + 1], None), rtol=1e-12, atol=1e-13
+            )
 
 
 @pytest.mark.parametrize("mean", [0.3, randn(*SHAPE, seed=4)])
@@ -60,7 +66,9 @@ def test_numeric_consistency_is_the_end_of_the_path(name: str) -> None:
     end = consistency(case.denoise, x, sigma, 0.3, steps=500)
     torch.testing.assert_close(end, flow(case.denoise, x, sigma, 0.3), rtol=0, atol=1e-5)
     half_way = flow(case.denoise, x, sigma, (0.3 * sigma).sqrt())  # a point of the same path has the same end
-    torch.testing.assert_close(consistency(case.denoise, half_way, (0.3 * sigma).sqrt(), 0.3, steps=500), end, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        consistency(case.denoise, half_way, (0.3 * sigma).sqrt(), 0.3, steps=500), end, rtol=0, atol=1e-5
+    )
     assert torch.equal(consistency(case.denoise, x, full(4, 0.3), 0.3, steps=10), x)  # no way to go
     narrow = consistency(case.denoise, x.float(), sigma.float(), 0.3, steps=500)
     assert narrow.dtype == torch.float32
@@ -91,7 +99,9 @@ def test_a_labelled_data_set_averages_over_the_asked_class_only() -> None:
     torch.testing.assert_close(FiniteDataSet(images)(x, sigma, asked), FiniteDataSet(images)(x, sigma), rtol=0, atol=0)
     # the consistency function hands the labels on
     end = consistency(data, x, sigma, 0.01, asked, steps=200)
-    torch.testing.assert_close(end[1:2], consistency(FiniteDataSet(images[labels == 1]), x[1:2], sigma[1:2], 0.01, steps=200))
+    torch.testing.assert_close(
+        end[1:2], consistency(FiniteDataSet(images[labels == 1]), x[1:2], sigma[1:2], 0.01, steps=200)
+    )
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -107,9 +117,13 @@ def test_a_large_data_set_in_fp32_is_as_in_fp64(sigma: float) -> None:
 def test_a_mixture_of_one_is_a_gaussian_and_a_narrow_mixture_a_finite_data_set() -> None:
     x, sigma, one = randn(5, *SHAPE, seed=12), torch.tensor(SIGMAS, dtype=DOUBLE), torch.ones(1, dtype=DOUBLE)
     mean = randn(*SHAPE, seed=13)
-    torch.testing.assert_close(GaussianMixture(mean[None], 0.4, one)(x, sigma), Gaussian(mean, 0.4)(x, sigma), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        GaussianMixture(mean[None], 0.4, one)(x, sigma), Gaussian(mean, 0.4)(x, sigma), rtol=1e-12, atol=1e-13
+    )
     means, equal = randn(3, *SHAPE, seed=14), torch.ones(3, dtype=DOUBLE)
-    torch.testing.assert_close(GaussianMixture(means, 0.0, equal)(x, sigma), FiniteDataSet(means)(x, sigma), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(
+        GaussianMixture(means, 0.0, equal)(x, sigma), FiniteDataSet(means)(x, sigma), rtol=1e-9, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,7 +10,8 @@ from cmdist.core.noise import karras_sigmas
 
 DRAWS = [noise.uniform_index, noise.lognormal_index]
 
-# (N, place): sigma, computed with 60 digits from EDM's eq. 5; 40, 151 and 201 are the grids of the paper's two-step samplers
+# (N, place): sigma, computed with 60 digits from EDM's eq. 5; 40, 151 and 201 are the grids of the paper's two-step
+# samplers
 GOLDEN = {
     (18, 1): 57.585984721248157,
     (18, 2): 40.785573796507958,
@@ -36,13 +37,17 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize(("n", "place"), GOLDEN)
 def test_the_grid_has_the_golden_values(n: int, place: int) -> None:
     assert karras_sigmas(n, dtype=torch.float64)[place].item() == pytest.approx(GOLDEN[n, place], rel=1e-13)
-    assert karras_sigmas(n)[place].item() == pytest.approx(GOLDEN[n, place], rel=6e-8)  # computed in float64, rounded once
+    assert karras_sigmas(n)[place].item() == pytest.approx(
+        GOLDEN[n, place], rel=6e-8
+    )  # computed in float64, rounded once
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [2, 3, 18, 151, 1281])
 @pytest.mark.parametrize(("low", "high", "rho"), [(0.002, 80.0, 7.0), (0.01, 3.0, 5.0), (0.02, 50.0, 1.0)])
-def test_the_grid_falls_from_sigma_max_to_sigma_min_exactly(n: int, low: float, high: float, rho: float, dtype: torch.dtype) -> None:
+def test_the_grid_falls_from_sigma_max_to_sigma_min_exactly(
+    n: int, low: float, high: float, rho: float, dtype: torch.dtype
+) -> None:
     sigmas = karras_sigmas(n, low, high, rho, dtype=dtype)
     assert sigmas.shape == (n,)
     assert sigmas.dtype == dtype
@@ -51,7 +56,9 @@ def test_the_grid_falls_from_sigma_max_to_sigma_min_exactly(n: int, low: float, 
     assert (sigmas[:-1] > sigmas[1:]).all()
     root = sigmas.double() ** (1 / rho)
     rounding = 4 * torch.finfo(dtype).eps * high ** (1 / rho)
-    torch.testing.assert_close(root.diff(), root.diff().mean().expand(n - 1), rtol=0, atol=rounding)  # evenly spaced in sigma^(1/rho)
+    torch.testing.assert_close(
+        root.diff(), root.diff().mean().expand(n - 1), rtol=0, atol=rounding
+    )  # evenly spaced in sigma^(1/rho)
 
 
 @pytest.mark.parametrize("n", [1, 0, -3])
@@ -80,7 +87,8 @@ def test_lognormal_sigma_has_the_asked_quantiles() -> None:
 def test_lognormal_probabilities_are_the_erf_formula(n: int, mean: float, std: float) -> None:
     upward = karras_sigmas(n, dtype=torch.float64).flip(0).tolist()  # the paper counts upward
     mass = [
-        erf((log(b) - mean) / (sqrt(2) * std)) - erf((log(a) - mean) / (sqrt(2) * std)) for a, b in zip(upward, upward[1:], strict=False)
+        erf((log(b) - mean) / (sqrt(2) * std)) - erf((log(a) - mean) / (sqrt(2) * std))
+        for a, b in zip(upward, upward[1:], strict=False)
     ]
     wanted = torch.tensor(mass[::-1], dtype=torch.float64) / sum(mass)
     found = noise.lognormal_probabilities(karras_sigmas(n, dtype=torch.float64), mean, std)
@@ -104,7 +112,8 @@ def test_drawn_pairs_have_their_frequencies(draw: noise.IndexDraw, n: int) -> No
 
 
 @pytest.mark.parametrize(
-    "draw", [*(lambda g, d=d: d(64, karras_sigmas(40), g) for d in DRAWS), lambda g: noise.lognormal_sigma(64, -1.2, 1.2, g)]
+    "draw",
+    [*(lambda g, d=d: d(64, karras_sigmas(40), g) for d in DRAWS), lambda g: noise.lognormal_sigma(64, -1.2, 1.2, g)],
 )
 def test_a_draw_depends_on_its_generator_alone(draw) -> None:
     torch.manual_seed(1)
@@ -117,7 +126,10 @@ def test_a_draw_depends_on_its_generator_alone(draw) -> None:
 
 
 def test_weightings() -> None:
-    sigma, sigma_next = torch.tensor([80.0, 2.0, 0.5], dtype=torch.float64), torch.tensor([60.0, 1.5, 0.25], dtype=torch.float64)
+    sigma, sigma_next = (
+        torch.tensor([80.0, 2.0, 0.5], dtype=torch.float64),
+        torch.tensor([60.0, 1.5, 0.25], dtype=torch.float64),
+    )
     assert noise.uniform(sigma, sigma_next).tolist() == [1.0, 1.0, 1.0]
     assert noise.inverse_gap(sigma, sigma_next).tolist() == [1 / 20, 2.0, 4.0]
     # EDM's table 1 writes it as (sigma^2 + sigma_data^2) / (sigma sigma_data)^2

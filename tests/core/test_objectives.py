@@ -26,7 +26,9 @@ OBJECTIVES: dict[str, Objective] = {
     "cd_euler": Consistency(karras_sigmas, noise.uniform_index, distances.l1, noise.uniform, euler_step),
     "cd_heun": Consistency(karras_sigmas, noise.uniform_index, distances.l2, noise.uniform, heun_step),
     "ct": CT,
-    "ict": Consistency(karras_sigmas, partial(noise.lognormal_index, std=2.0), distances.pseudo_huber(0.01), noise.inverse_gap),
+    "ict": Consistency(
+        karras_sigmas, partial(noise.lognormal_index, std=2.0), distances.pseudo_huber(0.01), noise.inverse_gap
+    ),
 }
 PAIRS = {name: objective for name, objective in OBJECTIVES.items() if name != "denoising"}
 
@@ -128,7 +130,9 @@ def test_a_loss_is_deterministic_and_leaves_the_global_random_state(name: str, l
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_losses_belong_to_their_image(name: str) -> None:
-    """Changing one image changes only its own loss, so that a micro-batch's identity does not depend on its neighbours."""
+    """Changing one image changes only its own loss, so that a micro-batch's identity does not depend on its
+    neighbours.
+    """
     objective = OBJECTIVES[name]
     draw = objective.draw((B, *SHAPE), POINT, generator(8))
     _, student = net(1)
@@ -183,7 +187,11 @@ def test_the_engine_is_called_once_and_the_bare_student_makes_the_target(name: s
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_student_and_target_share_their_dropout_mask(name: str) -> None:
-    (student_net, student), (target_net, target), (_, teacher) = net(1), net(2), net(3)  # the teacher has dropout too and must not disturb
+    (student_net, student), (target_net, target), (_, teacher) = (
+        net(1),
+        net(2),
+        net(3),
+    )  # the teacher has dropout too and must not disturb
     masks = []
     for seed in (12, 13):
         draw = PAIRS[name].draw((B, *SHAPE), POINT, generator(seed))
@@ -290,7 +298,8 @@ def test_distillation_without_a_teacher_is_a_mistake_of_the_caller() -> None:
 @pytest.mark.parametrize("sigma_data", [0.5, 0.3])
 @pytest.mark.parametrize("name", ENUMERABLE)
 def test_the_exact_denoiser_minimises_the_denoising_loss(name: str, sigma_data: float) -> None:
-    """E[loss(D + e)] - E[loss(D)] = weight |e|^2 / pixels exactly: no other function of x and sigma is better, however it differs.
+    """E[loss(D + e)] - E[loss(D)] = weight |e|^2 / pixels exactly: no other function of x and sigma is better, however
+    it differs.
 
     The expectation is over the images that may have made x, so nothing is sampled.
     """
@@ -312,14 +321,20 @@ def test_the_exact_denoiser_minimises_the_denoising_loss(name: str, sigma_data: 
     excess = expected(error) - expected(torch.zeros_like(error))
     torch.testing.assert_close(excess, weight * error.square().flatten(1).mean(1), rtol=1e-9, atol=1e-10)
     spread = (weights[..., None, None, None] * (images - case.denoise(x, sigma, None)) ** 2).sum(0)
-    torch.testing.assert_close(expected(torch.zeros_like(error)), weight * spread.flatten(1).mean(1), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(
+        expected(torch.zeros_like(error)), weight * spread.flatten(1).mean(1), rtol=1e-9, atol=1e-10
+    )
 
 
 def test_the_denoising_loss_of_a_plain_network_starts_near_one() -> None:
-    """EDM's scalings and weighting: a network that returns 0 has a loss of 1 at any noise level for data of variance sigma_data^2."""
+    """EDM's scalings and weighting: a network that returns 0 has a loss of 1 at any noise level for data of variance
+    sigma_data^2.
+    """
     images = 0.5 * torch.randn(20_000, 1, 2, 2, generator=generator(16))
     zero = Denoiser(lambda x, c_noise, labels: torch.zeros_like(x), edm_scalings())
     for level in (0.01, 0.5, 20.0):
         sigma = torch.full((20_000,), level)
-        loss = Denoising().loss(Networks(zero, zero), images, None, Draw(sigma, sigma, draw_noise(images.shape, generator(17))[0], 0))
+        loss = Denoising().loss(
+            Networks(zero, zero), images, None, Draw(sigma, sigma, draw_noise(images.shape, generator(17))[0], 0)
+        )
         assert loss.mean().item() == pytest.approx(1, abs=0.03)

@@ -28,14 +28,21 @@ def test_consistency_scalings_follow_appendix_c(sigma_data: float, sigma_min: fl
     d = sigma_data
     for i, s in enumerate(SIGMAS):
         found = [v[i].item() for v in consistency_scalings(d, sigma_min)(torch.tensor(SIGMAS, dtype=torch.float64))]
-        wanted = [d**2 / ((s - sigma_min) ** 2 + d**2), d * (s - sigma_min) / sqrt(d**2 + s**2), 1 / sqrt(s**2 + d**2), log(s) / 4]
+        wanted = [
+            d**2 / ((s - sigma_min) ** 2 + d**2),
+            d * (s - sigma_min) / sqrt(d**2 + s**2),
+            1 / sqrt(s**2 + d**2),
+            log(s) / 4,
+        ]
         assert found == pytest.approx(wanted, rel=1e-13)
 
 
 @pytest.mark.parametrize("scalings", [edm_scalings(), consistency_scalings()])
 def test_the_network_sees_unit_variance(scalings) -> None:
     sigma = torch.tensor(SIGMAS, dtype=torch.float64)
-    torch.testing.assert_close(scalings(sigma).c_in ** 2 * (0.5**2 + sigma**2), torch.ones_like(sigma), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        scalings(sigma).c_in ** 2 * (0.5**2 + sigma**2), torch.ones_like(sigma), rtol=1e-13, atol=0
+    )
 
 
 def test_the_exact_network_of_a_denoiser_has_unit_variance() -> None:
@@ -53,7 +60,10 @@ def test_boundary_condition_holds_bit_for_bit(sigma_data: float, sigma_min: floa
     x = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=dtype) * 3
     for out in (torch.randn_like(x), torch.full_like(x, 1e30), torch.full_like(x, -1e30)):
         f = Denoiser(lambda x, c_noise, labels, out=out: out, consistency_scalings(sigma_data, sigma_min))
-        for sigma in (torch.full((4,), sigma_min, dtype=dtype), karras_sigmas(18, sigma_min, dtype=dtype)[-1].expand(4)):
+        for sigma in (
+            torch.full((4,), sigma_min, dtype=dtype),
+            karras_sigmas(18, sigma_min, dtype=dtype)[-1].expand(4),
+        ):
             found = f(x, sigma, None)
             assert found.dtype == dtype
             assert torch.equal(found.view(torch.uint8), x.view(torch.uint8))
@@ -74,12 +84,16 @@ def test_a_denoiser_calls_its_network_once_with_scaled_input() -> None:
     for i, s in enumerate(sigma.tolist()):
         torch.testing.assert_close(scaled[i], x[i] / sqrt(s**2 + 0.25), rtol=1e-6, atol=1e-7)
         assert c_noise[i].item() == pytest.approx(log(s) / 4, abs=1e-7)
-        torch.testing.assert_close(found[i], 0.25 / (s**2 + 0.25) * x[i] + s * 0.5 / sqrt(s**2 + 0.25) * 2.0, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            found[i], 0.25 / (s**2 + 0.25) * x[i] + s * 0.5 / sqrt(s**2 + 0.25) * 2.0, rtol=1e-6, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("theirs", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_sums_keep_the_images_precision_whatever_the_network_returns(theirs: torch.dtype) -> None:
     x = 80 * torch.randn(4, 1, 2, 2)
-    found = Denoiser(lambda x, c_noise, labels: torch.zeros_like(x, dtype=theirs), edm_scalings())(x, torch.full((4,), 80.0))
+    found = Denoiser(lambda x, c_noise, labels: torch.zeros_like(x, dtype=theirs), edm_scalings())(
+        x, torch.full((4,), 80.0)
+    )
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, x * (0.25 / (80.0**2 + 0.25)), rtol=1e-6, atol=0)

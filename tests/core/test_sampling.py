@@ -1,4 +1,6 @@
-"""Samplers on the Gaussian, where their result is affine in the noise, so that mean and variance are known without a single random draw."""
+"""Samplers on the Gaussian, where their result is affine in the noise, so that mean and variance are known without a
+single random draw.
+"""
 
 from math import sqrt
 
@@ -22,7 +24,9 @@ def exact(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
 
 
 def moments(sampler, steps: int) -> tuple[float, float]:
-    """Mean and variance of a sampler's pixels: x = a + sum_i b_i noise_i, read off by giving it no noise, then one step's only."""
+    """Mean and variance of a sampler's pixels: x = a + sum_i b_i noise_i, read off by giving it no noise, then one
+    step's only.
+    """
     a = sampler(torch.zeros(steps, 1, 1, 1, 1, dtype=DOUBLE)).item()
     units = torch.eye(steps, dtype=DOUBLE).view(steps, steps, 1, 1, 1)
     return a, (sampler(units) - a).square().sum().item()
@@ -93,7 +97,10 @@ def test_clipping_keeps_pixels_in_range_after_every_step() -> None:
     assert multistep(denoise, noises, torch.tensor([80.0, 1.0])).max() == 1
     assert inputs[1].max() == 1  # what the second step starts from was clipped too
     assert multistep(denoise, noises, torch.tensor([80.0, 1.0]), clip=False).max() == 5
-    assert ode(lambda x, sigma, labels: -5 * torch.ones_like(x), noises[0], torch.tensor([80.0, 0.0]), euler_step).min() == -1
+    assert (
+        ode(lambda x, sigma, labels: -5 * torch.ones_like(x), noises[0], torch.tensor([80.0, 0.0]), euler_step).min()
+        == -1
+    )
 
 
 @pytest.mark.parametrize(("step", "order"), [(euler_step, 1), (heun_step, 2)])

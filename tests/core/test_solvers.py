@@ -9,8 +9,9 @@ from cmdist.core.solvers import Step, derivative, euler_step, heun_step, integra
 
 ORDERS = [(euler_step, 1), (heun_step, 2)]
 
-# The whole range of the paper for the smooth densities. A finite data set's paths part near sigma = 0.2 (its images lie 1 to 2 apart) where
-# the higher derivatives of the ODE are huge, so the order shows at reasonable N only above that; below, the paths are straight lines again.
+# The whole range of the paper for the smooth densities. A finite data set's paths part near sigma = 0.2 (its images lie
+# 1 to 2 apart) where the higher derivatives of the ODE are huge, so the order shows at reasonable N only above that;
+# below, the paths are straight lines again.
 RANGES = {"gaussian": (0.002, 80.0), "mixture": (0.002, 80.0), "finite": (0.3, 5.0)}
 
 
@@ -18,7 +19,11 @@ RANGES = {"gaussian": (0.002, 80.0), "mixture": (0.002, 80.0), "finite": (0.3, 5
 @pytest.mark.parametrize("name", CASES)
 def test_global_error_falls_with_the_solvers_order(name: str, step: Step, order: int) -> None:
     case, (low, high), n = CASES[name], RANGES[name], 16
-    x = case.means[torch.arange(n) % len(case.means)] + case.std * randn(n, *SHAPE, seed=1) + high * randn(n, *SHAPE, seed=2)
+    x = (
+        case.means[torch.arange(n) % len(case.means)]
+        + case.std * randn(n, *SHAPE, seed=1)
+        + high * randn(n, *SHAPE, seed=2)
+    )
     truth = flow(case.denoise, x, torch.full((n,), high, dtype=DOUBLE), low, steps=200)
     errors = []
     for steps in (64, 128, 256):
@@ -41,11 +46,18 @@ def test_derivative_is_minus_sigma_times_the_score(name: str) -> None:
 
 @pytest.mark.parametrize(("step", "order"), ORDERS)
 def test_steps_are_exact_for_straight_paths(step: Step, order: int) -> None:
-    """With one image the paths are straight: any step is exact, each image with its own noise levels, down to sigma_next = 0."""
+    """With one image the paths are straight: any step is exact, each image with its own noise levels, down to
+    sigma_next = 0.
+    """
     image, x = randn(1, *SHAPE, seed=4), randn(4, *SHAPE, seed=5)
-    sigma, sigma_next = torch.tensor([80.0, 3.0, 0.5, 0.002], dtype=DOUBLE), torch.tensor([2.0, 0.0, 0.4, 0.0], dtype=DOUBLE)
+    sigma, sigma_next = (
+        torch.tensor([80.0, 3.0, 0.5, 0.002], dtype=DOUBLE),
+        torch.tensor([2.0, 0.0, 0.4, 0.0], dtype=DOUBLE),
+    )
     found = step(lambda x, sigma, labels: image.expand_as(x), x, sigma, sigma_next)
-    torch.testing.assert_close(found, image + (x - image) * (sigma_next / sigma).view(-1, 1, 1, 1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        found, image + (x - image) * (sigma_next / sigma).view(-1, 1, 1, 1), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_heun_is_the_mean_of_the_two_slopes_and_euler_at_zero() -> None:
@@ -59,7 +71,9 @@ def test_heun_is_the_mean_of_the_two_slopes_and_euler_at_zero() -> None:
         first = (x[i : i + 1] - case.oracle(x[i : i + 1], s)) / s
         y = x[i : i + 1] + (t - s) * first
         second = (y - case.oracle(y, t)) / t
-        torch.testing.assert_close(found[i : i + 1], x[i : i + 1] + (t - s) * (first + second) / 2, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(
+            found[i : i + 1], x[i : i + 1] + (t - s) * (first + second) / 2, rtol=1e-11, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize(("step", "evaluations"), [(euler_step, 17), (heun_step, 33)])
@@ -100,4 +114,6 @@ def test_integrate_works_in_the_images_precision(step: Step, dtype: torch.dtype)
     found = integrate(step, denoise, x.to(dtype), karras_sigmas(40, dtype=DOUBLE))
     assert seen == {dtype}
     assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), integrate(step, case.denoise, x, karras_sigmas(40, dtype=DOUBLE)), rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        found.double(), integrate(step, case.denoise, x, karras_sigmas(40, dtype=DOUBLE)), rtol=0, atol=2e-5
+    )

@@ -23,7 +23,9 @@ def test_rms_is_of_a_pixel():
 
 
 def test_pairs_of_the_same_noise_in_closed_form():
-    """For Gaussian data f(x, t) = m + (x - m) a(t), so the pair differs by (image - m)(a(t) - a(s)) + noise (t a(t) - s a(s))."""
+    """For Gaussian data f(x, t) = m + (x - m) a(t), so the pair differs by (image - m)(a(t) - a(s)) + noise (t a(t) - s
+    a(s)).
+    """
     data = Gaussian(0.3, 0.5)
     sigmas = grid(7)
     found = grid_errors(lambda x, sigma, labels: data.consistency(x, sigma, MIN), IMAGES, NOISE, sigmas)
@@ -52,7 +54,10 @@ def test_along_the_teachers_steps_the_sum_of_errors_falls_with_the_order_of_the_
 
 def test_pairs_of_the_same_noise_shrink_with_the_gap():
     data = Gaussian(0.3, 0.5)
-    means = [grid_errors(lambda x, s, y: data.consistency(x, s, MIN), IMAGES, NOISE, grid(n + 1)).mean().item() for n in (32, 64, 128)]
+    means = [
+        grid_errors(lambda x, s, y: data.consistency(x, s, MIN), IMAGES, NOISE, grid(n + 1)).mean().item()
+        for n in (32, 64, 128)
+    ]
     assert slopes(means) == pytest.approx([1, 1], abs=0.02)
 
 

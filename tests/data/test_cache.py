@@ -56,7 +56,9 @@ def store(dataset):
     """(URL of the data set on a server, the names of the shards that were fetched, which fetches to spoil)."""
     gets, spoil = [], set()
     handler = type("Handler", (Store,), {"gets": gets, "spoil": spoil})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(Path(dataset.url).parent)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(Path(dataset.url).parent))
+    )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/set", gets, spoil
@@ -94,7 +96,10 @@ def test_reading_processes_share_a_store_that_their_parent_used(store, dataset, 
         with contextlib.closing(micro_batches(remote, order, 10, iter(range(5)), seed=0, workers=workers)) as batches:
             got = list(batches)
         want = list(micro_batches(dataset, order, 10, iter(range(5)), seed=0))
-        assert all(g.images.equal(w.images) and g.ids.equal(w.ids) for g, w in zip(got, want, strict=True)) and len(got) == 5
+        assert (
+            all(g.images.equal(w.images) and g.ids.equal(w.ids) for g, w in zip(got, want, strict=True))
+            and len(got) == 5
+        )
     assert sorted(gets) == [f"shard-{i:06d}.tar" for i in range(5)]
 
 
@@ -106,7 +111,10 @@ def test_a_shard_that_arrives_damaged_is_fetched_again_then_refused(store, tmp_p
     remote.image(0)
     assert gets == ["shard-000000.tar"] * 2
     spoil.update(range(3, 100))
-    with pytest.raises(DataError, match=r"^shard http.*1\.tar could not be fetched in 4 attempts: what arrives is not what the index says"):
+    with pytest.raises(
+        DataError,
+        match=r"^shard http.*1\.tar could not be fetched in 4 attempts: what arrives is not what the index says",
+    ):
         remote.image(10)
     assert gets[2:] == ["shard-000001.tar"] * 4
     files = [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"]
@@ -138,7 +146,9 @@ def test_the_next_block_waits_for_a_shard_that_another_process_fetches(store, tm
     url, gets, _ = store
     kept = Cache(tmp_path / "cache")
     data = open_dataset(url, kept, memory=0)
-    first = Remote(f"{url}/{data.index['shards'][0]['name']}", data.index["shards"][0]["size"], data.index["shards"][0]["checksum"])
+    first = Remote(
+        f"{url}/{data.index['shards'][0]['name']}", data.index["shards"][0]["size"], data.index["shards"][0]["checksum"]
+    )
     kept.folder.mkdir()
     with (kept.folder / f"{first.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as a process has it that fetches
@@ -183,7 +193,9 @@ def test_remote_shards_can_be_indexed(tmp_path):
             storage.remove(f"{url}/{name}")
         index_shards(url)
         got = open_dataset(url, Cache(tmp_path / "cache"))
-        assert got.images(range(12)).equal(want.images(range(12))) and got.labels(range(12)).equal(want.labels(range(12)))
+        assert got.images(range(12)).equal(want.images(range(12))) and got.labels(range(12)).equal(
+            want.labels(range(12))
+        )
     finally:
         storage.remove(url)
 
@@ -193,7 +205,9 @@ def test_the_default_cache_is_private():
 
 
 def test_the_next_shard_is_fetched_while_this_one_is_decoded(store, tmp_path, monkeypatch):
-    """The last image of each shard waits for the request of the next shard: without fetching ahead it would wait in vain."""
+    """The last image of each shard waits for the request of the next shard: without fetching ahead it would wait in
+    vain.
+    """
     url, gets, _ = store
     decoded = []
     plain = images.decode
@@ -203,7 +217,9 @@ def test_the_next_shard_is_fetched_while_this_one_is_decoded(store, tmp_path, mo
         shard, last = len(decoded) // 10, len(decoded) % 10 == 0
         deadline = time.monotonic() + 20
         while last and shard < 5 and len(gets) <= shard:
-            assert time.monotonic() < deadline, f"shard {shard} of the order was not asked for while the one before was decoded"
+            assert time.monotonic() < deadline, (
+                f"shard {shard} of the order was not asked for while the one before was decoded"
+            )
             time.sleep(0.01)
         return plain(*arguments)
 
@@ -311,7 +327,9 @@ def test_a_cache_of_two_blocks_and_a_shard_is_enough_and_fetches_nothing_twice(d
             remote = open_dataset(url, Cache(tmp_path / "cache", 9 * max(sizes)), memory=0)
             order = Order(remote.counts, seed=0, block_shards=4)
             # five blocks in micro-batches that straddle them; what is fetched ahead does not reach the next epoch
-            with contextlib.closing(micro_batches(remote, order, 6, iter(range(66)), seed=0, workers=workers)) as batches:
+            with contextlib.closing(
+                micro_batches(remote, order, 6, iter(range(66)), seed=0, workers=workers)
+            ) as batches:
                 assert len(list(batches)) == 66
         names = [path.name.partition(".tar")[0] for path in fetched.iterdir()]
         assert len(names) == len(set(names)) >= 20
@@ -335,7 +353,9 @@ def test_what_a_killed_fetch_left_is_removed_when_room_is_needed_for_another(sto
 
 
 def test_all_images_of_a_set_can_be_read_piece_by_piece_through_a_small_cache(store, dataset, tmp_path):
-    remote = open_dataset(store[0], Cache(tmp_path / "cache", 2 * max(entry["size"] for entry in dataset.index["shards"])), memory=0)
+    remote = open_dataset(
+        store[0], Cache(tmp_path / "cache", 2 * max(entry["size"] for entry in dataset.index["shards"])), memory=0
+    )
     for first in range(0, 50, 5):
         assert remote.images(range(first, first + 5)).equal(dataset.images(range(first, first + 5)))
     remote.close()

@@ -16,7 +16,10 @@ from cmdist.errors import DataError
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("encoding", ["png", "webp", "raw"])
 def test_lossless_encodings_give_every_byte_back(encoding, channels):
-    images = [np.random.default_rng(0).integers(0, 256, (9, 9, channels), np.uint8), np.asarray(photo(1, 64, 64))[..., :channels]]
+    images = [
+        np.random.default_rng(0).integers(0, 256, (9, 9, channels), np.uint8),
+        np.asarray(photo(1, 64, 64))[..., :channels],
+    ]
     images += [np.full((8, 8, channels), value, np.uint8) for value in (0, 1, 254, 255)]
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     images.append(np.concatenate([ramp, ramp[::-1], ramp.T.reshape(16, 16, 1)], axis=2)[..., :channels])
@@ -41,7 +44,8 @@ def test_a_raw_image_of_another_size_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("YCbCr", "JPEG"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("1", "PNG")]
+    ("mode", "kind"),
+    [("L", "JPEG"), ("CMYK", "JPEG"), ("YCbCr", "JPEG"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("1", "PNG")],
 )
 def test_unusual_modes_become_rgb_as_pillow_converts_them(mode, kind):
     data = encoded(photo(0, 40, 30).convert(mode), kind)
@@ -71,13 +75,21 @@ def test_rotation_in_exif_is_ignored():
 def deep_png(colour, channels):
     """A PNG with 16 bits per channel, all zero."""
     header = struct.pack(">2I5B", 4, 4, 16, colour, 0, 0, 0)
-    return PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(4 * (1 + 8 * channels)))) + chunk(b"IEND", b"")
+    return (
+        PNG
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(4 * (1 + 8 * channels))))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        *(lambda colour=colour, channels=channels: deep_png(colour, channels) for colour, channels in ((0, 1), (2, 3), (4, 2), (6, 4))),
+        *(
+            lambda colour=colour, channels=channels: deep_png(colour, channels)
+            for colour, channels in ((0, 1), (2, 3), (4, 2), (6, 4))
+        ),
         lambda: b"P5 2 2 65535\n" + bytes(8),
         lambda: b"P6 2 2 65535\n" + bytes(24),
         lambda: b"P6 2 2 1023\n" + bytes(24),
@@ -93,11 +105,15 @@ def test_more_than_eight_bits_are_refused(data):
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", encoded(photo(0, 4, 4), "TIFF"), b"%PDF-1.4"])
 def test_other_formats_are_refused(data):
-    with pytest.raises(BadImageError, match=r"^is not a readable image \(no image format that is allowed here: PNG, JPEG, WebP, PPM\)$"):
+    with pytest.raises(
+        BadImageError, match=r"^is not a readable image \(no image format that is allowed here: PNG, JPEG, WebP, PPM\)$"
+    ):
         load(data, "RGB")
 
 
-@pytest.mark.parametrize("data", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x10\0\0\0WAVEfmt ", b"RIFF", b"P", b"P6 4", b"Portrait"])
+@pytest.mark.parametrize(
+    "data", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x10\0\0\0WAVEfmt ", b"RIFF", b"P", b"P6 4", b"Portrait"]
+)
 def test_what_only_begins_like_an_image_is_refused(data):
     for read in (lambda: load(data, "RGB"), lambda: decode(data, 4, 3), lambda: module.size_of(data)):
         with pytest.raises(BadImageError, match=r"^is not a readable image \(.+\)$"):
@@ -130,7 +146,9 @@ def test_a_small_file_of_many_pixels_is_refused_by_its_header():
     bomb, larger = png_of(10_001, 10_000), png_of(16_000, 16_000)
     assert len(larger) < 100_000
     tracemalloc.start()
-    with pytest.raises(BadImageError, match=r"^is not a readable image \(it has 10001x10000 pixels, 100000000 in all are allowed\)$"):
+    with pytest.raises(
+        BadImageError, match=r"^is not a readable image \(it has 10001x10000 pixels, 100000000 in all are allowed\)$"
+    ):
         load(bomb, "RGB")
     with pytest.raises(BadImageError, match="it has 16000x16000 pixels"):  # beyond Pillow's own limit, too
         load(larger, "RGB")

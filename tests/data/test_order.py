@@ -86,7 +86,9 @@ def test_an_empty_data_set_is_refused():
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_ranks_share_out_all_micro_batches_in_order_of_steps(world):
-    taken = [list(itertools.islice(schedule(5, 4, rank, world), 3 * len(range(rank, 4, world)))) for rank in range(world)]
+    taken = [
+        list(itertools.islice(schedule(5, 4, rank, world), 3 * len(range(rank, 4, world)))) for rank in range(world)
+    ]
     assert sorted(itertools.chain(*taken)) == list(range(20, 32))
     for rank, numbers in enumerate(taken):
         assert numbers == sorted(numbers) and {g % 4 % world for g in numbers} == {rank}

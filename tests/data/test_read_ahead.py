@@ -26,7 +26,10 @@ def fill(number, array):
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 20])
 def test_the_numbers_come_in_order_by_turns_whatever_their_count(workers, count, children):
-    found = [(number, pid, array.copy()) for (number, pid), array in filled(fill, iter(range(10, 10 + count)), SHAPE, workers)]
+    found = [
+        (number, pid, array.copy())
+        for (number, pid), array in filled(fill, iter(range(10, 10 + count)), SHAPE, workers)
+    ]
     assert [number for number, _, _ in found] == list(range(10, 10 + count))
     assert all(np.array_equal(array, np.full(SHAPE, number)) for number, _, array in found)
     pids = [pid for _, pid, _ in found]
@@ -48,7 +51,9 @@ def test_an_array_stays_until_the_next_is_asked_for_and_no_more_than_promised_ar
             _, array = next(arrays)
             time.sleep(0.005)  # for the processes to be as far ahead as they get
             assert (array == expected).all()
-            assert len(taken) == expected + 2 * AHEAD  # with this one: all places are taken, and each process has two to go on with
+            assert (
+                len(taken) == expected + 2 * AHEAD
+            )  # with this one: all places are taken, and each process has two to go on with
 
 
 def test_an_error_leaves_nothing_and_may_be_one_that_cannot_be_sent(children):
@@ -105,7 +110,9 @@ exec(sys.argv[1])
 
 @pytest.mark.parametrize("end", ["time.sleep(60)", "sys.exit()", "raise KeyboardInterrupt"])
 def test_processes_end_with_who_asked_however_it_ends(end):
-    with subprocess.Popen([sys.executable, "-c", RANK, end], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as rank:
+    with subprocess.Popen(
+        [sys.executable, "-c", RANK, end], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as rank:
         assert rank.stdout is not None
         pids = [int(pid) for pid in rank.stdout.readline().split()]
         assert len(set(pids)) == 3

@@ -32,7 +32,9 @@ def digest(batch):
 
 @pytest.fixture
 def left_behind(children):
-    """Threads and processes that the test started and that are still there; queues of processes end their threads a moment later."""
+    """Threads and processes that the test started and that are still there; queues of processes end their threads a
+    moment later.
+    """
     before = set(threading.enumerate())
 
     def look(patience=3.0):
@@ -81,7 +83,9 @@ def test_resuming_anywhere_gives_the_tail(dataset, workers):
 
 def test_a_flip_depends_on_seed_number_and_place_only(dataset):
     assert np.array_equal(flips(1, 7, 100)[:10], flips(1, 7, 10))
-    assert not np.array_equal(flips(1, 7, 100), flips(1, 8, 100)) and not np.array_equal(flips(1, 7, 100), flips(2, 7, 100))
+    assert not np.array_equal(flips(1, 7, 100), flips(1, 8, 100)) and not np.array_equal(
+        flips(1, 7, 100), flips(2, 7, 100)
+    )
     assert abs(np.mean([flips(0, g, 100).mean() for g in range(100)]) - 0.5) < 0.02
     (plain,), (mirrored,) = take(dataset, [5], 1), take(dataset, [5], 1, flip=True)
     chance = torch.from_numpy(flips(1, 5, B))
@@ -114,7 +118,9 @@ def test_signals_for_the_rank_do_not_end_its_reading_processes(dataset, left_beh
             next(batches)
         workers = children()
         assert len(workers) == 2
-        for child, number in itertools.product(workers, (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)):
+        for child, number in itertools.product(
+            workers, (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+        ):
             os.kill(child.pid, number)
         assert [next(batches).number for _ in range(12)] == list(range(8, 20))
     assert not left_behind()
@@ -148,7 +154,9 @@ def test_more_bad_images_than_allowed_end_the_run_with_a_sentence(dataset, monke
     ids = Order(dataset.counts, seed=1, block_shards=2).ids(0, 40)
     spoil(dataset, monkeypatch, {int(ids[5]), int(ids[20])})
     assert len(take(dataset, range(8), 8, workers=workers, bad_samples=2)) == 8
-    with pytest.raises(DataError, match=rf"^sample {dataset.key(int(ids[20]))} .*spoilt\) \(2 such images by now, 1 allowed\)$"):
+    with pytest.raises(
+        DataError, match=rf"^sample {dataset.key(int(ids[20]))} .*spoilt\) \(2 such images by now, 1 allowed\)$"
+    ):
         take(dataset, range(8), 8, workers=workers, bad_samples=1)
     assert not left_behind()
 
@@ -183,7 +191,9 @@ def test_a_killed_reading_process_is_one_sentence(dataset, children):
     next(batches)
     (worker,) = children()
     worker.kill()
-    with pytest.raises(DataError, match=r"^a reading process died \(.*\); if the node ran out of memory, lower data.workers$"):
+    with pytest.raises(
+        DataError, match=r"^a reading process died \(.*\); if the node ran out of memory, lower data.workers$"
+    ):
         for _ in batches:
             pass
 

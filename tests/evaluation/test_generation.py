@@ -146,14 +146,19 @@ def test_samplers_draw_from_the_gaussian_that_the_model_stands_for(steps, times,
 
 def test_ode_ends_at_sigma_0_and_not_at_sigma_min():
     """With a denoiser that always says 1/4, only the last step from sigma_min to 0 takes the remaining noise away."""
-    (sampler,) = generation.samplers(lambda x, sigma, labels: torch.full_like(x, 0.25), None, (80.0, 0.8), denoising=True, **ARGUMENTS)
+    (sampler,) = generation.samplers(
+        lambda x, sigma, labels: torch.full_like(x, 0.25), None, (80.0, 0.8), denoising=True, **ARGUMENTS
+    )
     images = sampler.sample(generation.noises(range(8), 1, (1, 8, 8)), None)
     assert (images - 0.25).abs().max() < 1e-6
 
 
 def test_defaults_are_the_samplers_of_the_paper():
     denoise, consistency = gaussian(0.0, 0.5)
-    assert [s.name for s in generation.samplers(consistency, None, (80.0, 0.8), denoising=False, **ARGUMENTS)] == ["1step", "2step"]
+    assert [s.name for s in generation.samplers(consistency, None, (80.0, 0.8), denoising=False, **ARGUMENTS)] == [
+        "1step",
+        "2step",
+    ]
     assert [s.name for s in generation.samplers(denoise, None, (80.0, 0.8), denoising=True, **ARGUMENTS)] == ["ode"]
 
 

@@ -29,7 +29,9 @@ def test_identity_depends_on_content_and_not_on_order():
 def test_code_version_names_version_and_commit():
     version, _, commit = measurement.code_version().partition("+")
     assert version == measurement.cmdist.__version__
-    head = subprocess.run(["git", "-C", measurement.__file__.rpartition("/")[0], "rev-parse", "HEAD"], capture_output=True, text=True)
+    head = subprocess.run(
+        ["git", "-C", measurement.__file__.rpartition("/")[0], "rev-parse", "HEAD"], capture_output=True, text=True
+    )
     if head.returncode == 0:
         assert commit.removesuffix("-dirty") == head.stdout.strip()
 
@@ -74,7 +76,9 @@ METRICS = {"fid": ["fid", "kid"], "fid_legacy": ["fid_legacy", "is", "precision"
 
 def sample(noises, labels):
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(1, 32, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(32, 1, 3, padding=1)).eval()
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 32, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(32, 1, 3, padding=1)
+    ).eval()
     return net(noises[0]) + net(noises[1]) + labels.view(-1, 1, 1, 1) / 10
 
 
@@ -82,12 +86,21 @@ def extractor(space="fid_legacy", seed=1):
     torch.manual_seed(seed)
     net, classes = torch.nn.Linear(64, 16), torch.nn.Linear(64, 10)
     return Extractor(
-        space, f"hash {seed}", "none", 16, lambda images: images.flatten(1).float() / 255, net, lambda x: classes(x * 20).softmax(dim=1)
+        space,
+        f"hash {seed}",
+        "none",
+        16,
+        lambda images: images.flatten(1).float() / 255,
+        net,
+        lambda x: classes(x * 20).softmax(dim=1),
     )
 
 
 def real(e: Extractor) -> Reference:
-    moments, images = Moments(16), torch.randint(0, 256, (400, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    moments, images = (
+        Moments(16),
+        torch.randint(0, 256, (400, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8),
+    )
     moments.add(e.features(images))
     return Reference(moments.statistics(), e.features(images), references.describe(e) | {"image_size": 8})
 
@@ -128,7 +141,11 @@ def test_blocks_are_cut_on_the_line_of_seeds():
     assert TASK.blocks() == [range(i, i + 1) for i in range(6)]  # groups of 256
     assert [TASK.before(block.start) for block in TASK.blocks()] == [0, 253, 509, 765, 1021, 1277]
     assert Task(range(600, 700), (1, 8, 8), 0, 1).blocks() == [range(2, 3)]
-    assert Task(range(5, 300), (3, 256, 256), 0, 1).blocks() == [range(1, 32), range(32, 64), range(64, 75)]  # groups of 4
+    assert Task(range(5, 300), (3, 256, 256), 0, 1).blocks() == [
+        range(1, 32),
+        range(32, 64),
+        range(64, 75),
+    ]  # groups of 4
 
 
 def _measure(folder: str, batch: int) -> None:
@@ -142,7 +159,8 @@ def _measure(folder: str, batch: int) -> None:
 
 def test_figures_are_identical_on_one_two_and_four_ranks(alone, tmp_path):
     running = [
-        (size, Ranks(size, tmp_path / f"{size}.log", _measure, str(tmp_path), batch)) for size, batch in ((1, 1000), (2, 64), (4, 600))
+        (size, Ranks(size, tmp_path / f"{size}.log", _measure, str(tmp_path), batch))
+        for size, batch in ((1, 1000), (2, 64), (4, 600))
     ]
     for size, ranks in running:
         assert ranks.join(120) == [0] * size, ranks.text
@@ -153,7 +171,11 @@ def _peak(folder: str, n: int) -> None:
     torch.set_num_threads(1)
     e, mix = extractor(), torch.randn(16, 2048, generator=torch.Generator().manual_seed(0))
     wide = dataclasses.replace(e, dimensions=2048, network=lambda x: e.network(x) @ mix)
-    real = Reference(Statistics(0, torch.zeros(2048).double(), torch.eye(2048).double()), torch.zeros(0, 2048), references.describe(wide))
+    real = Reference(
+        Statistics(0, torch.zeros(2048).double(), torch.eye(2048).double()),
+        torch.zeros(0, 2048),
+        references.describe(wide),
+    )
     measurement.measure(Task(range(n), (1, 8, 8), 10, 2), sample, [(wide, ["fid_legacy"], real)], folder, WORLD)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     Path(folder, f"{n}.json").write_text(status["VmHWM"].split()[0])
@@ -192,7 +214,9 @@ def test_what_was_made_is_not_made_again(alone, tmp_path, monkeypatch):
 def test_a_damaged_part_is_a_sentence(tmp_path):
     measure(tmp_path)
     (tmp_path / "part-000001.npz").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"part-000001.npz is missing or damaged .*remove it, and the same command makes it again"):
+    with pytest.raises(
+        DataError, match=r"part-000001.npz is missing or damaged .*remove it, and the same command makes it again"
+    ):
         measure(tmp_path)
 
 

@@ -17,7 +17,9 @@ from torch_fidelity import metric_isc, metric_kid, metric_prc
 def features(n: int, dimensions: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
     """As of a network: correlated, with some dimensions that hardly vary."""
     draw = torch.Generator().manual_seed(seed)
-    mix = torch.randn(dimensions, dimensions, generator=torch.Generator().manual_seed(99)) * torch.linspace(1.0, 0.01, dimensions)
+    mix = torch.randn(dimensions, dimensions, generator=torch.Generator().manual_seed(99)) * torch.linspace(
+        1.0, 0.01, dimensions
+    )
     return torch.randn(n, dimensions, generator=draw) @ mix * scale + shift
 
 
@@ -29,12 +31,16 @@ def statistics(x: torch.Tensor, *cuts: int) -> Statistics:
 
 
 def orthogonal(dimensions: int, seed: int) -> torch.Tensor:
-    return torch.linalg.qr(torch.randn(dimensions, dimensions, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))[0]
+    return torch.linalg.qr(
+        torch.randn(dimensions, dimensions, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    )[0]
 
 
 def gaussian(mean: float, variances: torch.Tensor, basis: torch.Tensor) -> Statistics:
     variances = variances.double()
-    return Statistics(1000, torch.full((len(variances),), mean, dtype=torch.float64), basis @ variances.diag() @ basis.T)
+    return Statistics(
+        1000, torch.full((len(variances),), mean, dtype=torch.float64), basis @ variances.diag() @ basis.T
+    )
 
 
 # --- moments
@@ -65,7 +71,10 @@ def test_merged_moments_are_those_of_all():
 @pytest.mark.parametrize("n, refused", [(127, True), (128, False)])
 def test_too_few_images_for_the_features_are_refused(n: int, refused: bool):
     if refused:
-        with pytest.raises(DataError, match="127 images are too few for a Frechet distance in 64 features: at least 128 .*5000 are usual"):
+        with pytest.raises(
+            DataError,
+            match="127 images are too few for a Frechet distance in 64 features: at least 128 .*5000 are usual",
+        ):
             frechet.frechet_distance(statistics(features(128, 64, 3)), statistics(features(n, 64, 2)))
     else:
         assert frechet.frechet_distance(statistics(features(n, 64, 2)), statistics(features(n, 64, 3))) > 0
@@ -81,12 +90,17 @@ def test_distance_of_gaussians_with_common_axes(dimensions: int):
     basis = orthogonal(dimensions, 0)
     a, b = torch.rand(2, dimensions, generator=torch.Generator().manual_seed(1)).double() * 1.5 + 0.5
     expected = dimensions * 0.3**2 + ((a.sqrt() - b.sqrt()) ** 2).sum()
-    assert frechet.frechet_distance(gaussian(0.0, a, basis), gaussian(0.3, b, basis)) == pytest.approx(float(expected), rel=1e-10)
+    assert frechet.frechet_distance(gaussian(0.0, a, basis), gaussian(0.3, b, basis)) == pytest.approx(
+        float(expected), rel=1e-10
+    )
 
 
 def test_distance_of_two_dimensional_gaussians_with_other_axes():
     """For 2x2 matrices Tr sqrt(M) = sqrt(Tr M + 2 sqrt(det M))."""
-    a, b = gaussian(0.0, torch.tensor([1.0, 3.0]), orthogonal(2, 2)), gaussian(1.0, torch.tensor([0.5, 2.0]), orthogonal(2, 3))
+    a, b = (
+        gaussian(0.0, torch.tensor([1.0, 3.0]), orthogonal(2, 2)),
+        gaussian(1.0, torch.tensor([0.5, 2.0]), orthogonal(2, 3)),
+    )
     product = a.covariance @ b.covariance
     trace = (product.trace() + 2 * product.det().sqrt()).sqrt()
     expected = 2 * 1.0 + a.covariance.trace() + b.covariance.trace() - 2 * trace
@@ -99,7 +113,9 @@ def test_singular_covariances_lose_no_digits():
     a, b = torch.zeros(2, 40, dtype=torch.float64)
     a[:3], b[:5] = torch.tensor([4.0, 1.0, 9.0]), torch.tensor([1.0, 1.0, 4.0, 2.0, 3.0])
     expected = 1.0 + 0.0 + 1.0 + 2.0 + 3.0
-    assert frechet.frechet_distance(gaussian(0.0, a, basis), gaussian(0.0, b, basis)) == pytest.approx(expected, rel=1e-7)
+    assert frechet.frechet_distance(gaussian(0.0, a, basis), gaussian(0.0, b, basis)) == pytest.approx(
+        expected, rel=1e-7
+    )
     assert frechet.frechet_distance(gaussian(0.0, a, basis), gaussian(0.0, a, basis)) == pytest.approx(0.0, abs=1e-6)
 
 
@@ -132,7 +148,9 @@ def test_features_of_other_dimensions_are_refused():
 def test_kernel_distance_is_torch_fidelitys_and_cleanfids_when_a_subset_is_everything():
     a, b = features(400, 64, 12), features(400, 64, 13, 1.1, 0.05)
     found = kernel.kernel_distance(a, b, subsets=2, size=400)
-    theirs = metric_kid.kid_features_to_metric(a.double(), b.double(), kid_subsets=2, kid_subset_size=400, verbose=False)
+    theirs = metric_kid.kid_features_to_metric(
+        a.double(), b.double(), kid_subsets=2, kid_subset_size=400, verbose=False
+    )
     assert found == pytest.approx(theirs[metric_kid.KEY_METRIC_KID_MEAN], rel=1e-9)
     assert found == pytest.approx(clean_fid.kernel_distance(a.double().numpy(), b.double().numpy(), 2, 400), rel=1e-9)
 
@@ -140,10 +158,16 @@ def test_kernel_distance_is_torch_fidelitys_and_cleanfids_when_a_subset_is_every
 def test_kernel_distance_of_random_subsets_is_theirs_within_its_own_noise():
     a, b = features(900, 32, 14), features(1100, 32, 15, 1.3, 0.2)
     found = kernel.kernel_distance(a, b, subsets=100, size=300)
-    theirs = metric_kid.kid_features_to_metric(a.double(), b.double(), kid_subsets=100, kid_subset_size=300, verbose=False)
+    theirs = metric_kid.kid_features_to_metric(
+        a.double(), b.double(), kid_subsets=100, kid_subset_size=300, verbose=False
+    )
     error = theirs[metric_kid.KEY_METRIC_KID_STD] / 100**0.5
     assert abs(found - theirs[metric_kid.KEY_METRIC_KID_MEAN]) < 4 * error * 2**0.5
-    assert found == kernel.kernel_distance(a, b, subsets=100, size=300) != kernel.kernel_distance(a, b, subsets=100, size=300, seed=1)
+    assert (
+        found
+        == kernel.kernel_distance(a, b, subsets=100, size=300)
+        != kernel.kernel_distance(a, b, subsets=100, size=300, seed=1)
+    )
 
 
 def test_kernel_distance_is_unbiased():
@@ -185,9 +209,14 @@ def test_inception_score_of_certain_images_is_the_number_of_classes():
 def test_precision_and_recall_are_torch_fidelitys(monkeypatch: pytest.MonkeyPatch, block: int):
     monkeypatch.setattr(neighbours, "BLOCK", block)
     made, real = features(500, 16, 17, 0.8, 0.1).double(), features(400, 16, 18).double()
-    theirs = metric_prc.prc_features_to_metric(made, real, prc_neighborhood=3, prc_batch_size=100, save_cpu_ram=False, verbose=False)
+    theirs = metric_prc.prc_features_to_metric(
+        made, real, prc_neighborhood=3, prc_batch_size=100, save_cpu_ram=False, verbose=False
+    )
     found = neighbours.precision_recall(made, real, 3)
-    assert found == (pytest.approx(theirs["precision"], abs=1e-6), pytest.approx(theirs["recall"], abs=1e-6))  # steps are 1/500
+    assert found == (
+        pytest.approx(theirs["precision"], abs=1e-6),
+        pytest.approx(theirs["recall"], abs=1e-6),
+    )  # steps are 1/500
     assert 0.3 < found[0] < 1 and 0.1 < found[1] < 0.9, "or nothing was tested"
 
 
@@ -195,7 +224,9 @@ def test_precision_and_recall_know_what_lies_apart():
     one = features(50, 4, 19)
     assert neighbours.precision_recall(one, one) == (1.0, 1.0)
     assert neighbours.precision_recall(one + 1000, one) == (0.0, 0.0)
-    few = torch.cat([one[:10], one[:10] + 1e-3, one[:10] - 1e-3, one[:10] + 2e-3])  # a few modes only: precise, and little recalled
+    few = torch.cat(
+        [one[:10], one[:10] + 1e-3, one[:10] - 1e-3, one[:10] + 2e-3]
+    )  # a few modes only: precise, and little recalled
     precision, recall = neighbours.precision_recall(few, one)
     assert precision > 0.9 and recall < 0.5
     with pytest.raises(DataError, match="need more images than that: there are 3 and 50"):

@@ -37,13 +37,19 @@ def test_side_by_side_shows_titles_and_every_block():
         ("first run", torch.zeros(4, 1, 8, 8, dtype=torch.uint8)),
         ("second run", torch.tensor([99, 5, 200], dtype=torch.uint8).view(1, 3, 1, 1).repeat(4, 1, 8, 8)),
     ]
-    plain = np.asarray(pictures.side_by_side([(" ", images) for _, images in blocks], columns=2, heads=[" ", " "], scale=5))
+    plain = np.asarray(
+        pictures.side_by_side([(" ", images) for _, images in blocks], columns=2, heads=[" ", " "], scale=5)
+    )
     titled = np.asarray(pictures.side_by_side(blocks, columns=2, heads=["0", "1"], scale=5))
     assert titled.shape[0] == plain.shape[0]
     assert (titled == (99, 5, 200)).all(axis=2).sum() == 4 * 40 * 40  # the second block, whole
     block = 2 * (40 + 2) + 2
     assert (titled[22 + 8 + 26 + 2 : 22 + 8 + 26 + 42, 10:50] == 0).all()
-    rows = {"heads": slice(8, 30), "first": slice(30, 56), "second": slice(30 + 26 + block + 8, 30 + 26 + block + 8 + 26)}
+    rows = {
+        "heads": slice(8, 30),
+        "first": slice(30, 56),
+        "second": slice(30 + 26 + block + 8, 30 + 26 + block + 8 + 26),
+    }
     for place in rows.values():  # text is there
         assert (titled[place] < 128).any() and (plain[place] == 255).all()
 
@@ -61,7 +67,9 @@ def test_png_is_a_png():
 
 
 def test_chart_of_runs_with_and_without_figures():
-    data = charts.comparison([("a", [(1, 2.0), (2, 1.0)]), ("b", [])], [("a", {"fd_1step": 3.0, "fd_2step": 2.0}), ("b", {"fd_ode": 1.0})])
+    data = charts.comparison(
+        [("a", [(1, 2.0), (2, 1.0)]), ("b", [])], [("a", {"fd_1step": 3.0, "fd_2step": 2.0}), ("b", {"fd_ode": 1.0})]
+    )
     assert Image.open(io.BytesIO(data)).size == (1440, 540)
     assert charts.comparison([("a", [])], [("a", {})]).startswith(b"\x89PNG")
 
@@ -73,5 +81,7 @@ def test_grid_for_a_page_is_small_and_clear_between_its_images(size, kind, side)
     picture = Image.open(io.BytesIO(content))
     assert found == kind == picture.format.lower()
     assert picture.size == (5 * (side + 2) + 2, 2 * (side + 2) + 2)
-    assert picture.getpixel((0, 0))[3] == 0 and picture.getpixel((picture.width - 5, picture.height - 5))[3] == 0  # no eighth image
+    assert (
+        picture.getpixel((0, 0))[3] == 0 and picture.getpixel((picture.width - 5, picture.height - 5))[3] == 0
+    )  # no eighth image
     assert picture.getpixel((2 + side // 2, 2 + side // 2)) == pytest.approx((200, 200, 200, 255), abs=2)

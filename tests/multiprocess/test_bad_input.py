@@ -82,7 +82,11 @@ def test_damaged_data(tmp_path: Path, digits: str, damage: Damage, says: str, ra
         (["data.image_size=16"], 1, "the images have image_size 8, data.image_size says 16"),
         (["data.channels=3"], 1, "the images have channels 1, data.channels says 3"),
         (["data.classes=7"], 1, "the data set has 10 classes, data.classes says 7"),
-        (["objective=consistency_distillation", "teacher=nowhere"], 1, "nowhere is not a run folder: it has no config.yaml"),
+        (
+            ["objective=consistency_distillation", "teacher=nowhere"],
+            1,
+            "nowhere is not a run folder: it has no config.yaml",
+        ),
         (["data.url=pipe:cat"], 2, "data.url = pipe:cat: 'pipe:' URLs run shell commands and are refused"),
         (["init=nowhere"], 1, "nowhere is not a run folder"),
         (["network.head_channels=7"], 2, "head_channels 7 must divide"),
@@ -106,10 +110,21 @@ def test_too_many_ranks_for_the_global_batch(tmp_path: Path, digits: str) -> Non
 def test_a_teacher_of_another_architecture(tmp_path: Path, digits: str) -> None:
     config = write_config(tmp_path, digits)
     assert train(1, tmp_path / "a.log", config, "run.name=teacher", "train.steps=2").join() == [0]
-    distil = ["objective=consistency_distillation", f"teacher={tmp_path}/runs/teacher", "run.name=student", "train.steps=2"]
-    assert train(1, tmp_path / "b.log", config, *distil, "init=teacher").join() == [0]  # the same architecture is welcome
-    assert train(1, tmp_path / "c.log", config, *distil, "run.name=other", "network.model_channels=16").join() == [0]  # as teacher only
-    refused = train(1, tmp_path / "d.log", config, *distil, "run.name=third", "init=teacher", "network.model_channels=16")
+    distil = [
+        "objective=consistency_distillation",
+        f"teacher={tmp_path}/runs/teacher",
+        "run.name=student",
+        "train.steps=2",
+    ]
+    assert train(1, tmp_path / "b.log", config, *distil, "init=teacher").join() == [
+        0
+    ]  # the same architecture is welcome
+    assert train(1, tmp_path / "c.log", config, *distil, "run.name=other", "network.model_channels=16").join() == [
+        0
+    ]  # as teacher only
+    refused = train(
+        1, tmp_path / "d.log", config, *distil, "run.name=third", "init=teacher", "network.model_channels=16"
+    )
     assert refused.join() == [1]
     assert "has another architecture: time_embed.0.weight is [32, 8] there and [64, 16] here" in refused.text
     not_a_teacher = train(1, tmp_path / "e.log", config, *distil, f"teacher={tmp_path}/runs/student", "run.name=fourth")
@@ -127,9 +142,13 @@ def test_debug_shows_the_traceback(tmp_path: Path, digits: str) -> None:
 
 
 def test_a_failure_of_one_rank_ends_all_with_its_cause(tmp_path: Path, digits: str) -> None:
-    """Rank 1's part of the data is damaged while the run is under way: rank 0 must not hang, and must say why it ends."""
+    """Rank 1's part of the data is damaged while the run is under way: rank 0 must not hang, and must say why it
+    ends.
+    """
     config = write_config(tmp_path, digits)
-    run = train(2, tmp_path / "log", config, "train.steps=100000", "train.global_batch=8", "data.bad_samples=0", "run.name=long")
+    run = train(
+        2, tmp_path / "log", config, "train.steps=100000", "train.global_batch=8", "data.bad_samples=0", "run.name=long"
+    )
     while not committed(tmp_path / "runs" / "long", 10):
         assert all(p.exitcode is None for p in run.processes), run.text
     run.processes[1].kill()

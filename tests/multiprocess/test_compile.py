@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ranks import Ranks, pipeline
+from ranks import Ranks
 from training import CT, write_config
 
 STEPS = 3
@@ -17,17 +17,19 @@ def losses(config_path: str, overrides: list[str], out: str) -> None:
     from cmdist import build, config
     from cmdist.checkpoints.attempt import attempt_at
     from cmdist.system import distributed
+    from cmdist.train.assembly import make_trainer
 
     c = config.load(config_path, overrides)
     world = distributed.start()
     run_url = str(Path(out).parent / c.run.name)
     found: list[float] = []
     with attempt_at(run_url, world) as attempt:
-        trainer, _, _ = pipeline("train").make_trainer(c, world, build.dataset(c), None, run_url, "id", attempt)
+        trainer, _, _ = make_trainer(c, world, build.dataset(c), None, run_url, "id", attempt)
         compiled = [trainer.engine.module, trainer.target.module]
         assert all((m._compiled_call_impl is not None) == c.train.compile for m in compiled)
         assert trainer.engine.layout.names == tuple(name for name, _ in build.network(c).named_parameters())
-        engine = trainer.engine  # a new network is silent: its last convolutions are 0, and no dropout mask would be seen in the losses
+        # a new network is silent: its last convolutions are 0, and no dropout mask would be seen in the losses
+        engine = trainer.engine
         noise = torch.randn(engine.layout.total, generator=torch.Generator().manual_seed(0))
         engine.load("master", engine.slice("master") + 0.1 * noise[engine.start : engine.stop])
         trainer.target.update(engine.module, 0.0)
@@ -42,7 +44,9 @@ def losses(config_path: str, overrides: list[str], out: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_compiled_steps_have_the_losses_of_plain_ones(tmp_path: Path, digits: str) -> None:
-    """With a target of its own, dropout masks shared by student and target, and the engine's self-check before the first step."""
+    """With a target of its own, dropout masks shared by student and target, and the engine's self-check before the
+    first step.
+    """
     path = write_config(tmp_path, digits)
     runs = {
         "plain": ["network.dropout=0.3", "train.compile=false"],

@@ -1,4 +1,6 @@
-"""pipelines/evaluate.py with Inception's interface around a network that nobody trained (no published weights here), and kills."""
+"""pipelines/evaluate.py with Inception's interface around a network that nobody trained (no published weights here),
+and kills.
+"""
 
 import json
 import os
@@ -39,7 +41,12 @@ def bare(tmp_path_factory) -> Path:
 
 
 def records(run: Path) -> dict[str, dict]:
-    return {name: r for path in (run / "evaluations").glob("*.json") for r in [json.loads(path.read_text())] for name in r["metrics"]}
+    return {
+        name: r
+        for path in (run / "evaluations").glob("*.json")
+        for r in [json.loads(path.read_text())]
+        for name in r["metrics"]
+    }
 
 
 def figures(run: Path) -> dict[str, float]:
@@ -99,14 +106,22 @@ def test_features_are_cleanfids_own(mode, full, tmp_path):
 def test_each_space_has_its_record_and_child(quick, weights):
     found = records(quick)
     assert set(found) == {"kid_1step", "is_1step", "precision_1step", "recall_1step"}
-    assert found["kid_1step"]["protocol"]["space"] == "fid" and found["kid_1step"]["protocol"]["resize"].startswith("clean")
+    assert found["kid_1step"]["protocol"]["space"] == "fid" and found["kid_1step"]["protocol"]["resize"].startswith(
+        "clean"
+    )
     legacy = found["is_1step"]
     assert legacy == found["recall_1step"] and legacy["protocol"]["space"] == "fid_legacy"
     assert legacy["protocol"]["definitions"] == "is: 10 splits; precision, recall: 3 neighbours"
-    assert legacy["protocol"]["extractor"].startswith("sha256:") and legacy["protocol_id"] != found["kid_1step"]["protocol_id"]
+    assert (
+        legacy["protocol"]["extractor"].startswith("sha256:")
+        and legacy["protocol_id"] != found["kid_1step"]["protocol_id"]
+    )
     assert not list(quick.glob("evaluations/parts-*"))
     children = [r for r in tracking.runs(f"sqlite:///{quick.parent}/mlflow.db", "tests") if r["parent"]]
-    assert sorted(sorted(r["metrics"]) for r in children) == [["is_1step", "precision_1step", "recall_1step"], ["kid_1step"]]
+    assert sorted(sorted(r["metrics"]) for r in children) == [
+        ["is_1step", "precision_1step", "recall_1step"],
+        ["kid_1step"],
+    ]
 
 
 def test_another_metric_of_the_same_space_is_added(quick, weights, tmp_path, capsys):
@@ -141,7 +156,9 @@ def test_frechet_distances_of_2048_features(bare, weights, tmp_path, capsys):
         *reference(tmp_path),
     )
     assert records(run)["fid_legacy_1step"]["metrics"]["fid_legacy_1step"] > 1
-    with pytest.raises(DataError, match="4095 images are too few for a Frechet distance in 2048 features: at least 4096 are needed"):
+    with pytest.raises(
+        DataError, match="4095 images are too few for a Frechet distance in 2048 features: at least 4096 are needed"
+    ):
         call(evaluate.main, run, "--n", "4095", "--metrics", "fid_legacy", "--inception", weights)
 
 
@@ -156,7 +173,9 @@ def test_references_of_shards_and_of_files(bare, weights, tmp_path, capsys):
     data = make_data(tmp_path / "data", 300, extractor=False)
     with pytest.raises(DataError, match=r"data: 300 images are too few for a Frechet distance in 2048 features"):
         call(evaluate.main, "reference", data, "--metrics", "fid", "--inception", weights)
-    with pytest.raises(DataError, match=r"\d+ images are too few .* at least 4096 are needed"):  # of real ones, before any is made
+    with pytest.raises(
+        DataError, match=r"\d+ images are too few .* at least 4096 are needed"
+    ):  # of real ones, before any is made
         call(evaluate.main, bare, "--n", "4096", "--metrics", "fid", "--inception", weights)
     assert not list(bare.glob("evaluations/parts-*"))
     images = np.random.default_rng(1).integers(0, 256, (60, 8, 8, 3), np.uint8)
@@ -168,9 +187,13 @@ def test_references_of_shards_and_of_files(bare, weights, tmp_path, capsys):
     named = ["--reference", f"fid_legacy={out}"]
     call(evaluate.main, run, "--n", "100", "--steps", "1", "--metrics", "recall", "--inception", weights, *named)
     assert list(records(run)) == ["recall_1step"]
-    with pytest.raises(ConfigError, match="--out and --image-size belong to a file that is imported, and it needs both"):
+    with pytest.raises(
+        ConfigError, match="--out and --image-size belong to a file that is imported, and it needs both"
+    ):
         call(evaluate.main, "reference", tmp_path / "adm.npz", "--out", out)
-    with pytest.raises(DataError, match=r"precision needs features of real images, and .*adm.npz has mean and covariance alone"):
+    with pytest.raises(
+        DataError, match=r"precision needs features of real images, and .*adm.npz has mean and covariance alone"
+    ):
         call(evaluate.main, run, "--n", "100", "--metrics", "precision", "--inception", weights, *reference(tmp_path))
     with pytest.raises(ConfigError, match=r"stored.npz is not the TorchScript file of https"):
         call(evaluate.main, run, "--n", "100", "--metrics", "kid", "--inception", out)
@@ -183,7 +206,10 @@ def test_a_dinov2_file_is_any_torchscript_of_its_interface(bare, tmp_path, capsy
     run = copy(bare, tmp_path)
     call(evaluate.main, run, "--n", "40", "--steps", "1", "--metrics", "fd_dinov2", "--dinov2", tmp_path / "dino.pt")
     (record,) = records(run).values()
-    assert record["protocol"]["resize"] == "Pillow bicubic to 224, not quantized" and record["metrics"]["fd_dinov2_1step"] > 0
+    assert (
+        record["protocol"]["resize"] == "Pillow bicubic to 224, not quantized"
+        and record["metrics"]["fd_dinov2_1step"] > 0
+    )
     (tmp_path / "bad.pt").write_bytes(b"x")
     with pytest.raises(ConfigError, match="bad.pt is no TorchScript file that takes images"):
         call(evaluate.main, run, "--n", "40", "--metrics", "fd_dinov2", "--dinov2", tmp_path / "bad.pt")
@@ -213,7 +239,9 @@ def test_killed_at_any_point_it_goes_on_to_the_same_figures(quick, weights, tmp_
     call(evaluate.main, alone, *many, "--inception", weights)
     for attempt in range(5):
         size = 1 + attempt % 2
-        ranks = Ranks(size, tmp_path / f"{attempt}.log", run_pipeline, "evaluate", [str(run), *many, "--inception", weights])
+        ranks = Ranks(
+            size, tmp_path / f"{attempt}.log", run_pipeline, "evaluate", [str(run), *many, "--inception", weights]
+        )
         if attempt < 4:
             # counted from the first sign of life, so that kills fall into the work and not before it
             ranks.until(lambda: any((run / "evaluations").glob("parts-*")) or any((run / "evaluations").glob("*.json")))

@@ -12,10 +12,20 @@ BIN = Path(sys.executable).parent
 
 
 def launch(*command: str) -> str:
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    }
     environment |= {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=240,
     )
     assert result.returncode == 0, result.stdout
     return result.stdout
@@ -24,7 +34,17 @@ def launch(*command: str) -> str:
 def test_all_launch_forms_train_the_same(tmp_path: Path, digits: str) -> None:
     config, script, port = write_config(tmp_path, digits), "pipelines/train.py", str(free_port())
     launch("deepspeed", "--num_gpus", "2", "--master_port", port, script, config, "run.name=deepspeed", "train.steps=4")
-    launch("torchrun", "--nproc_per_node", "2", "--master_port", str(free_port()), script, config, "run.name=torchrun", "train.steps=4")
+    launch(
+        "torchrun",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+        script,
+        config,
+        "run.name=torchrun",
+        "train.steps=4",
+    )
     launch("python", script, config, "run.name=python", "train.steps=4")
     runs = tmp_path / "runs"
     assert committed(runs / "python", 4)
@@ -33,7 +53,15 @@ def test_all_launch_forms_train_the_same(tmp_path: Path, digits: str) -> None:
 
 def test_a_failure_comes_through_the_launcher(tmp_path: Path, digits: str) -> None:
     result = subprocess.run(
-        [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port()), "pipelines/train.py", "nowhere.yaml"],
+        [
+            str(BIN / "torchrun"),
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            str(free_port()),
+            "pipelines/train.py",
+            "nowhere.yaml",
+        ],
         cwd=REPOSITORY,
         text=True,
         capture_output=True,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cmdist.checkpoints import checkpoint as checkpoints
+from cmdist.checkpoints import search
 from ranks import Ranks, pipeline, run_pipeline, train
 from training import OBJECTIVES, SMALL, files, vectors, write_config
 
@@ -37,14 +37,18 @@ def test_a_skipped_step_advances_nothing(tmp_path: Path, digits: str, stage: int
     common = [*OBJECTIVES["ct"], f"train.zero_stage={stage}", "train.steps=4", "train.loss_scale=65536"]
     straight = train(1, tmp_path / "a.log", config, "run.name=straight", *common)
     assert straight.join() == [0], straight.text
-    skipped = Ranks(1, tmp_path / "b.log", overflowing, str(tmp_path / "attempts"), [config, "run.name=skipped", *common])
+    skipped = Ranks(
+        1, tmp_path / "b.log", overflowing, str(tmp_path / "attempts"), [config, "run.name=skipped", *common]
+    )
     assert skipped.join() == [0], skipped.text
     assert (tmp_path / "attempts").read_text() == "8"  # two attempts of four micro-batches
     for name, value in (("straight", 2.0**16), ("skipped", 2.0**14)):
-        state = checkpoints.open_checkpoint(str(tmp_path / "runs" / name), 4).state
+        state = search.open_checkpoint(str(tmp_path / "runs" / name), 4).state
         assert state["optimizer_step"] == 4
         assert state["loss_scale"]["value"] == value
-    for kind, vector in vectors(tmp_path / "runs" / "skipped", 4).items():  # another scale rounds other subnormals, no more
+    for kind, vector in vectors(
+        tmp_path / "runs" / "skipped", 4
+    ).items():  # another scale rounds other subnormals, no more
         torch.testing.assert_close(vector, vectors(tmp_path / "runs" / "straight", 4)[kind], rtol=2e-3, atol=2e-6)
 
 
@@ -56,7 +60,7 @@ def test_fp16_resumes_bit_for_bit_with_its_scale(tmp_path: Path, digits: str) ->
     for steps in (3, 6):
         part = train(2, tmp_path / f"{steps}.log", config, "run.name=parts", *common, f"train.steps={steps}")
         assert part.join() == [0, 0], part.text
-    state = checkpoints.open_checkpoint(str(tmp_path / "runs" / "parts"), 6).state
+    state = search.open_checkpoint(str(tmp_path / "runs" / "parts"), 6).state
     assert state["loss_scale"]["value"] < 2.0**25
     assert files(tmp_path / "runs" / "parts", 6) == files(tmp_path / "runs" / "straight", 6)
 
@@ -64,7 +68,14 @@ def test_fp16_resumes_bit_for_bit_with_its_scale(tmp_path: Path, digits: str) ->
 def test_all_precisions_train_alike(tmp_path: Path, digits: str) -> None:
     config = write_config(tmp_path, digits)
     for precision in ("fp32", "fp16", "bf16"):
-        run = train(1, tmp_path / f"{precision}.log", config, f"run.name={precision}", f"train.precision={precision}", "train.steps=8")
+        run = train(
+            1,
+            tmp_path / f"{precision}.log",
+            config,
+            f"run.name={precision}",
+            f"train.precision={precision}",
+            "train.steps=8",
+        )
         assert run.join() == [0], run.text
     full, *others = (vectors(tmp_path / "runs" / name, 8)["exp_avg"] for name in ("fp32", "fp16", "bf16"))
     for half, limit in zip(others, (0.02, 0.1), strict=True):
@@ -86,7 +97,9 @@ def not_finite(step: int, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_a_gradient_that_is_not_finite_ends_the_run_at_once_where_no_scale_is_to_blame(tmp_path: Path, digits: str, stage: int) -> None:
+def test_a_gradient_that_is_not_finite_ends_the_run_at_once_where_no_scale_is_to_blame(
+    tmp_path: Path, digits: str, stage: int
+) -> None:
     config = write_config(tmp_path, digits)
     run = Ranks(1, tmp_path / "log", not_finite, 1, [config, f"train.zero_stage={stage}", "train.steps=3"])
     assert run.join() == [1]
@@ -95,9 +108,17 @@ def test_a_gradient_that_is_not_finite_ends_the_run_at_once_where_no_scale_is_to
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_start_without_a_finite_gradient_does_not_blame_the_engine(tmp_path: Path, digits: str, precision: str) -> None:
+def test_a_start_without_a_finite_gradient_does_not_blame_the_engine(
+    tmp_path: Path, digits: str, precision: str
+) -> None:
     run = Ranks(2, tmp_path / "log", not_finite, 0, [write_config(tmp_path, digits), f"train.precision={precision}"])
     assert run.join() == [1, 1]
-    says = "error: self-check: the loss or its gradient is not finite before the first step; look at the weights that the run starts from "
-    assert f"{says}(teacher, init, loss.lpips_weights){' and at train.loss_scale' if precision == 'fp16' else ''}\n" in run.text
+    says = (
+        "error: self-check: the loss or its gradient is not finite before the first step; "
+        "look at the weights that the run starts from "
+    )
+    assert (
+        f"{says}(teacher, init, loss.lpips_weights){' and at train.loss_scale' if precision == 'fp16' else ''}\n"
+        in run.text
+    )
     assert "DeepSpeed" not in run.text.partition("error: ")[2] and "Traceback" not in run.text

@@ -1,4 +1,6 @@
-"""Any number of ranks: the same images and noise at every step, the same losses up to rounding, and a resume on other ranks."""
+"""Any number of ranks: the same images and noise at every step, the same losses up to rounding, and a resume on other
+ranks.
+"""
 
 import json
 import shutil
@@ -39,7 +41,14 @@ def test_a_run_may_change_its_ranks_and_stage(tmp_path: Path, digits: str) -> No
     for size, stage in ((4, 1), (2, 2), (1, 0), (2, 0), (1, 1)):
         before = vectors(run, steps) if steps else None
         steps += 5
-        ranks = train_on(size, tmp_path / f"{steps}.log", config, *OBJECTIVES["ct"], f"train.steps={steps}", f"train.zero_stage={stage}")
+        ranks = train_on(
+            size,
+            tmp_path / f"{steps}.log",
+            config,
+            *OBJECTIVES["ct"],
+            f"train.steps={steps}",
+            f"train.zero_stage={stage}",
+        )
         assert ranks.join() == [0] * size, ranks.text
         assert committed(run, steps)
         if before:
@@ -55,7 +64,12 @@ def test_load_then_save_changes_no_bit(tmp_path: Path, digits: str) -> None:
     for stage in (0, 1, 2):
         shutil.rmtree(run)
         shutil.copytree(saved, run)
-        ranks = Ranks(2, tmp_path / f"{stage}.log", resaved, [config, *OBJECTIVES["ct"], "train.steps=8", f"train.zero_stage={stage}"])
+        ranks = Ranks(
+            2,
+            tmp_path / f"{stage}.log",
+            resaved,
+            [config, *OBJECTIVES["ct"], "train.steps=8", f"train.zero_stage={stage}"],
+        )
         assert ranks.join() == [0, 0], ranks.text
         before, after = vectors(run, 6), vectors(run, 7)
         assert before.keys() == after.keys()
@@ -80,7 +94,9 @@ def resaved(arguments: list[str]) -> None:
 def test_stages_take_the_same_steps(tmp_path: Path, digits: str) -> None:
     config = write_config(tmp_path, digits)
     for stage in (0, 1, 2):
-        ranks = train_on(2, tmp_path / f"{stage}.log", config, f"run.name=z{stage}", "train.steps=10", f"train.zero_stage={stage}")
+        ranks = train_on(
+            2, tmp_path / f"{stage}.log", config, f"run.name=z{stage}", "train.steps=10", f"train.zero_stage={stage}"
+        )
         assert ranks.join() == [0, 0], ranks.text
     for stage in (1, 2):
         for kind, vector in vectors(tmp_path / "runs" / f"z{stage}", 10).items():

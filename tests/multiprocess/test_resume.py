@@ -13,7 +13,9 @@ from training import OBJECTIVES, SMALL, committed, files, write_config
 
 
 def killed_in_step(step: int, arguments: list[str]) -> None:
-    """pipelines/train.py, until SIGKILL in the middle of a step; the checkpoint that is under way is committed before."""
+    """pipelines/train.py, until SIGKILL in the middle of a step; the checkpoint that is under way is committed
+    before.
+    """
     from cmdist.train.trainer import Trainer
 
     losses = Trainer._losses

@@ -15,7 +15,11 @@ SHORT = [*CT, "train.steps=6", "train.checkpoint_every=3"]
 
 
 def glances_of(run: Path) -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if str(run) in (p.info["cmdline"] or []) and "--checkpoint" in p.info["cmdline"]]
+    return [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if str(run) in (p.info["cmdline"] or []) and "--checkpoint" in p.info["cmdline"]
+    ]
 
 
 def test_weights_are_the_same_with_glances_that_are_killed(digits, tmp_path):

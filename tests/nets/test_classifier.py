@@ -13,7 +13,9 @@ from cmdist.nets.classifier import FEATURES, Classifier, train_classifier
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
     data = load_digits()
-    return torch.from_numpy(np.round(data.images * 255 / 16).astype(np.uint8))[:, None], torch.from_numpy(data.target).long()
+    return torch.from_numpy(np.round(data.images * 255 / 16).astype(np.uint8))[:, None], torch.from_numpy(
+        data.target
+    ).long()
 
 
 def test_it_learns_digits_and_no_feature_is_dead(digits: tuple[Tensor, Tensor]) -> None:
@@ -26,7 +28,9 @@ def test_it_learns_digits_and_no_feature_is_dead(digits: tuple[Tensor, Tensor]) 
         wrong = int((classifier(images).argmax(1) != labels).sum())
     assert features.shape == (len(images), FEATURES)
     assert features.dtype == torch.float32
-    assert torch.linalg.eigvalsh(features.double().T.cov()).min() > 1e-4  # a Fréchet distance needs a regular covariance
+    assert (
+        torch.linalg.eigvalsh(features.double().T.cov()).min() > 1e-4
+    )  # a Fréchet distance needs a regular covariance
     assert wrong <= round((1 - accuracy) * 359) + 5  # held out: 359 images; nearly all mistakes are among them
 
 
@@ -40,7 +44,9 @@ def test_one_seed_gives_one_classifier_and_leaves_the_global_generator_alone(dig
     second, again = train_classifier(images, labels, seed=3, epochs=1)
     other, _ = train_classifier(images, labels, seed=4, epochs=1)
     assert accuracy == again
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     assert not torch.equal(first.head.weight, other.head.weight)
 
 

@@ -50,7 +50,9 @@ def test_values_and_gradients_are_the_packages(weights: Path, pooling: Any) -> N
     found, expected = ours(x, Y), theirs(x2, Y).reshape(-1)
     assert (expected > 0.01).all()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(torch.autograd.grad(found.sum(), x)[0], torch.autograd.grad(expected.sum(), x2)[0], rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.sum(), x)[0], torch.autograd.grad(expected.sum(), x2)[0], rtol=1e-3, atol=1e-7
+    )
 
 
 def test_a_file_in_the_format_before_zip_is_read(weights: Path, tmp_path: Path) -> None:
@@ -65,7 +67,9 @@ def test_pooling_matters(weights: Path) -> None:
 
 
 def test_the_gradient_is_finite_where_features_vanish(weights: Path) -> None:
-    """The package's is not: sqrt' of a sum of squares that underflows to 0 is infinite, and features above 0 let it pass."""
+    """The package's is not: sqrt' of a sum of squares that underflows to 0 is infinite, and features above 0 let it
+    pass.
+    """
     ours, theirs = load_lpips(weights, "avg"), package(weights, "avg")
     for network in (ours, theirs):
         for module in network.modules():

@@ -57,20 +57,33 @@ def test_old_and_half_precision_files(tmp_path: Path) -> None:
 
 
 def test_the_full_layout_of_imagenet64_is_read_and_fits(tmp_path: Path) -> None:
-    """The names and shapes of the released file, whole, in their order; the numbers are views of one zero, so that the file is small."""
+    """The names and shapes of the released file, whole, in their order; the numbers are views of one zero, so that the
+    file is small.
+    """
     zero = torch.zeros(1)
     lines = [line.split(" ", 1) for line in KEYS.read_text().splitlines()]
-    shapes = {name: tuple(json.loads(shape.replace("(", "[").replace(",)", "]").replace(")", "]"))) for name, shape in lines}
+    shapes = {
+        name: tuple(json.loads(shape.replace("(", "[").replace(",)", "]").replace(")", "]"))) for name, shape in lines
+    }
     url = write(tmp_path / "edm_imagenet64_ema.pt", {name: zero.expand(shape) for name, shape in shapes.items()})
     found = released.read(url, 64)
     with torch.device("meta"):
-        net = UNet(64, model_channels=192, channel_mult=(1, 2, 3, 4), num_res_blocks=3, attention_resolutions=(32, 16, 8), num_classes=1000)
+        net = UNet(
+            64,
+            model_channels=192,
+            channel_mult=(1, 2, 3, 4),
+            num_res_blocks=3,
+            attention_resolutions=(32, 16, 8),
+            num_classes=1000,
+        )
     released.check(net, found, url)
     assert list(found) == list(net.state_dict())
 
 
 def by_hand(layer: Attention, x: Tensor, qkv: Tensor, legacy: bool) -> Tensor:
-    """Attention on qkv (B, 3C, places), written with loops: guided-diffusion's legacy order keeps q, k, v of a head together."""
+    """Attention on qkv (B, 3C, places), written with loops: guided-diffusion's legacy order keeps q, k, v of a head
+    together.
+    """
     b, c, height, width = x.shape
     d = c // layer.heads
     out = torch.zeros(b, c, height * width, dtype=x.dtype)
@@ -112,8 +125,13 @@ def test_guided_diffusions_orders_of_attention(tmp_path: Path, order: str, endin
 def test_an_order_that_cannot_be_seen_must_be_given_and_one_that_is_known_must_not(tmp_path: Path) -> None:
     weights = two_heads().state_dict()
     ours = write(tmp_path / "ours.pt", weights)
-    theirs = write(tmp_path / "theirs.pt", {n: v.squeeze(-1) if v.dim() == 4 and v.shape[2:] == (1, 1) else v for n, v in weights.items()})
-    with pytest.raises(ConfigError, match="guided-diffusion's attention, whose order cannot be seen: .* --qkv-order legacy .* or new"):
+    theirs = write(
+        tmp_path / "theirs.pt",
+        {n: v.squeeze(-1) if v.dim() == 4 and v.shape[2:] == (1, 1) else v for n, v in weights.items()},
+    )
+    with pytest.raises(
+        ConfigError, match="guided-diffusion's attention, whose order cannot be seen: .* --qkv-order legacy .* or new"
+    ):
         released.read(theirs, 8)
     with pytest.raises(ConfigError, match="this one's order is known"):
         released.read(ours, 8, "legacy")
@@ -184,7 +202,9 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 3] ^= 1
     path.write_bytes(whole)
-    with pytest.raises(CheckpointError, match=r"a\.pt is damaged: .* in it does not have its checksum; fetch it again$"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.pt is damaged: .* in it does not have its checksum; fetch it again$"
+    ):
         released.read(str(path), 8)
 
 
@@ -198,17 +218,27 @@ def test_a_file_that_was_saved_without_checksums_is_read(tmp_path: Path) -> None
 
 
 def test_rubbish_is_one_sentence_of_ours(tmp_path: Path) -> None:
-    rubbish = {"stop": b"\x80\x02.", "text": b"plain text", "nothing": bytes(1000), "empty archive": b"PK\5\6" + bytes(18)}
+    rubbish = {
+        "stop": b"\x80\x02.",
+        "text": b"plain text",
+        "nothing": bytes(1000),
+        "empty archive": b"PK\5\6" + bytes(18),
+    }
     for name, content in rubbish.items():
         (tmp_path / f"{name}.pt").write_bytes(content)
-        with pytest.raises(CheckpointError, match=rf"{name}\.pt cannot be read: it is damaged, .*; a flat state_dict .* is needed$"):
+        with pytest.raises(
+            CheckpointError, match=rf"{name}\.pt cannot be read: it is damaged, .*; a flat state_dict .* is needed$"
+        ):
             released.read(str(tmp_path / f"{name}.pt"), 8)
 
 
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (torch.zeros(2, dtype=torch.int8), "x is a tensor of torch.int8, torch.strided, cpu; plain floating-point ones are read"),
+        (
+            torch.zeros(2, dtype=torch.int8),
+            "x is a tensor of torch.int8, torch.strided, cpu; plain floating-point ones are read",
+        ),
         (torch.zeros(2, dtype=torch.complex64), "x is a tensor of torch.complex64"),
         (torch.zeros(2, device="meta"), "x is a tensor of torch.float32, torch.strided, meta"),
         (torch.zeros(2).to_sparse(), "x is a tensor of torch.float32, torch.sparse_coo, cpu"),
@@ -223,7 +253,10 @@ def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, value: Tensor, 
 
 def test_heads_that_do_not_divide_are_named(tmp_path: Path) -> None:
     url = write(tmp_path / "a.pt", {"1.qkv.weight": torch.zeros(100, 32, 1)})
-    with pytest.raises(ConfigError, match=r"1\.qkv\.weight has 100 rows, which are not heads of 3 x 8: network\.head_channels is another"):
+    with pytest.raises(
+        ConfigError,
+        match=r"1\.qkv\.weight has 100 rows, which are not heads of 3 x 8: network\.head_channels is another",
+    ):
         released.read(url, 8, "legacy")
 
 
@@ -235,10 +268,13 @@ def test_another_architecture_is_refused_with_the_first_names() -> None:
     with pytest.raises(CheckpointError) as error:
         released.load(net, weights, "x.pt")
     assert str(error.value) == (
-        "x.pt has another architecture: label_emb.weight is missing there and [10, 32] here, out.2.bias is [2] there and [1] here, "
+        "x.pt has another architecture: label_emb.weight is missing there and [10, 32] here, out.2.bias is [2] there "
+        "and [1] here, "
         "extra.weight is [3] there and missing here; network.* must be equal"
     )
-    with pytest.raises(CheckpointError, match=r"time_embed.0.weight is \[32, 8\] there and \[64, 16\] here, .*, and \d+ more;"):
+    with pytest.raises(
+        CheckpointError, match=r"time_embed.0.weight is \[32, 8\] there and \[64, 16\] here, .*, and \d+ more;"
+    ):
         released.load(small(model_channels=16), net.state_dict(), "x.pt")
 
 
@@ -263,7 +299,9 @@ def test_a_file_is_a_teacher_with_edms_scalings(tmp_path: Path) -> None:
     sigma = torch.tensor([0.002, 1.0, 80.0])
     s = sigma.view(-1, 1, 1, 1)
     c_skip, c_out, c_in = 0.25 / (s**2 + 0.25), s * 0.5 / (s**2 + 0.25).sqrt(), 1 / (s**2 + 0.25).sqrt()
-    torch.testing.assert_close(found(s * x, sigma, labels), c_skip * s * x + c_out * net(c_in * s * x, sigma.log() / 4, labels))
+    torch.testing.assert_close(
+        found(s * x, sigma, labels), c_skip * s * x + c_out * net(c_in * s * x, sigma.log() / 4, labels)
+    )
     assert not any(p.requires_grad for p in found.net.parameters()) and not found.net.training
 
 
@@ -295,10 +333,18 @@ def test_sample_draws_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     model = build.open_model(str(tmp_path / "c.yaml"), file=url)
     assert model.title == "cd_small.pt"
     x, _, labels = inputs()
-    assert torch.equal(model.denoiser()(x, torch.full((3,), 0.002), labels), x)  # the boundary condition of a consistency model
+    assert torch.equal(
+        model.denoiser()(x, torch.full((3,), 0.002), labels), x
+    )  # the boundary condition of a consistency model
     for arguments, says in (
-        ([tmp_path / "c.yaml", "--weights", write(tmp_path / "edm_a.pt", small().state_dict())], "is a denoiser by its name"),
-        ([tmp_path / "c.yaml", "--weights", "a.bin"], r"a.bin is not a file of weights; its name must end in .pt, .pth, .safetensors"),
+        (
+            [tmp_path / "c.yaml", "--weights", write(tmp_path / "edm_a.pt", small().state_dict())],
+            "is a denoiser by its name",
+        ),
+        (
+            [tmp_path / "c.yaml", "--weights", "a.bin"],
+            r"a.bin is not a file of weights; its name must end in .pt, .pth, .safetensors",
+        ),
         ([tmp_path / "c.yaml", tmp_path / "c.yaml", "--weights", url], "one configuration file is given"),
         ([tmp_path / "c.yaml", "--weights", url, "--ema", "0.9"], "no --ema"),
         ([tmp_path / "run", "--qkv-order", "new"], "--qkv-order is for files of weights"),

@@ -27,7 +27,10 @@ def test_torchvision_can_be_imported_and_says_which_operators_are_missing():
         "try: print(declared, torchvision.ops.nms(boxes, scores, 0.5).tolist())\n"
         "except RuntimeError as error: print(declared, type(error).__name__, 'custom C++ ops' in str(error))\n"
     )
-    assert said.strip() in ("[True, True] RuntimeError True", "[False, False] [0]")  # not loadable beside this torch, or native
+    assert said.strip() in (
+        "[True, True] RuntimeError True",
+        "[False, False] [0]",
+    )  # not loadable beside this torch, or native
 
 
 def test_native_operators_are_left_alone():

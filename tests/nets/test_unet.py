@@ -18,12 +18,24 @@ RELEASED = {
     "imagenet64": (
         295_899_267,
         541,
-        {"image_size": 64, "model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3, "num_classes": 1000},
+        {
+            "image_size": 64,
+            "model_channels": 192,
+            "channel_mult": (1, 2, 3, 4),
+            "num_res_blocks": 3,
+            "num_classes": 1000,
+        },
     ),
     "lsun256": (
         526_304_771,
         566,
-        {"image_size": 256, "model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2, "scale_shift_norm": False},
+        {
+            "image_size": 256,
+            "model_channels": 256,
+            "channel_mult": (1, 1, 2, 2, 4, 4),
+            "num_res_blocks": 2,
+            "scale_shift_norm": False,
+        },
     ),
 }
 
@@ -77,7 +89,9 @@ def test_the_released_networks_have_32_groups_everywhere(name: str) -> None:
     assert {(m.num_groups, m.eps) for m in norms} == {(32, 1e-5)}
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (16, 4), (18, 3), (32, 8), (48, 12), (128, 32), (1344, 32), (2, 1)])
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(8, 2), (16, 4), (18, 3), (32, 8), (48, 12), (128, 32), (1344, 32), (2, 1)]
+)
 def test_groups_of_small_widths(channels: int, groups: int) -> None:
     assert GroupNorm(channels).num_groups == groups
 
@@ -86,7 +100,9 @@ def test_groups_of_small_widths(channels: int, groups: int) -> None:
 @pytest.mark.parametrize("classes", [None, 10])
 @pytest.mark.parametrize("updown", [True, False])
 @pytest.mark.parametrize("scale_shift", [True, False])
-def test_forward_shapes_and_a_gradient_for_every_parameter(channels: int, classes: int | None, updown: bool, scale_shift: bool) -> None:
+def test_forward_shapes_and_a_gradient_for_every_parameter(
+    channels: int, classes: int | None, updown: bool, scale_shift: bool
+) -> None:
     net = small(in_channels=channels, num_classes=classes, resblock_updown=updown, scale_shift_norm=scale_shift)
     x, c_noise, labels = inputs(channels)
     y = net(x, c_noise, labels if classes else None)
@@ -97,7 +113,14 @@ def test_forward_shapes_and_a_gradient_for_every_parameter(channels: int, classe
 
 
 def test_other_numbers_of_channels_and_levels() -> None:
-    net = small(image_size=12, in_channels=3, out_channels=6, channel_mult=(1, 1, 2), num_res_blocks=2, attention_resolutions=(6, 3))
+    net = small(
+        image_size=12,
+        in_channels=3,
+        out_channels=6,
+        channel_mult=(1, 1, 2),
+        num_res_blocks=2,
+        attention_resolutions=(6, 3),
+    )
     x, c_noise, labels = inputs(3, 12)
     assert net(x, c_noise, labels).shape == (3, 6, 12, 12)
     attended = [name for name, m in net.named_modules() if isinstance(m, Attention)]
@@ -108,10 +131,14 @@ def test_other_numbers_of_channels_and_levels() -> None:
 
 
 def test_output_is_zero_at_initialization() -> None:
-    net = UNet(8, 1, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), head_channels=8)
+    net = UNet(
+        8, 1, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), head_channels=8
+    )
     x, c_noise, _ = inputs()
     assert not net(x, c_noise).any()
-    zero = {name.removesuffix(".weight") for name, p in net.named_parameters() if name.endswith("weight") and not p.any()}
+    zero = {
+        name.removesuffix(".weight") for name, p in net.named_parameters() if name.endswith("weight") and not p.any()
+    }
     last = {name for name, _ in net.named_modules() if name.endswith(("out_layers.3", "proj_out")) or name == "out.2"}
     assert zero == last
 
@@ -121,7 +148,9 @@ def test_every_image_is_treated_alone() -> None:
     x, c_noise, labels = inputs()
     together = net(x.double(), c_noise, labels)
     for i in range(3):
-        torch.testing.assert_close(together[i : i + 1], net(x[i : i + 1].double(), c_noise[i : i + 1], labels[i : i + 1]))
+        torch.testing.assert_close(
+            together[i : i + 1], net(x[i : i + 1].double(), c_noise[i : i + 1], labels[i : i + 1])
+        )
 
 
 def test_noise_level_and_label_matter() -> None:
@@ -135,7 +164,8 @@ def test_noise_level_and_label_matter() -> None:
 def test_timestep_embedding_against_its_formula() -> None:
     t, width = torch.tensor([1000 * 0.25 * math.log(80.0), -3.5]), 6
     expected = [
-        [math.cos(v * 10000 ** (-i / 3)) for i in range(3)] + [math.sin(v * 10000 ** (-i / 3)) for i in range(3)] for v in t.tolist()
+        [math.cos(v * 10000 ** (-i / 3)) for i in range(3)] + [math.sin(v * 10000 ** (-i / 3)) for i in range(3)]
+        for v in t.tolist()
     ]
     torch.testing.assert_close(timestep_embedding(t.double(), width), torch.tensor(expected, dtype=torch.float64))
     torch.testing.assert_close(timestep_embedding(t, width), torch.tensor(expected), atol=2e-4, rtol=0)
@@ -203,7 +233,9 @@ def test_residual_block_against_its_formula(scale_shift: bool, resample: str | N
 
     def norm(h: Tensor, name: str) -> Tensor:
         groups = h.reshape(2, h.shape[1] // 4, -1)
-        h = ((groups - groups.mean(2, keepdim=True)) / (groups.var(2, correction=0, keepdim=True) + 1e-5).sqrt()).reshape(h.shape)
+        h = (
+            (groups - groups.mean(2, keepdim=True)) / (groups.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+        ).reshape(h.shape)
         return h * weights[f"{name}.weight"][:, None, None] + weights[f"{name}.bias"][:, None, None]
 
     def move(h: Tensor) -> Tensor:
@@ -327,7 +359,9 @@ def test_forward_mode_derivative_with_plain_attention(changes: dict[str, object]
     for side in (h, -h):
         with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), same_dropout(3, x.device):
             sides.append(net(x + side * dx, c_noise + side, labels))
-    torch.testing.assert_close(tangent(net, x, c_noise, labels, dx), (sides[0] - sides[1]) / (2 * h), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        tangent(net, x, c_noise, labels, dx), (sides[0] - sides[1]) / (2 * h), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -364,8 +398,12 @@ def test_images_and_labels_that_do_not_fit_are_a_sentence() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
-def test_student_and_target_share_dropout_masks(checkpoint_activations: bool, precision: str, device: torch.device) -> None:
-    """Equal weights give equal outputs although only the student has a gradient, and its second pass in backward draws the same mask."""
+def test_student_and_target_share_dropout_masks(
+    checkpoint_activations: bool, precision: str, device: torch.device
+) -> None:
+    """Equal weights give equal outputs although only the student has a gradient, and its second pass in backward draws
+    the same mask.
+    """
     student = small(dropout=0.2, checkpoint_activations=checkpoint_activations, precision=precision).train().to(device)
     target = copy.deepcopy(student).requires_grad_(False)
     masks: list[Tensor] = []
@@ -397,13 +435,17 @@ def test_channels_last_reaches_every_convolution_and_changes_rounding_only(updow
         for name, module in net.named_modules():
             if isinstance(module, torch.nn.Conv2d) and not name.endswith(("qkv", "proj_out")):
                 module.register_forward_pre_hook(
-                    lambda _m, args, formats=formats: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+                    lambda _m, args, formats=formats: formats.append(
+                        args[0].is_contiguous(memory_format=torch.channels_last)
+                    )
                 )
         y = net(x, c_noise, labels)
         assert formats and (all(formats) if channels_last else not any(formats))
         assert y.is_contiguous()
         y.square().sum().backward()
-        assert all(p.is_contiguous() and p.grad.is_contiguous() for p in net.parameters())  # as slices of a flat vector must be
+        assert all(
+            p.is_contiguous() and p.grad.is_contiguous() for p in net.parameters()
+        )  # as slices of a flat vector must be
         results.append([y.detach(), *(p.grad for p in net.parameters())])
     errors = [float((a - b).norm() / a.norm()) for a, b in zip(*results, strict=True)]
     assert errors[0] < 0.02 if precision == "bf16" else max(errors) < 1e-5

@@ -34,7 +34,14 @@ def benchmark(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 def test_figures_and_what_they_were_measured_with(tmp_path: Path) -> None:
     """Neither data nor weights are needed; activations that are computed twice count once."""
     done = benchmark(
-        tmp_path, "network.checkpoint_activations=true", "--steps", "2", "--warm-up", "1", "--json", str(tmp_path / "figures.json")
+        tmp_path,
+        "network.checkpoint_activations=true",
+        "--steps",
+        "2",
+        "--warm-up",
+        "1",
+        "--json",
+        str(tmp_path / "figures.json"),
     )
     assert done.returncode == 0, done.stderr
     (r,) = json.loads((tmp_path / "figures.json").read_text())
@@ -45,7 +52,10 @@ def test_figures_and_what_they_were_measured_with(tmp_path: Path) -> None:
     assert r["tflops"] * r["seconds_per_step"] == pytest.approx(2 * plan(config.parse(SMALL), 1).flops / 1e12)
     assert r["environment"]["packages"]["deepspeed"] and r["environment"]["commit"]
     (line,) = done.stdout.splitlines()[-1:]
-    assert all(part in line for part in ("on CPU, ", "torch 2", "deepspeed 0", "commit ", "compile off", "images/s", "(matrix product in "))
+    assert all(
+        part in line
+        for part in ("on CPU, ", "torch 2", "deepspeed 0", "commit ", "compile off", "images/s", "(matrix product in ")
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "0"], ["--warm-up", "-1"]])
@@ -56,7 +66,9 @@ def test_impossible_numbers_are_one_sentence(tmp_path: Path, arguments: list[str
 
 @pytest.mark.slow  # inductor
 def test_both_settings_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
-    done = benchmark(tmp_path, "--steps", "1", "--warm-up", "1", "--compile", "both", "--json", str(tmp_path / "figures.json"))
+    done = benchmark(
+        tmp_path, "--steps", "1", "--warm-up", "1", "--compile", "both", "--json", str(tmp_path / "figures.json")
+    )
     assert done.returncode == 0, done.stderr
     assert [r["compile"] for r in json.loads((tmp_path / "figures.json").read_text())] == [False, True]
     broken = benchmark(tmp_path, "network.head_channels=3", "--compile", "both")

@@ -1,4 +1,6 @@
-"""pipelines/compare.py on small runs whose figures are put into MLflow by evaluate.py; its report, also in a real browser."""
+"""pipelines/compare.py on small runs whose figures are put into MLflow by evaluate.py; its report, also in a real
+browser.
+"""
 
 import json
 import re
@@ -45,7 +47,11 @@ def compared(capsys, *arguments: str) -> tuple[dict[str, list[str]], str]:
     return {
         cells[0]: cells
         for cells in (
-            [c.strip() for c in line.replace(" [B]", "[B]").replace(" (B)", "(B)").replace(" min", "_min").split("  ") if c.strip()]
+            [
+                c.strip()
+                for c in line.replace(" [B]", "[B]").replace(" (B)", "(B)").replace(" min", "_min").split("  ")
+                if c.strip()
+            ]
             for line in lines
         )
     }, text
@@ -62,7 +68,16 @@ def test_table_shows_each_runs_figures(runs, capsys, tmp_path):
     ode = value(runs["edm"], "fd_ode")
     assert rows["edm"] == ["edm", "denoising", "10", "0.9", "-", "-", ode, "10_min"]
     one, two = value(runs["cd"], "fd_1step"), value(runs["cd"], "fd_2step")
-    assert rows["cd"] == ["cd", "consistency_distillation", "10", "0.9", one, two, f"({ode})", "10_min"]  # the teacher's in brackets
+    assert rows["cd"] == [
+        "cd",
+        "consistency_distillation",
+        "10",
+        "0.9",
+        one,
+        two,
+        f"({ode})",
+        "10_min",
+    ]  # the teacher's in brackets
     assert rows["ct"][-2:] == ["-", "10_min"]
     assert "(B)" not in text and "for reference: real images, drawn with replacement" in text
     assert Image.open(tmp_path / "comparison.png").size == (1440, 540)
@@ -76,7 +91,10 @@ def test_figures_of_another_protocol_have_columns_of_their_own_unless_mixed(runs
     assert rows["odd"][4:8] == ["-", value(runs["odd"], "fd_1step"), "-", value(runs["odd"], "fd_2step")]
     assert rows["cd"][5] == rows["cd"][7] == rows["ct"][5] == "-"
     (note,) = [line for line in text.splitlines() if line.startswith("(B)")]
-    assert note == "(B) not comparable with the rest: odd fd_1step, odd fd_2step (n 256, not 300; seeds [0, 255], not [0, 299])"
+    assert (
+        note
+        == "(B) not comparable with the rest: odd fd_1step, odd fd_2step (n 256, not 300; seeds [0, 255], not [0, 299])"
+    )
     rows, text = compared(capsys, *folders, "--out", str(tmp_path), "--mixed")
     assert rows["run"][4:6] == ["FD one-step", "FD two-step"]
     assert rows["odd"][4:6] == [value(runs["odd"], "fd_1step") + "[B]", value(runs["odd"], "fd_2step") + "[B]"]
@@ -113,16 +131,26 @@ LONG = "a-run-whose-name-somebody-wrote-like-a-sentence-about-everything-that-wa
 
 @pytest.fixture(scope="module")
 def page(runs) -> Path:
-    """Eight runs: teacher, distillation, training, another protocol, one without figures, a very long name, points that are not finite."""
+    """Eight runs: teacher, distillation, training, another protocol, one without figures, a very long name, points that
+    are not finite.
+    """
     root = runs["ct"].parent
     made = [*runs.values(), *(make_run(root, name, root / "data") for name in (LONG, "broken", "last"))]
     for place, run in enumerate(made):
         journal = Journal(spool_folder(str(run)))
         for step in range(1, 11):
             broken = float("nan") if run.name == "broken" else 1.0
-            values = {"n_timesteps": 2 + step // 4, "mu": 0.9 + step / 200, "consistency_error": broken * (0.1 + place / 100) / step}
-            values |= {f"loss_sigma_{low}_{high}": high / step for low, high in ((0.002, 0.0075), (0.0075, 0.0283), (21.3, 80))}
-            journal.append({"kind": "metrics", "time": step, "step": step, "values": values | {"device_hours": step / 100}})
+            values = {
+                "n_timesteps": 2 + step // 4,
+                "mu": 0.9 + step / 200,
+                "consistency_error": broken * (0.1 + place / 100) / step,
+            }
+            values |= {
+                f"loss_sigma_{low}_{high}": high / step for low, high in ((0.002, 0.0075), (0.0075, 0.0283), (21.3, 80))
+            }
+            journal.append(
+                {"kind": "metrics", "time": step, "step": step, "values": values | {"device_hours": step / 100}}
+            )
     folder = runs["cd"] / "glances"
     folder.mkdir()
     for path in (runs["cd"] / "evaluations").glob("*.npz"):
@@ -166,13 +194,23 @@ def test_everything_that_was_asked_for_is_there(page):
     assert any(label.startswith("FD one-step, 300 images by wall time") for label in labels)
     assert sum(label.startswith("FD one-step, 256 images (B)") for label in labels) == 3
     pictures = [a["alt"] for tag, a in found.tags if tag == "img"]
-    assert {"1step samples of cd", "2step samples of odd", "ode samples of edm", "cd, step 5", "cd, step 10"} <= set(pictures)
+    assert {"1step samples of cd", "2step samples of odd", "ode samples of edm", "cd, step 5", "cd, step 10"} <= set(
+        pictures
+    )
     for text in ("Configuration", "Protocols", "run.seed", "curriculum.kind", LONG, "settings that are the same"):
         assert text in found.text
 
 
 def test_names_and_values_are_escaped():
-    run = {"id": "1", "name": "<script>alert(1)</script>", "params": {"a": "<b>"}, "tags": {}, "metrics": {}, "start": 0, "end": 1}
+    run = {
+        "id": "1",
+        "name": "<script>alert(1)</script>",
+        "params": {"a": "<b>"},
+        "tags": {},
+        "metrics": {},
+        "start": 0,
+        "end": 1,
+    }
     row = comparison.Row(run | {"status": "FINISHED", "parent": None}, "none", "<script>alert(1)</script>")
     text = sections.render([row], [], ["<i>note</i>"])
     assert "<script>alert" not in text and "<b>" not in text and "<i>note" not in text and "&lt;script&gt;alert" in text
@@ -190,7 +228,8 @@ _LOOK = """<script>addEventListener('load', () => {
       const b = s.querySelector('.series').getBBox(), r = s.getBoundingClientRect();
       return [r.width, r.height, b.width + b.height]; }),
     wide: document.documentElement.scrollWidth - innerWidth,
-    colours: [...new Set([...document.querySelectorAll('.keys circle, .keys polygon')].map(e => getComputedStyle(e).fill))],
+    colours: [...new Set(
+      [...document.querySelectorAll('.keys circle, .keys polygon')].map(e => getComputedStyle(e).fill))],
     background: getComputedStyle(document.body).backgroundColor, tip: [tip.style.display, tip.textContent] });
 })</script>"""
 
@@ -216,7 +255,9 @@ def browse(page: Path, folder: Path, width: int, dark: bool) -> dict:
         "--dump-dom",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}",
     ]
-    done = subprocess.run([*command, "--virtual-time-budget=3000", copy.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, "--virtual-time-budget=3000", copy.as_uri()], capture_output=True, text=True, timeout=120
+    )
     assert "CONSOLE" not in done.stderr, done.stderr
     seen = re.search(r'data-seen="([^"]*)"', done.stdout)
     assert seen, done.stderr

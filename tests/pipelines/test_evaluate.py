@@ -64,7 +64,10 @@ def test_figures_are_those_of_the_images_of_the_seeds(evaluated, data):
     noise = generation.noises(range(512), 1, (1, 8, 8))[0]
     with torch.inference_mode():
         made = torch.cat(
-            [one_step(denoise, part, 80.0, torch.arange(s, s + 256) % 10) for s, part in ((0, noise[:256]), (256, noise[256:]))]
+            [
+                one_step(denoise, part, 80.0, torch.arange(s, s + 256) % 10)
+                for s, part in ((0, noise[:256]), (256, noise[256:]))
+            ]
         )[:300]
     moments, real = Moments(64), Moments(64)
     moments.add(extractor.features(generation.to_uint8(made)))
@@ -76,17 +79,33 @@ def test_figures_are_those_of_the_images_of_the_seeds(evaluated, data):
 def test_protocol_record_is_complete(evaluated, data):
     for metric, record in records(evaluated).items():
         protocol = record["protocol"]
-        assert set(protocol) == {"space", "extractor", "reference", "resize", "definitions", "n", "seeds", "labels", "rounding"}
+        assert set(protocol) == {
+            "space",
+            "extractor",
+            "reference",
+            "resize",
+            "definitions",
+            "n",
+            "seeds",
+            "labels",
+            "rounding",
+        }
         assert protocol["extractor"] == json.loads((data / "index.json").read_text())["extractor"]["checksum"]
         assert protocol["reference"].startswith("sha256:") and protocol["n"] == 300 and protocol["seeds"] == [0, 299]
-        assert protocol["labels"] == "seed modulo 10" and protocol["rounding"] == "floor(127.5 x + 128), clipped to 0..255"
+        assert (
+            protocol["labels"] == "seed modulo 10" and protocol["rounding"] == "floor(127.5 x + 128), clipped to 0..255"
+        )
         assert record["protocol_id"] == measurement.identity(protocol)
         assert record["sampling"]["ema"] == 0.9 and record["sampling"]["group"] == 256
         assert record["sampling"]["times"] == ([80.0] if metric == "fd_1step" else [80.0, 0.8])
         commit = json.loads((evaluated / "checkpoints" / "step-0000000010" / "COMMIT").read_text())
         weights = f"xxh3:{commit['files']['ema-0.9.safetensors']['xxh3']}"
         assert record["checkpoint"] == {"url": str(evaluated / "checkpoints" / "step-0000000010"), "weights": weights}
-        assert record["step"] == 10 and record["code"] == measurement.code_version() and record["images"].startswith("sha256:")
+        assert (
+            record["step"] == 10
+            and record["code"] == measurement.code_version()
+            and record["images"].startswith("sha256:")
+        )
 
 
 def test_figures_stand_in_the_run_at_the_checkpoints_step_with_a_child_for_each(evaluated):
@@ -101,7 +120,10 @@ def test_figures_stand_in_the_run_at_the_checkpoints_step_with_a_child_for_each(
             child["params"]["protocol.reference"] == record["protocol"]["reference"]
             and child["params"]["protocol_id"] == record["protocol_id"]
         )
-        assert child["params"]["sampling.ema"] == "0.9" and child["params"]["checkpoint.weights"] == record["checkpoint"]["weights"]
+        assert (
+            child["params"]["sampling.ema"] == "0.9"
+            and child["params"]["checkpoint.weights"] == record["checkpoint"]["weights"]
+        )
     assert len(list((evaluated.parent / "mlartifacts" / parent["id"]).rglob("*.png"))) == 2
 
 
@@ -125,12 +147,24 @@ def test_second_call_reuses_what_is_there(evaluated, capsys):
 
 def test_another_checkpoint_average_or_protocol_is_another_figure(run):
     add_checkpoint(run, 20)
-    for arguments in (["--checkpoint", "10"], [], ["--ema", "0.5"], ["--n", "256"], ["--times", "80", "1.5", "--steps", "2"]):
+    for arguments in (
+        ["--checkpoint", "10"],
+        [],
+        ["--ema", "0.5"],
+        ["--n", "256"],
+        ["--times", "80", "1.5", "--steps", "2"],
+    ):
         call(evaluate.main, run, "--n", "300", "--steps", "1", *arguments)
     found = [json.loads(path.read_text()) for path in (run / "evaluations").glob("*.json")]
-    assert len(found) == 5 and len({*map(str, (r["metrics"] for r in found))}) == 5 and len({r["identity"] for r in found}) == 5
+    assert (
+        len(found) == 5
+        and len({*map(str, (r["metrics"] for r in found))}) == 5
+        and len({r["identity"] for r in found}) == 5
+    )
     assert sorted(r["step"] for r in found) == [10, 20, 20, 20, 20]
-    assert len({r["protocol_id"] for r in found}) == 2  # n is part of the protocol; average and times are said beside it
+    assert (
+        len({r["protocol_id"] for r in found}) == 2
+    )  # n is part of the protocol; average and times are said beside it
     call(evaluate.main, run, "--n", "300", "--steps", "1", "--ema", "0.5", "0.9")  # both are there
     assert len(list((run / "evaluations").glob("*.json"))) == 5
 
@@ -149,12 +183,16 @@ def test_figures_do_not_depend_on_ranks_or_batch(evaluated, tmp_path):
     for size, batch in ((1, "256"), (2, "1"), (4, "600")):
         run = tmp_path / f"{size}" / "ct"
         shutil.copytree(evaluated, run, ignore=shutil.ignore_patterns("evaluations"))
-        ranks = Ranks(size, tmp_path / f"{size}.log", run_pipeline, "evaluate", [str(run), "--n", "300", "--batch", batch])
+        ranks = Ranks(
+            size, tmp_path / f"{size}.log", run_pipeline, "evaluate", [str(run), "--n", "300", "--batch", batch]
+        )
         assert ranks.join(180) == [0] * size, ranks.text
         found = records(run)
         for metric in ("fd_1step", "fd_2step"):
             assert found[metric]["ranks"] == size
-            assert found[metric]["images"] == alone[metric]["images"] and found[metric]["value"] == alone[metric]["value"]
+            assert (
+                found[metric]["images"] == alone[metric]["images"] and found[metric]["value"] == alone[metric]["value"]
+            )
 
 
 def test_figures_are_kept_when_mlflow_is_away_and_sent_by_the_same_command_later(run, capsys, monkeypatch):
@@ -181,7 +219,8 @@ def test_run_may_be_named_from_anywhere(run, monkeypatch):
 
 def test_evaluation_needs_no_deepspeed():
     script = (
-        "import sys; sys.path.insert(0, 'tests'); from ranks import pipeline; pipeline('evaluate'); sys.exit('deepspeed' in sys.modules)"
+        "import sys; sys.path.insert(0, 'tests'); from ranks import pipeline; "
+        "pipeline('evaluate'); sys.exit('deepspeed' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, env=environment).returncode == 0
@@ -191,7 +230,18 @@ def test_a_file_of_weights_is_measured_as_the_run_that_it_came_from(evaluated, t
     weights = tmp_path / "cd_small.pt"
     torch.save(build.ema_weights(build.open_run(str(evaluated)), 0.9), weights)
     for again in ("", " (made before)"):
-        call(evaluate.main, evaluated / "config.yaml", "--weights", weights, "--out", tmp_path / "out", "--n", "300", "--steps", "1")
+        call(
+            evaluate.main,
+            evaluated / "config.yaml",
+            "--weights",
+            weights,
+            "--out",
+            tmp_path / "out",
+            "--n",
+            "300",
+            "--steps",
+            "1",
+        )
         assert "cd_small.pt, 300 images, " in (text := capsys.readouterr().out) and text.strip().endswith(f"s{again}")
     (record,) = records(tmp_path / "out").values()
     expected = records(evaluated)["fd_1step"]
@@ -199,8 +249,14 @@ def test_a_file_of_weights_is_measured_as_the_run_that_it_came_from(evaluated, t
     assert record["protocol_id"] == expected["protocol_id"] and record["sampling"]["ema"] is None
     content = checkpoints.checksum([weights.read_bytes()])
     assert record["checkpoint"] == {"url": str(weights), "weights": f"xxh3:{content}"}
-    for arguments in (["--weights", weights], ["--out", tmp_path], ["--weights", weights, "--out", tmp_path, "--ema", "0.9"]):
-        with pytest.raises(ConfigError, match="--weights FILE and --out FOLDER go together, and without --ema and --checkpoint"):
+    for arguments in (
+        ["--weights", weights],
+        ["--out", tmp_path],
+        ["--weights", weights, "--out", tmp_path, "--ema", "0.9"],
+    ):
+        with pytest.raises(
+            ConfigError, match="--weights FILE and --out FOLDER go together, and without --ema and --checkpoint"
+        ):
             call(evaluate.main, evaluated / "config.yaml", *arguments)
 
 
@@ -210,16 +266,36 @@ def test_a_file_of_weights_is_measured_as_the_run_that_it_came_from(evaluated, t
 @pytest.mark.parametrize(
     "arguments, error, sentence",
     [
-        (["--n", "127"], DataError, "127 images are too few for a Frechet distance in 64 features: at least 128 are needed"),
-        (["--metrics", "psnr"], ConfigError, "--metrics psnr: fd, fid, kid, fid_legacy, is, precision, recall, fd_dinov2 are allowed"),
+        (
+            ["--n", "127"],
+            DataError,
+            "127 images are too few for a Frechet distance in 64 features: at least 128 are needed",
+        ),
+        (
+            ["--metrics", "psnr"],
+            ConfigError,
+            "--metrics psnr: fd, fid, kid, fid_legacy, is, precision, recall, fd_dinov2 are allowed",
+        ),
         (
             ["--metrics", "fid"],
             ConfigError,
-            "fid needs Inception's weights: --inception FILE or measurement.inception, from https://nvlabs",
+            "fid needs Inception's weights: --inception FILE or evaluation.inception, from https://nvlabs",
         ),
-        (["--metrics", "kid", "--inception", "none.pt"], ConfigError, "the Inception weights none.pt are not there; no job downloads them"),
-        (["--metrics", "fd_dinov2"], ConfigError, "fd_dinov2 needs --dinov2 FILE or measurement.dinov2, a file made by torch.jit.trace"),
-        (["--reference", "fid=x.npz"], ConfigError, "--reference fid=x.npz: SPACE=FILE is allowed, with SPACE one of fd"),
+        (
+            ["--metrics", "kid", "--inception", "none.pt"],
+            ConfigError,
+            "the Inception weights none.pt are not there; no job downloads them",
+        ),
+        (
+            ["--metrics", "fd_dinov2"],
+            ConfigError,
+            "fd_dinov2 needs --dinov2 FILE or evaluation.dinov2, a file made by torch.jit.trace",
+        ),
+        (
+            ["--reference", "fid=x.npz"],
+            ConfigError,
+            "--reference fid=x.npz: SPACE=FILE is allowed, with SPACE one of fd",
+        ),
         (["--reference", "fd=none.npz"], DataError, "the reference statistics none.npz are not there"),
         (["--n", "0"], ConfigError, "--n and --batch must be 1 or more"),
         (["--ema", "0.7"], CheckpointError, "has no average with decay 0.7; it has 0.9, 0.5"),
@@ -246,7 +322,9 @@ def test_images_that_are_not_finite_are_refused(tmp_path, data, monkeypatch):
 
 def test_data_without_or_with_a_damaged_extractor_is_a_sentence(tmp_path):
     bare = open_dataset(str(make_data(tmp_path / "bare", extractor=False)))
-    with pytest.raises(DataError, match=r"has no feature extractor of its own, so no fd; fid and the others take Inception"):
+    with pytest.raises(
+        DataError, match=r"has no feature extractor of its own, so no fd; fid and the others take Inception"
+    ):
         extractors.own(bare, torch.device("cpu"))
     folder = make_data(tmp_path / "full")
     dataset = open_dataset(str(folder))

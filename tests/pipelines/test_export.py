@@ -26,10 +26,17 @@ export = pipeline("export")
 WIDE = {"model_channels": 128, "num_res_blocks": 1, "head_channels": 64}
 NETWORKS = {
     "imagenet64": (10, WIDE | {"channel_mult": [1, 2], "attention_resolutions": [8]}),
-    "lsun256": (0, WIDE | {"channel_mult": [1, 1, 2], "attention_resolutions": [4], "scale_shift_norm": False, "num_res_blocks": 2}),
+    "lsun256": (
+        0,
+        WIDE
+        | {"channel_mult": [1, 1, 2], "attention_resolutions": [4], "scale_shift_norm": False, "num_res_blocks": 2},
+    ),
     "attention only in the middle": (0, WIDE | {"channel_mult": [1], "resblock_updown": False, "head_channels": 32}),
 }
-CURRICULA = {"imagenet64": ({"kind": "constant", "n_timesteps": 40}, 40, 22), "lsun256": ({"kind": "paper", "s1": 150}, 151, 67)}
+CURRICULA = {
+    "imagenet64": ({"kind": "constant", "n_timesteps": 40}, 40, 22),
+    "lsun256": ({"kind": "paper", "s1": 150}, 151, 67),
+}
 
 
 def settings(name: str, **more: object) -> str:
@@ -75,7 +82,9 @@ def test_diffusers_makes_the_same_images(tmp_path: Path, name: str) -> None:
 
     def theirs(**arguments: object) -> Tensor:
         generator = torch.Generator().manual_seed(7)
-        made = pipe(batch_size=3, class_labels=labels, latents=noises[0], generator=generator, output_type="np", **arguments)
+        made = pipe(
+            batch_size=3, class_labels=labels, latents=noises[0], generator=generator, output_type="np", **arguments
+        )
         return torch.from_numpy(made.images).permute(0, 3, 1, 2) * 2 - 1
 
     ours = one_step(denoise, noises[0], 80.0, labels)
@@ -91,7 +100,10 @@ def test_diffusers_makes_the_same_images(tmp_path: Path, name: str) -> None:
     ("channel_mult", "arguments"),
     [
         ((1, 2, 3, 4), {"image_size": 64, "model_channels": 192, "num_res_blocks": 3, "num_classes": 1000}),
-        ((1, 1, 2, 2, 4, 4), {"image_size": 256, "model_channels": 256, "num_res_blocks": 2, "scale_shift_norm": False}),
+        (
+            (1, 1, 2, 2, 4, 4),
+            {"image_size": 256, "model_channels": 256, "num_res_blocks": 2, "scale_shift_norm": False},
+        ),
     ],
 )
 def test_every_tensor_of_the_papers_networks_finds_its_place(channel_mult: tuple[int, ...], arguments: dict) -> None:
@@ -112,7 +124,9 @@ def test_a_runs_average_becomes_plain_safetensors_that_are_read_back(tmp_path: P
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
     again = build.open_model(str(tmp_path / "out" / "config.yaml"), file=str(tmp_path / "out" / "model.safetensors"))
     x, sigma, labels = torch.randn(2, 1, 8, 8), torch.tensor([1.0, 80.0]), torch.tensor([3, 4])
-    assert torch.equal(again.denoiser()(x, sigma, labels), build.load_denoiser(build.open_run(str(run)), 0.5)(x, sigma, labels))
+    assert torch.equal(
+        again.denoiser()(x, sigma, labels), build.load_denoiser(build.open_run(str(run)), 0.5)(x, sigma, labels)
+    )
 
 
 def test_a_guided_diffusion_file_is_turned_into_one_that_init_takes(tmp_path: Path) -> None:
@@ -121,11 +135,21 @@ def test_a_guided_diffusion_file_is_turned_into_one_that_init_takes(tmp_path: Pa
     net = filled(build.network(c))
     legacy = net.state_dict()
     for name in [n for n in legacy if ".qkv." in n]:  # (3, heads, 64) to (heads, 3, 64), then as Conv1d
-        legacy[name] = torch.cat([legacy[name].view(3, -1, 64, *legacy[name].shape[1:])[:, h] for h in range(legacy[name].shape[0] // 192)])
+        legacy[name] = torch.cat(
+            [legacy[name].view(3, -1, 64, *legacy[name].shape[1:])[:, h] for h in range(legacy[name].shape[0] // 192)]
+        )
         legacy[name] = legacy[name].flatten(0, 1)
     theirs = {n: v.squeeze(-1) if n.endswith((".qkv.weight", ".proj_out.weight")) else v for n, v in legacy.items()}
     torch.save(theirs, tmp_path / "model.pt")
-    arguments = [tmp_path / "c.yaml", "--weights", tmp_path / "model.pt", "--format", "safetensors", "--qkv-order", "legacy"]
+    arguments = [
+        tmp_path / "c.yaml",
+        "--weights",
+        tmp_path / "model.pt",
+        "--format",
+        "safetensors",
+        "--qkv-order",
+        "legacy",
+    ]
     call(export.main, *arguments, "--out", tmp_path / "out")
     other = build.network(c)
     build.initialise(c.model_copy(update={"init": str(tmp_path / "out" / "model.safetensors")}), other)
@@ -136,7 +160,10 @@ def test_what_cannot_be_exported_is_a_sentence_and_leaves_nothing(tmp_path: Path
     data = make_data(tmp_path / "data")
     narrow, edm = make_run(tmp_path, "ct", data), make_run(tmp_path, "edm", data, objective="denoising")
     wide = dict(NETWORKS["imagenet64"][1])
-    plain, first = make_run(tmp_path, "plain", data, network=wide | {"resblock_updown": False, "attention_resolutions": []}), tmp_path
+    plain, first = (
+        make_run(tmp_path, "plain", data, network=wide | {"resblock_updown": False, "attention_resolutions": []}),
+        tmp_path,
+    )
     first = make_run(tmp_path, "first", data, network=wide | {"channel_mult": [2, 2], "attention_resolutions": []})
     (tmp_path / "c.yaml").write_text(settings("lsun256"))
     torch.save({"a": torch.zeros(1)}, tmp_path / "cd_a.pt")
@@ -147,7 +174,11 @@ def test_what_cannot_be_exported_is_a_sentence_and_leaves_nothing(tmp_path: Path
         ([first], ConfigError, "network.channel_mult must begin with 1, not 2"),
         ([narrow, "--ema", "0.7"], CheckpointError, "has no average with decay 0.7"),
         ([tmp_path / "c.yaml", "--weights", tmp_path / "cd_a.pt"], CheckpointError, "cd_a.pt has another architecture"),
-        ([tmp_path / "c.yaml", "--weights", tmp_path / "cd_a.pt", "--format", "safetensors"], CheckpointError, "another architecture"),
+        (
+            [tmp_path / "c.yaml", "--weights", tmp_path / "cd_a.pt", "--format", "safetensors"],
+            CheckpointError,
+            "another architecture",
+        ),
         ([tmp_path / "c.yaml", "--weights", tmp_path / "cd_a.pt", "--ema", "0.9"], ConfigError, "--ema is for runs"),
         ([tmp_path / "nowhere"], CheckpointError, "is not a run folder"),
     ]

@@ -53,8 +53,12 @@ def test_figures_grids_and_one_step_quality_reach_the_run_in_mlflow(root, glance
     call(glance.main, run, "--checkpoint", 10)
     values = record(run)["values"]
     assert set(values) == {"consistency_error"}
-    found = [r for r in tracking.runs(f"sqlite:///{root}/mlflow.db", "tests") if r["key"] == "key-ct" and r["parent"] is None]
-    assert tracking.history(f"sqlite:///{root}/mlflow.db", found[0]["id"], "consistency_error") == [(10, values["consistency_error"])]
+    found = [
+        r for r in tracking.runs(f"sqlite:///{root}/mlflow.db", "tests") if r["key"] == "key-ct" and r["parent"] is None
+    ]
+    assert tracking.history(f"sqlite:///{root}/mlflow.db", found[0]["id"], "consistency_error") == [
+        (10, values["consistency_error"])
+    ]
     assert "fd_1step" in found[0]["metrics"] and "fd_2step" not in found[0]["metrics"]
     assert len(list((root / "mlartifacts").rglob("glances/step-0000000010-?step.png"))) == 2
     assert Image.open(run / "glances" / "step-0000000010-1step.png").size[0] > 10 * 40
@@ -72,9 +76,16 @@ def test_the_consistency_error_is_what_its_definition_says(root):
 
 
 def test_figures_do_not_depend_on_the_runs_seed_steps_or_curriculum(root, glance):
-    """Same weights (they follow from the run's name), another seed, N(k) and batch: the same figures to the last digit."""
-    settings = {"run": {"root": str(root / "other"), "name": "ct", "seed": 5}, "curriculum": {"kind": "paper", "s1": 20}}
-    run = make_run(root / "other", "ct", root / "data", train=QUICK | {"global_batch": 16, "micro_batch": 4}, **settings)
+    """Same weights (they follow from the run's name), another seed, N(k) and batch: the same figures to the last
+    digit.
+    """
+    settings = {
+        "run": {"root": str(root / "other"), "name": "ct", "seed": 5},
+        "curriculum": {"kind": "paper", "s1": 20},
+    }
+    run = make_run(
+        root / "other", "ct", root / "data", train=QUICK | {"global_batch": 16, "micro_batch": 4}, **settings
+    )
     call(glance.main, untracked(run), "--checkpoint", 10)
     assert record(run)["values"] == record(root / "ct")["values"]
 
@@ -105,7 +116,13 @@ def test_without_an_extractor_validation_is_there_and_quality_needs_inception(ro
     assert "no quality at a glance: the data set has no extractor of its own, and evaluation" in capsys.readouterr().out
     assert record(run)["values"]["consistency_error"] > 0
     weights = write(root / "inception.pt")
-    run = make_run(root, "inception-run", data, evaluation={"inception": weights}, train=QUICK | {"precision": "fp32", "ema": [0.9]})
+    run = make_run(
+        root,
+        "inception-run",
+        data,
+        evaluation={"inception": weights},
+        train=QUICK | {"precision": "fp32", "ema": [0.9]},
+    )
     call(glance.main, untracked(run), "--checkpoint", 10)
     (found,) = (json.loads(path.read_text()) for path in (run / "evaluations").glob("*.json"))
     assert list(found["metrics"]) == ["kid_1step"] and found["protocol"]["n"] == 256

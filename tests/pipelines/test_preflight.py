@@ -34,7 +34,9 @@ def test_a_run_that_can_start(tmp_path: Path, digits: str) -> None:
 def test_each_failure_is_a_line(tmp_path: Path, digits: str) -> None:
     (tmp_path / "file").touch()
     text = SMALL.replace("objective: denoising", "objective: consistency_distillation\nteacher: nowhere\ninit: teacher")
-    codes, lines = preflight(tmp_path, write_config(tmp_path, f"{tmp_path}/nodata", text), f"run.root={tmp_path}/file", gpus=4)
+    codes, lines = preflight(
+        tmp_path, write_config(tmp_path, f"{tmp_path}/nodata", text), f"run.root={tmp_path}/file", gpus=4
+    )
     assert codes == [2, 2]
     assert len(lines) == 5, lines  # one for each; devices are each rank's own
     assert all(line.startswith("preflight: node7: ") for line in lines)
@@ -74,7 +76,9 @@ def test_a_lost_gpu_may_be_another_node_next_time(tmp_path: Path, digits: str) -
 
 def test_weights_and_starts_that_are_not_there(tmp_path: Path, digits: str) -> None:
     text = SMALL.replace("objective: denoising", "objective: consistency_distillation")
-    text = text.replace("tracking:", "loss: {distance: lpips, lpips_weights: nowhere/vgg.pth}\nteacher: nowhere/edm.pt\ntracking:")
+    text = text.replace(
+        "tracking:", "loss: {distance: lpips, lpips_weights: nowhere/vgg.pth}\nteacher: nowhere/edm.pt\ntracking:"
+    )
     text = text.replace("channels: 1, classes: 10", "channels: 3")
     config = configuration.load(write_config(tmp_path, digits, text), [])
     with pytest.raises(ValueError, match=r"teacher nowhere/edm.pt is not there"):
@@ -83,15 +87,21 @@ def test_weights_and_starts_that_are_not_there(tmp_path: Path, digits: str) -> N
         build.check_weights(config.model_copy(update={"teacher": "exact"}), str(tmp_path / "run"), "auto")
     with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):
         build.check_weights(
-            config.model_copy(update={"teacher": "exact", "init": "nowhere/init.safetensors"}), str(tmp_path / "run"), "auto"
+            config.model_copy(update={"teacher": "exact", "init": "nowhere/init.safetensors"}),
+            str(tmp_path / "run"),
+            "auto",
         )
 
 
 def test_what_a_run_does_not_use_is_not_missed(tmp_path: Path, digits: str) -> None:
     config = configuration.load(write_config(tmp_path, digits), [])
     loss = config.loss.model_copy(update={"lpips_weights": "nowhere/vgg.pth"})
-    build.check_weights(config.model_copy(update={"teacher": "nowhere/edm.pt", "loss": loss}), str(tmp_path / "run"), "auto")
-    training = config.model_copy(update={"objective": "consistency_training", "teacher": "nowhere/edm.pt", "init": "teacher"})
+    build.check_weights(
+        config.model_copy(update={"teacher": "nowhere/edm.pt", "loss": loss}), str(tmp_path / "run"), "auto"
+    )
+    training = config.model_copy(
+        update={"objective": "consistency_training", "teacher": "nowhere/edm.pt", "init": "teacher"}
+    )
     with pytest.raises(ValueError, match=r"teacher nowhere/edm.pt is not there"):
         build.check_weights(training, str(tmp_path / "run"), "auto")
     storage.write(f"{tmp_path}/run/run.json", b"{}")
@@ -109,7 +119,9 @@ def test_a_teacher_of_the_wrong_kind_is_found_before_anything_starts(tmp_path: P
 
 
 def test_a_run_that_has_begun_needs_its_start_no_more(tmp_path: Path, digits: str) -> None:
-    config = configuration.load(write_config(tmp_path, digits), []).model_copy(update={"init": "nowhere/init.safetensors"})
+    config = configuration.load(write_config(tmp_path, digits), []).model_copy(
+        update={"init": "nowhere/init.safetensors"}
+    )
     with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):
         build.check_weights(config, str(tmp_path / "run"), "none")
     build.check_weights(config, str(tmp_path / "run"), "s3://bucket/another")

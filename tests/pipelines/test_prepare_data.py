@@ -82,7 +82,9 @@ def test_a_kill_leaves_nothing_that_looks_finished_and_a_rerun_gives_the_same_by
     assert len(workers) == 3 and not psutil.wait_procs(workers, timeout=10)[1]
     names = {p.name for p in out.iterdir()}
     assert "preparing.json" in names and "shard-000079.tar" not in names and "index.json" not in names
-    with pytest.raises(DataError, match=r"^the preparation of .*out was not finished; run pipelines/prepare_data\.py again$"):
+    with pytest.raises(
+        DataError, match=r"^the preparation of .*out was not finished; run pipelines/prepare_data\.py again$"
+    ):
         open_dataset(str(out))
     finished = {path.name.replace(".npz", ".tar") for path in out.glob("preparing/shard-*.npz")}
     before = {name: (out / name).stat().st_mtime_ns for name in finished}
@@ -97,7 +99,21 @@ def test_a_kill_leaves_nothing_that_looks_finished_and_a_rerun_gives_the_same_by
 def half(prepare_data, pictures, out, *options):
     """The first of two parts."""
     prepare_data.main(
-        ["folder", str(pictures), "--size", "8", "--per-shard", "50", "--workers", "1", "--part", "1/2", *options, "--out", str(out)]
+        [
+            "folder",
+            str(pictures),
+            "--size",
+            "8",
+            "--per-shard",
+            "50",
+            "--workers",
+            "1",
+            "--part",
+            "1/2",
+            *options,
+            "--out",
+            str(out),
+        ]
     )
 
 
@@ -108,7 +124,8 @@ def test_parts_in_any_order_give_the_bytes_of_one_run(prepare_data, pictures, tm
     for part in ("3/3", "1/3"):
         prepare_data.main([*arguments, str(parts), "--part", part])
     with pytest.raises(
-        DataError, match=r"^3 of 8 shards of .*parts are not finished, e\.g\. shard-000001\.tar: run the parts that write them$"
+        DataError,
+        match=r"^3 of 8 shards of .*parts are not finished, e\.g\. shard-000001\.tar: run the parts that write them$",
     ):
         prepare_data.main([*arguments, str(parts), "--finish"])
     assert not (parts / "index.json").exists()
@@ -138,7 +155,8 @@ def test_a_half_prepared_folder_refuses_another_source_and_other_options(prepare
     half(prepare_data, pictures, out)
     before = contents(out / "preparing")
     with pytest.raises(
-        DataError, match=r"of another source or with other options \(encoding: 'webp' there, 'png' now; .* repeat it with those"
+        DataError,
+        match=r"of another source or with other options \(encoding: 'webp' there, 'png' now; .* repeat it with those",
     ):
         half(prepare_data, pictures, out, "--format", "png")
     with pytest.raises(DataError, match=r"\(per_shard: 50 there, 40 now\)"):
@@ -147,7 +165,9 @@ def test_a_half_prepared_folder_refuses_another_source_and_other_options(prepare
     with pytest.raises(DataError, match=r"with other options \(count: 400 there, 401 now\)"):
         half(prepare_data, pictures, out)
     (pictures / "0" / "396.png").unlink()
-    with pytest.raises(DataError, match=r"another source or with other options \(the source's files or labels have changed\)"):
+    with pytest.raises(
+        DataError, match=r"another source or with other options \(the source's files or labels have changed\)"
+    ):
         half(prepare_data, pictures, out)
     assert before == contents(out / "preparing")
 
@@ -168,7 +188,9 @@ def test_finished_shards_are_written_again_only_if_they_are_damaged(prepare_data
     assert shards[0].stat().st_mtime_ns == times[shards[0]]
     assert all(path.stat().st_mtime_ns > times[path] for path in shards[1:])
     for target in (out, whole):
-        prepare_data.main(["folder", str(pictures), "--size", "8", "--per-shard", "50", "--workers", "1", "--out", str(target)])
+        prepare_data.main(
+            ["folder", str(pictures), "--size", "8", "--per-shard", "50", "--workers", "1", "--out", str(target)]
+        )
     assert contents(out) == contents(whole)
 
 
@@ -182,12 +204,16 @@ def test_bad_images_are_left_out_named_and_limited(prepare_data, pictures, tmp_p
     spoil(pictures, "0/3.png", "1/100.png", "2/398.png")
     arguments = ["folder", str(pictures), "--size", "8", "--per-shard", "50"]
     with pytest.raises(
-        DataError, match=r"png is not a readable image \(.*\) \(1 unreadable images by now, 0 allowed: see .*/unreadable\.txt, and"
+        DataError,
+        match=r"png is not a readable image \(.*\) "
+        r"\(1 unreadable images by now, 0 allowed: see .*/unreadable\.txt, and",
     ):
         prepare_data.main([*arguments, "--workers", "2", "--out", str(tmp_path / "strict")])
     assert (tmp_path / "strict" / "unreadable.txt").read_text().count("\n") == 1
     with pytest.raises(DataError, match=r"3 unreadable images by now, 2 allowed"):
-        prepare_data.main([*arguments, "--workers", "1", "--max-bad", "2", "--out", str(tmp_path / "strict")])  # more may be allowed later
+        prepare_data.main(
+            [*arguments, "--workers", "1", "--max-bad", "2", "--out", str(tmp_path / "strict")]
+        )  # more may be allowed later
     assert (tmp_path / "strict" / "unreadable.txt").read_text().count("is not a readable image") == 3
     assert not (tmp_path / "strict" / "index.json").exists()
     outs = [tmp_path / "strict", tmp_path / "two", tmp_path / "parts"]
@@ -203,7 +229,9 @@ def test_bad_images_are_left_out_named_and_limited(prepare_data, pictures, tmp_p
     assert contents(outs[0]) == contents(outs[1]) == contents(outs[2])
     report = (outs[0] / "unreadable.txt").read_text().splitlines()
     files = sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.png"))
-    assert [line.partition("\t")[0] for line in report] == [str(files.index(name)) for name in ("0/3.png", "1/100.png", "2/398.png")]
+    assert [line.partition("\t")[0] for line in report] == [
+        str(files.index(name)) for name in ("0/3.png", "1/100.png", "2/398.png")
+    ]
     assert all(name in line for name, line in zip(("0/3.png", "1/100.png", "2/398.png"), report, strict=True))
     dataset = open_dataset(str(outs[0]))
     assert len(dataset) == 397 and sum(dataset.counts) == 397 and set(dataset.counts) <= {50, 49, 48, 47}
@@ -216,16 +244,24 @@ def test_bad_images_are_left_out_named_and_limited(prepare_data, pictures, tmp_p
 @pytest.mark.parametrize("encoding", ["png", "webp", "raw", "jpg"])
 def test_every_format_is_read_by_the_reader_and_indexed_again(prepare_data, pictures, tmp_path, encoding):
     out = tmp_path / "out"
-    prepare_data.main(["folder", str(pictures), "--size", "8", "--format", encoding, "--workers", "1", "--out", str(out)])
+    prepare_data.main(
+        ["folder", str(pictures), "--size", "8", "--format", encoding, "--workers", "1", "--out", str(out)]
+    )
     dataset = open_dataset(str(out))
     files = sorted(pictures.rglob("*.png"), key=lambda path: path.parts)
     for i in range(0, 400, 37):
         want = cropped(files[int(dataset.key(i))].read_bytes(), 8)
-        assert np.array_equal(dataset.image(i), want) if encoding != "jpg" else np.abs(dataset.image(i).astype(int) - want).mean() < 8
+        assert (
+            np.array_equal(dataset.image(i), want)
+            if encoding != "jpg"
+            else np.abs(dataset.image(i).astype(int) - want).mean() < 8
+        )
     assert dataset.labels([0]).item() == int(files[int(dataset.key(0))].parent.name)
     assert ("JPEG of quality 95 (lossy)" in dataset.index["transform"]) == (encoding == "jpg")
     order = Order(dataset.counts, seed=0)
-    with contextlib.closing(micro_batches(open_dataset(str(out), memory=0), order, 8, iter([3]), seed=0, workers=1)) as batches:
+    with contextlib.closing(
+        micro_batches(open_dataset(str(out), memory=0), order, 8, iter([3]), seed=0, workers=1)
+    ) as batches:
         batch = next(batches)
     assert torch.equal(((batch.images + 1) * 127.5).round().to(torch.uint8), dataset.images(batch.ids))
     want = dataset.images(range(400))
@@ -235,12 +271,25 @@ def test_every_format_is_read_by_the_reader_and_indexed_again(prepare_data, pict
 
 
 def test_one_shuffle_over_all_images_that_every_source_shares(prepare_data, pictures, tmp_path):
-    prepare_data.main(["folder", str(pictures), "--size", "8", "--per-shard", "50", "--workers", "2", "--out", str(tmp_path / "a")])
+    prepare_data.main(
+        ["folder", str(pictures), "--size", "8", "--per-shard", "50", "--workers", "2", "--out", str(tmp_path / "a")]
+    )
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
         for path in pictures.rglob("*.png"):
             archive.write(path, path.relative_to(pictures))
     prepare_data.main(
-        ["zip", str(tmp_path / "pictures.zip"), "--size", "8", "--per-shard", "50", "--workers", "2", "--out", str(tmp_path / "b")]
+        [
+            "zip",
+            str(tmp_path / "pictures.zip"),
+            "--size",
+            "8",
+            "--per-shard",
+            "50",
+            "--workers",
+            "2",
+            "--out",
+            str(tmp_path / "b"),
+        ]
     )
     a, b = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert {name: data for name, data in a.items() if name != "index.json"} == {
@@ -262,7 +311,9 @@ def test_any_file_name_fits_into_the_report(prepare_data, pictures, tmp_path):
     names = ["0/\udcff.png", "1/a\nb.png", "2/\tc.png"]  # not UTF-8; a line and a column of its own
     for name in names:
         (pictures / name).write_bytes(b"")
-    prepare_data.main(["folder", str(pictures), "--size", "8", "--max-bad", "3", "--workers", "1", "--out", str(tmp_path / "out")])
+    prepare_data.main(
+        ["folder", str(pictures), "--size", "8", "--max-bad", "3", "--workers", "1", "--out", str(tmp_path / "out")]
+    )
     report = (tmp_path / "out" / "unreadable.txt").read_text().splitlines()
     assert len(report) == 3 and all(line.count("\t") == 1 for line in report)
     assert [r"0/\udcff.png" in report[0], r"1/a\nb.png" in report[1], r"2/\tc.png" in report[2]] == [True] * 3
@@ -270,14 +321,30 @@ def test_any_file_name_fits_into_the_report(prepare_data, pictures, tmp_path):
 
 def test_parts_that_are_refused_add_to_one_report(prepare_data, pictures, tmp_path):
     spoil(pictures, *(str(path.relative_to(pictures)) for path in pictures.rglob("*.png")))
-    arguments = ["folder", str(pictures), "--size", "8", "--per-shard", "50", "--workers", "3", "--out", str(tmp_path / "out"), "--part"]
+    arguments = [
+        "folder",
+        str(pictures),
+        "--size",
+        "8",
+        "--per-shard",
+        "50",
+        "--workers",
+        "3",
+        "--out",
+        str(tmp_path / "out"),
+        "--part",
+    ]
     named = []
     for part in ("1/2", "2/2", "1/2"):
-        with pytest.raises(DataError, match=r"unreadable images by now, 0 allowed: see .*/unreadable\.txt, and --max-bad\)$") as caught:
+        with pytest.raises(
+            DataError, match=r"unreadable images by now, 0 allowed: see .*/unreadable\.txt, and --max-bad\)$"
+        ) as caught:
             prepare_data.main([*arguments, part])
         named.append(str(caught.value).partition(" is not")[0])
     report = (tmp_path / "out" / "unreadable.txt").read_text().splitlines()
-    assert all(sum(f"\t{name} " in line for line in report) == 1 for name in set(named)) and len(report) == len(set(named))
+    assert all(sum(f"\t{name} " in line for line in report) == 1 for name in set(named)) and len(report) == len(
+        set(named)
+    )
     assert report == sorted(report, key=lambda line: int(line.partition("\t")[0]))
 
 
@@ -309,7 +376,19 @@ def test_a_shard_without_a_readable_image_is_tried_again(prepare_data, pictures,
 
 
 def test_shards_without_a_readable_image_are_left_out(prepare_data, pictures, tmp_path):
-    arguments = ["folder", str(pictures), "--size", "8", "--per-shard", "1", "--workers", "2", "--max-bad", "400", "--out"]
+    arguments = [
+        "folder",
+        str(pictures),
+        "--size",
+        "8",
+        "--per-shard",
+        "1",
+        "--workers",
+        "2",
+        "--max-bad",
+        "400",
+        "--out",
+    ]
     spoil(pictures, "0/3.png", "2/398.png")
     prepare_data.main([*arguments, str(tmp_path / "out")])
     dataset = open_dataset(str(tmp_path / "out"))
@@ -317,7 +396,9 @@ def test_shards_without_a_readable_image_are_left_out(prepare_data, pictures, tm
     assert dataset.labels(range(398)).bincount().tolist() == [133, 133, 132]
     spoil(pictures, *(str(path.relative_to(pictures)) for path in pictures.rglob("*.png")))
     for _ in range(2):  # what the records of finished shards say is the same
-        with pytest.raises(DataError, match=r"^none of the 400 images of pictures could be read: see .*/unreadable\.txt$"):
+        with pytest.raises(
+            DataError, match=r"^none of the 400 images of pictures could be read: see .*/unreadable\.txt$"
+        ):
             prepare_data.main([*arguments, str(tmp_path / "none")])
     assert not (tmp_path / "none" / "index.json").exists()
     assert len((tmp_path / "none" / "unreadable.txt").read_text().splitlines()) == 400
@@ -346,11 +427,15 @@ def test_a_finished_folder_is_looked_at_before_it_is_called_prepared(prepare_dat
     shard, index = out / "shard-000001.tar", out / "index.json"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-512])
-    with pytest.raises(DataError, match=r"out was prepared, but is damaged: shard .*000001\.tar is truncated: .*; restore it, or remove"):
+    with pytest.raises(
+        DataError,
+        match=r"out was prepared, but is damaged: shard .*000001\.tar is truncated: .*; restore it, or remove",
+    ):
         prepare_data.main(arguments)
     shard.unlink()
     with pytest.raises(
-        DataError, match=r"is damaged: shard .*000001\.tar is missing; restore it, or remove the folder and prepare it again$"
+        DataError,
+        match=r"is damaged: shard .*000001\.tar is missing; restore it, or remove the folder and prepare it again$",
     ):
         prepare_data.main(arguments)
     shard.write_bytes(whole)
@@ -363,7 +448,18 @@ def test_a_finished_folder_is_looked_at_before_it_is_called_prepared(prepare_dat
 
 @pytest.mark.parametrize("faster", ["before the shards", "before the index"])
 def test_the_same_command_twice_at_once_does_no_harm(prepare_data, pictures, tmp_path, monkeypatch, capsys, faster):
-    arguments = ["folder", str(pictures), "--size", "8", "--per-shard", "50", "--workers", "1", "--out", str(tmp_path / "out")]
+    arguments = [
+        "folder",
+        str(pictures),
+        "--size",
+        "8",
+        "--per-shard",
+        "50",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     write_shards = prepare_data.write_shards
 
     def slow(*positional, **named):  # the other one comes to its end first
@@ -409,11 +505,20 @@ def test_shards_are_indexed_in_place(prepare_data, pictures, tmp_path):
         (["digits"], "the following arguments are required: --out"),
         (["digits", "--out", "x", "--size", "3"], "unrecognized arguments: --size 3"),
         (["folder", "x", "--out", "y", "--size", "0"], "--per-shard and --size must be 1 or more"),
-        (["folder", "x", "--out", "y", "--part", "0/3"], r"--part 0/3: K/N with K from 1 to N is needed, e\.g\. --part 3/8"),
+        (
+            ["folder", "x", "--out", "y", "--part", "0/3"],
+            r"--part 0/3: K/N with K from 1 to N is needed, e\.g\. --part 3/8",
+        ),
         (["folder", "x", "--out", "y", "--part", "4/3"], "--part 4/3: K/N with K from 1 to N is needed"),
-        (["folder", "x", "--out", "y", "--part", "1/3", "--finish"], "--finish comes after all parts: give it or --part"),
+        (
+            ["folder", "x", "--out", "y", "--part", "1/3", "--finish"],
+            "--finish comes after all parts: give it or --part",
+        ),
         (["folder", "x", "--out", "y", "--enlarge"], "--enlarge needs --size"),
-        (["lsun", "x", "--out", "y", "--workers", "0"], "--workers must be 1 or more, --max-bad 0 or more, --quality 1 to 100"),
+        (
+            ["lsun", "x", "--out", "y", "--workers", "0"],
+            "--workers must be 1 or more, --max-bad 0 or more, --quality 1 to 100",
+        ),
         (["lsun", "x", "--out", "y", "--format", "gif"], "invalid choice: 'gif'"),
         (["lsun", "x", "--out", ""], "argument --out: it is empty; a path is needed"),
         (["lsun", " ", "--out", "y"], "argument path: it is empty; a path is needed"),
@@ -435,16 +540,27 @@ def test_a_wrong_command_line_is_one_sentence(prepare_data, arguments, sentence)
 @pytest.mark.parametrize("place", ["a file", "below a file", "not to be written to"])
 def test_an_out_that_cannot_be_is_one_sentence(pictures, tmp_path, place):
     (tmp_path / "file").write_text("mine")
-    out = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "out", "not to be written to": "/proc/out"}[place]
-    done = subprocess.run([sys.executable, str(SCRIPT), "folder", str(pictures), "--out", str(out)], capture_output=True, text=True)
+    out = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "out", "not to be written to": "/proc/out"}[
+        place
+    ]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "folder", str(pictures), "--out", str(out)], capture_output=True, text=True
+    )
     lines = [line for line in done.stderr.splitlines() if not line.startswith("pictures -> ")]
-    assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith(f"error: {str(out)[:5]}") and "--debug" not in lines[0]
+    assert (
+        done.returncode == 1
+        and len(lines) == 1
+        and lines[0].startswith(f"error: {str(out)[:5]}")
+        and "--debug" not in lines[0]
+    )
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_errors_have_no_traceback(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "folder", str(tmp_path), "--out", str(tmp_path / "o")], capture_output=True, text=True
+        [sys.executable, str(SCRIPT), "folder", str(tmp_path), "--out", str(tmp_path / "o")],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -16,7 +16,9 @@ from cmdist.errors import DataError
 
 @pytest.fixture
 def prepare_data():
-    spec = importlib.util.spec_from_file_location("prepare_data", Path(__file__).parents[2] / "pipelines" / "prepare_data.py")
+    spec = importlib.util.spec_from_file_location(
+        "prepare_data", Path(__file__).parents[2] / "pipelines" / "prepare_data.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -33,8 +35,13 @@ def lsun(path):
 
 
 def imagenet(path):
-    files = {f"n{s:08d}": {f"n{s:08d}_{i}.JPEG": encoded(photo(s + i, 100 + i, 80)) for i in range(3)} for s in (20, 10)}
-    inner = [(f"{synset}.tar", tar_of(path / f"{synset}.tar", members.items()).read_bytes()) for synset, members in files.items()]
+    files = {
+        f"n{s:08d}": {f"n{s:08d}_{i}.JPEG": encoded(photo(s + i, 100 + i, 80)) for i in range(3)} for s in (20, 10)
+    }
+    inner = [
+        (f"{synset}.tar", tar_of(path / f"{synset}.tar", members.items()).read_bytes())
+        for synset, members in files.items()
+    ]
     images = [cropped(files[synset][name], 64) for synset in sorted(files) for name in sorted(files[synset])]
     return [tar_of(path / "train.tar", inner), "--synsets", "2"], images, [0, 0, 0, 1, 1, 1]
 
@@ -43,7 +50,11 @@ def imagenet64(path):
     rows, labels = np.random.default_rng(0).integers(0, 256, (6, 12288), np.uint8), np.array([1, 1000, 3, 3, 7, 2])
     np.savez(path / "train_data_batch_1.npz", data=rows[:4], labels=labels[:4], mean=np.zeros(12288))
     np.savez_compressed(path / "train_data_batch_2.npz", data=rows[4:], labels=labels[4:], mean=np.zeros(12288))
-    return [path, "--batches", "2"], [np.stack([row[:4096], row[4096:8192], row[8192:]], -1).reshape(64, 64, 3) for row in rows], labels - 1
+    return (
+        [path, "--batches", "2"],
+        [np.stack([row[:4096], row[4096:8192], row[8192:]], -1).reshape(64, 64, 3) for row in rows],
+        labels - 1,
+    )
 
 
 def cifar10(path):
@@ -57,7 +68,9 @@ def cifar10(path):
 
 @pytest.mark.parametrize("source", [lsun, imagenet, imagenet64, cifar10])
 def test_what_the_reader_gives_is_what_the_published_files_hold(prepare_data, tmp_path, monkeypatch, source):
-    monkeypatch.setattr(prepare_data, "cifar10", functools.partial(prepare_data.cifar10, records=50))  # the published files have 10,000
+    monkeypatch.setattr(
+        prepare_data, "cifar10", functools.partial(prepare_data.cifar10, records=50)
+    )  # the published files have 10,000
     (tmp_path / "in").mkdir()
     arguments, images, labels = source(tmp_path / "in")
     command = [source.__name__, *map(str, arguments), "--workers", "2", "--per-shard", "2", "--out"]
@@ -67,7 +80,9 @@ def test_what_the_reader_gives_is_what_the_published_files_hold(prepare_data, tm
     for i in range(len(dataset)):
         assert np.array_equal(dataset.image(i), images[int(dataset.key(i))])
     if labels is not None:
-        assert dataset.labels(range(len(dataset))).tolist() == [labels[int(dataset.key(i))] for i in range(len(dataset))]
+        assert dataset.labels(range(len(dataset))).tolist() == [
+            labels[int(dataset.key(i))] for i in range(len(dataset))
+        ]
     assert dataset.labelled == (labels is not None)
     with pytest.raises(DataError, match="was prepared with other arguments"):
         prepare_data.main([*command, str(tmp_path / "out"), "--format", "png"])

@@ -7,10 +7,23 @@ from cmdist.report.comparison import Row, make_rows
 
 
 def child(
-    parent: str, metrics: dict[str, float], step: int = 10, protocol: str = "p", n: int = 5000, start: int = 0, **more: str
+    parent: str,
+    metrics: dict[str, float],
+    step: int = 10,
+    protocol: str = "p",
+    n: int = 5000,
+    start: int = 0,
+    **more: str,
 ) -> dict[str, Any]:
     params = {"protocol_id": protocol, "protocol.n": str(n), "sampling.ema": "0.9", **more}
-    return {"parent": parent, "status": "FINISHED", "tags": {"step": str(step)}, "start": start, "metrics": metrics, "params": params}
+    return {
+        "parent": parent,
+        "status": "FINISHED",
+        "tags": {"step": str(step)},
+        "start": start,
+        "metrics": metrics,
+        "params": params,
+    }
 
 
 def run(name: str, **params: str) -> dict[str, Any]:
@@ -49,7 +62,8 @@ def test_any_metric_has_a_column_in_a_fixed_order():
     }
     found = rows(child("a", metrics))
     assert titles(found) == [
-        "FD one-step", "FD many-step", "FID one-step", "FID two-step", "FD DINOv2 4-step", "KID one-step", "recall one-step",
+        "FD one-step", "FD many-step", "FID one-step", "FID two-step", "FD DINOv2 4-step", "KID one-step",
+        "recall one-step",
     ]  # fmt: skip
     assert found[0].newest("kid_1step").text == "0.001" and found[0].newest("fid_1step").text == "3.00"
 

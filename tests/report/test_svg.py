@@ -3,14 +3,44 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from cmdist.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Series, changes, chart, jumps, linear_ticks, log_ticks, short, thin
+from cmdist.report.svg import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    WIDTH,
+    Series,
+    changes,
+    chart,
+    jumps,
+    linear_ticks,
+    log_ticks,
+    short,
+    thin,
+)
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        *[(0, "0"), (0.25, "0.25"), (14.62, "14.6"), (465.4, "465"), (1250, "1250"), (12500, "12.5k"), (800000, "800k"), (3.2e6, "3.2M")],
-        *[(3.1e-4, "0.00031"), (2e-5, "2e-5"), (-1.5e-6, "-1.5e-6"), (1.2e9, "1.2G"), (999999, "1M"), (float("nan"), "not finite")],
+        *[
+            (0, "0"),
+            (0.25, "0.25"),
+            (14.62, "14.6"),
+            (465.4, "465"),
+            (1250, "1250"),
+            (12500, "12.5k"),
+            (800000, "800k"),
+            (3.2e6, "3.2M"),
+        ],
+        *[
+            (3.1e-4, "0.00031"),
+            (2e-5, "2e-5"),
+            (-1.5e-6, "-1.5e-6"),
+            (1.2e9, "1.2G"),
+            (999999, "1M"),
+            (float("nan"), "not finite"),
+        ],
     ],
 )
 def test_short(value, text):
@@ -69,7 +99,9 @@ def test_what_cannot_be_drawn_is_left_out():
     assert len(found) == 2
 
 
-@pytest.mark.parametrize("points", [[(5, 3.0)], [(1, 2.0), (2, 2.0)], [(0, 0.0), (1, 0.0)], [(1, -5.0), (2, 5.0)], [(3, 1e-9), (4, 2e-9)]])
+@pytest.mark.parametrize(
+    "points", [[(5, 3.0)], [(1, 2.0), (2, 2.0)], [(0, 0.0), (1, 0.0)], [(1, -5.0), (2, 5.0)], [(3, 1e-9), (4, 2e-9)]]
+)
 @pytest.mark.parametrize("log", [False, True])
 def test_everything_stays_inside_the_drawing(points, log):
     svg = chart("t", [Series("a", 3, points)], "x", y_log=log)

@@ -1,4 +1,6 @@
-"""Ceph's own S3 gateway on loopback: one monitor, one OSD that keeps its data in a sparse file, one radosgw, all below one folder."""
+"""Ceph's own S3 gateway on loopback: one monitor, one OSD that keeps its data in a sparse file, one radosgw, all below
+one folder.
+"""
 
 import os
 import shutil
@@ -104,7 +106,9 @@ class Ceph:
 
     def daemon(self, program: str, *arguments: str) -> "subprocess.Popen[bytes]":
         with open(self.root / "log" / f"{program}.out", "ab") as log:
-            self.daemons.append(subprocess.Popen([program, "-c", self.conf, *arguments], stdout=log, stderr=log, env=self.environment()))
+            self.daemons.append(
+                subprocess.Popen([program, "-c", self.conf, *arguments], stdout=log, stderr=log, env=self.environment())
+            )
         return self.daemons[-1]
 
     def environment(self) -> dict[str, str]:
@@ -112,7 +116,9 @@ class Ceph:
 
     def run(self, program: str, *arguments: str, timeout: float = 60) -> str:
         own = [] if program in ("ceph-authtool", "monmaptool") else ["-c", str(self.conf)]
-        done = subprocess.run([program, *own, *arguments], capture_output=True, text=True, timeout=timeout, env=self.environment())
+        done = subprocess.run(
+            [program, *own, *arguments], capture_output=True, text=True, timeout=timeout, env=self.environment()
+        )
         assert done.returncode == 0, f"{program} {' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
@@ -129,5 +135,7 @@ class Ceph:
     def __enter__(self) -> "Ceph":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.kill()

@@ -1,4 +1,6 @@
-"""A small proxy before a server that spoils some of the requests: throttled, failed, cut off, stalled, with a wrong byte."""
+"""A small proxy before a server that spoils some of the requests: throttled, failed, cut off, stalled, with a wrong
+byte.
+"""
 
 import random
 import re
@@ -13,7 +15,11 @@ from ranks import free_port
 ANSWERS = {
     "throttled": (503, "SlowDown", "Please reduce your request rate."),
     "failed": (500, "InternalError", "We encountered an internal error. Please try again."),
-    "skewed": (403, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large."),
+    "skewed": (
+        403,
+        "RequestTimeTooSkewed",
+        "The difference between the request time and the current time is too large.",
+    ),
     "denied": (403, "AccessDenied", "Access Denied"),
     "gone": (404, "NoSuchBucket", "The specified bucket does not exist"),
 }
@@ -22,7 +28,9 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class FaultProxy:
-    """Passes requests on, one for each connection. `kind` of fault is done to a share `rate` of them; `count` of what was done."""
+    """Passes requests on, one for each connection. `kind` of fault is done to a share `rate` of them; `count` of what
+    was done.
+    """
 
     def __init__(self, upstream: int, seed: int = 0) -> None:
         self.upstream, self.kind, self.rate = upstream, "", 0.0
@@ -73,7 +81,9 @@ class FaultProxy:
             text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
             text = b"" if line.startswith("HEAD") else text
             self.count[self.kind] += 1
-            client.sendall(f"HTTP/1.1 {status} {code}\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n".encode() + text)
+            client.sendall(
+                f"HTTP/1.1 {status} {code}\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n".encode() + text
+            )
             return
         whole_object = "?" not in line or "partNumber" in line  # not a listing, which only TLS protects
         if spoil and self.kind == "flipped" and line.startswith("PUT") and body and whole_object:

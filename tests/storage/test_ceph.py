@@ -1,4 +1,6 @@
-"""On Ceph's radosgw, a store with conditional puts and durable writes: one attempt of many, no commit after a takeover, nothing lost."""
+"""On Ceph's radosgw, a store with conditional puts and durable writes: one attempt of many, no commit after a takeover,
+nothing lost.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -20,7 +22,9 @@ from cmdist.system.distributed import World
 from cmdist.train import resume
 from servers import environment
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)}: apt-get install radosgw ceph-mon ceph-osd")
+pytestmark = pytest.mark.skipif(
+    bool(MISSING), reason=f"no {', '.join(MISSING)}: apt-get install radosgw ceph-mon ceph-osd"
+)
 LAYOUT = Layout.make([("w", (1000,))])
 
 
@@ -85,7 +89,9 @@ def snapshot(step: int) -> Snapshot:
 
 
 def test_a_takeover_and_what_a_power_cut_leaves(run: str, cluster: Ceph) -> None:
-    """All daemons are killed without warning while a checkpoint is written: what was committed before is there, whole."""
+    """All daemons are killed without warning while a checkpoint is written: what was committed before is there,
+    whole.
+    """
     with attempt_at(run, World()) as first:
         first.begin(0)
         saver = Saver(run, "id", LAYOUT, World(), attempt=first, keep=Keep(2), max_missed=9)

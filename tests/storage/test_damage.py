@@ -1,4 +1,6 @@
-"""Whatever has happened to a run folder: the newest sound checkpoint is taken, the damaged one is named and stays, nothing starts over."""
+"""Whatever has happened to a run folder: the newest sound checkpoint is taken, the damaged one is named and stays,
+nothing starts over.
+"""
 
 import errno
 import json
@@ -87,7 +89,11 @@ def test_a_damaged_newest_is_set_aside(
     assert found is not None and found.step == 10
     assert torch.equal(found.read_state("master", 0, 300), torch.arange(300.0) + 10)
     warning = capsys.readouterr().err
-    assert re.search(says, warning) and "it is set aside, and the one before is looked at" in warning and "-0001" in warning
+    assert (
+        re.search(says, warning)
+        and "it is set aside, and the one before is looked at" in warning
+        and "-0001" in warning
+    )
     assert damage is None or storage.exists(url), "set aside, not deleted"
     assert checkpoint.steps(root) == [10]
     again = find(root)
@@ -98,13 +104,21 @@ def test_if_all_are_damaged_nothing_starts_over(root: str) -> None:
     make(root, 10)
     storage.write(f"{checkpoint.folder(root, 10, 1)}/COMMIT", b"")
     for _ in range(2):  # nor at the second try
-        with pytest.raises(CheckpointError, match="committed checkpoints, but none that can be continued .* the run is not started over"):
+        with pytest.raises(
+            CheckpointError,
+            match="committed checkpoints, but none that can be continued .* the run is not started over",
+        ):
             find(root)
 
 
 def test_foreign_files_and_what_was_never_finished_do_no_harm(root: str) -> None:
     make(root, 10)
-    for name in ("notes.txt", "step-abc/COMMIT", "step-0000000030/slices-00000-of-00001.safetensors", "step-0000000040-0001/.COMMIT.tmp"):
+    for name in (
+        "notes.txt",
+        "step-abc/COMMIT",
+        "step-0000000030/slices-00000-of-00001.safetensors",
+        "step-0000000040-0001/.COMMIT.tmp",
+    ):
         storage.write(f"{root}/checkpoints/{name}", b"mine")
     storage.write(f"{checkpoint.folder(root, 10, 1)}/also-mine.txt", b"mine")
     storage.write(f"{root}/attempts/README", b"mine")
@@ -139,7 +153,9 @@ def test_a_url_is_where_a_new_run_starts_and_its_own_checkpoints_come_first(root
 
 
 def test_the_bucket_was_deleted(s3: str) -> None:
-    with pytest.raises(LookupFailed, match="could not look for checkpoints in s3://gone/run: .*the bucket does not exist") as error:
+    with pytest.raises(
+        LookupFailed, match="could not look for checkpoints in s3://gone/run: .*the bucket does not exist"
+    ) as error:
         find("s3://gone/run")
     assert error.value.exit_code == 3
 
@@ -161,7 +177,9 @@ def save(saver: Saver, step: int, last: bool = False, numbers: int = 300) -> boo
 def test_a_full_disk_misses_checkpoints_and_then_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], when: str
 ) -> None:
-    """A system may say so only when the bytes are to go to the disk; a limit is the system's own word (a real disk: test_training.py)."""
+    """A system may say so only when the bytes are to go to the disk; a limit is the system's own word (a real disk:
+    test_training.py).
+    """
     run, plain, room, (_, hard) = str(tmp_path), os.fsync, [True], resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fsync(handle: int) -> None:

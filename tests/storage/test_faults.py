@@ -1,4 +1,6 @@
-"""Faults on the way to the store, at least 20 of each kind (slow): every checkpoint arrives, and what is read is right or is not used."""
+"""Faults on the way to the store, at least 20 of each kind (slow): every checkpoint arrives, and what is read is right
+or is not used.
+"""
 
 import time
 from collections.abc import Iterator
@@ -55,7 +57,9 @@ def test_coming_back_twenty_times(s3: str, proxy: FaultProxy, kind: str, capsys:
     save_and_come_back(s3, proxy, kind, 20, 20, capsys)
 
 
-def save_and_come_back(s3: str, proxy: FaultProxy, kind: str, comings: int, faults: int, capsys: pytest.CaptureFixture[str]) -> None:
+def save_and_come_back(
+    s3: str, proxy: FaultProxy, kind: str, comings: int, faults: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One attempt after another saves two steps and the next comes back to the newest, under faults all the time."""
     run, step, resumes = f"{s3}/run", 0, 0
     proxy.kind, proxy.rate = kind, 0.05 if kind == "flipped" else 0.15
@@ -100,7 +104,9 @@ def test_a_large_upload_survives_in_parts(s3: str, proxy: FaultProxy, monkeypatc
 def test_a_store_that_only_fails(s3: str, proxy: FaultProxy, kind: str) -> None:
     storage.write(f"{s3}/file", b"old")
     proxy.kind, proxy.rate = kind, 1.0
-    with pytest.raises(StoreError, match=rf"file: the store failed 9 times in \d+ s, last with .*{'clock' if kind == 'skewed' else ''}"):
+    with pytest.raises(
+        StoreError, match=rf"file: the store failed 9 times in \d+ s, last with .*{'clock' if kind == 'skewed' else ''}"
+    ):
         storage.write(f"{s3}/file", b"new")
     with pytest.raises(LookupFailed, match="could not look for checkpoints .* the run is not started over") as error:
         checkpoint.steps(f"{s3}/run")
@@ -113,13 +119,17 @@ def test_no_access_is_not_tried_again(s3: str, proxy: FaultProxy) -> None:
     proxy.kind, proxy.rate = "denied", 1.0
     for use in (lambda url: storage.write(url, b""), storage.read, storage.names, storage.exists, storage.remove):
         before = proxy.count["denied"]
-        with pytest.raises(StoreDenied, match="the store refuses access .*; check the credentials in the environment and their rights"):
+        with pytest.raises(
+            StoreDenied, match="the store refuses access .*; check the credentials in the environment and their rights"
+        ):
             use(f"{s3}/file")
         # an answer to HEAD does not say why, so that is asked again for a moment
         assert proxy.count["denied"] - before <= (storage.ATTEMPTS if use in (storage.exists, storage.read) else 2)
 
 
-def test_a_wrong_secret_and_no_credentials(s3: str, server: Rclone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wrong_secret_and_no_credentials(
+    s3: str, server: Rclone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name, value in environment(server.port, secret="wrong").items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -143,7 +153,9 @@ def test_a_missing_bucket_is_not_an_empty_folder(s3: str) -> None:
         checkpoint.steps("s3://nobody-has-made-this/run")
 
 
-@pytest.mark.parametrize(("kind", "sentence"), [("denied", "the store refuses access"), ("gone", "the bucket does not exist")])
+@pytest.mark.parametrize(
+    ("kind", "sentence"), [("denied", "the store refuses access"), ("gone", "the bucket does not exist")]
+)
 def test_permission_lost_or_bucket_deleted_half_way(
     s3: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str], kind: str, sentence: str
 ) -> None:
@@ -177,8 +189,12 @@ def test_permission_lost_or_bucket_deleted_half_way(
         background.check()
 
 
-def test_a_store_that_is_down_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The save under way is tried until the store is back; saves that fall due meanwhile are skipped, and nobody waits."""
+def test_a_store_that_is_down_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The save under way is tried until the store is back; saves that fall due meanwhile are skipped, and nobody
+    waits.
+    """
     with Rclone(tmp_path / "s3") as own:
         for name, value in environment(own.port).items():
             monkeypatch.setenv(name, value)

@@ -82,7 +82,10 @@ def test_bytes_are_on_disk_before_they_take_the_name(tmp_path, monkeypatch):
 def test_a_reader_never_sees_half_a_file(tmp_path):
     url = str(tmp_path / "file")
     storage.write(url, b"a" * 1_000_000)
-    loop = f"from cmdist.system import storage\nfor i in range(200): storage.write({url!r}, bytes([97 + i % 2]) * 1_000_000)"
+    loop = (
+        "from cmdist.system import storage\n"
+        f"for i in range(200): storage.write({url!r}, bytes([97 + i % 2]) * 1_000_000)"
+    )
     writer = subprocess.Popen([sys.executable, "-c", loop])
     seen = set()
     while writer.poll() is None:
@@ -136,7 +139,9 @@ def test_pipe_is_refused_for_writing(tmp_path):
 
 
 def test_an_unknown_protocol_is_a_sentence():
-    with pytest.raises(CmdistError, match=r"^nosuch://x: .* give a path or a URL that fsspec knows, e\.g\. s3://bucket/folder$"):
+    with pytest.raises(
+        CmdistError, match=r"^nosuch://x: .* give a path or a URL that fsspec knows, e\.g\. s3://bucket/folder$"
+    ):
         storage.read("nosuch://x")
 
 
@@ -153,7 +158,8 @@ def test_what_another_process_writes_is_seen(s3, server):
     assert storage.names(s3) == [] and not storage.exists(f"{s3}/late")
     storage.write(f"{s3}/first", b"1")
     assert storage.names(s3) == ["first"]
-    code = f"from cmdist.system import storage; storage.write({s3 + '/late'!r}, b'22'); storage.write({s3 + '/first'!r}, b'333')"
+    writes = f"storage.write({s3 + '/late'!r}, b'22'); storage.write({s3 + '/first'!r}, b'333')"
+    code = f"from cmdist.system import storage; {writes}"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (place / "late").read_bytes() == b"22"
     assert storage.exists(f"{s3}/late") and storage.size(f"{s3}/first") == 3 and storage.names(s3) == ["first", "late"]
@@ -168,7 +174,9 @@ def test_large_files_go_in_parts_of_which_only_those_under_way_are_copied(s3, mo
         for stop in range(start, len(whole) + 3):
             assert sequence[start:stop] == whole[start:stop] and type(sequence[start:stop]) is bytes
     asked, slices = [], storage._EndToEnd.__getitem__
-    monkeypatch.setattr(storage._EndToEnd, "__getitem__", lambda self, place: (asked.append(place), slices(self, place))[1])
+    monkeypatch.setattr(
+        storage._EndToEnd, "__getitem__", lambda self, place: (asked.append(place), slices(self, place))[1]
+    )
     monkeypatch.setattr(storage, "LARGE", 10)
     monkeypatch.setattr(storage, "PART", 5 * 2**20)
     large = [b"head", memoryview(os.urandom(7 * 2**20)), memoryview(os.urandom(6 * 2**20))]

@@ -1,4 +1,6 @@
-"""The real command with run.root on an S3 server: what it leaves there, whom it lets in, and that no secret gets out."""
+"""The real command with run.root on an S3 server: what it leaves there, whom it lets in, and that no secret gets
+out.
+"""
 
 import ctypes
 import os
@@ -29,10 +31,21 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rclone:
 
 
 def test_no_secret_gets_out(tmp_path: Path, digits: str, own: Rclone) -> None:
-    """Credentials come from the environment; they are in no file and no line that a run, a failure or a traceback leaves."""
+    """Credentials come from the environment; they are in no file and no line that a run, a failure or a traceback
+    leaves.
+    """
     settings = write_config(tmp_path, digits)
     tracking = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
-    first = train(2, tmp_path / "a.log", settings, ROOT, tracking, "train.steps=6", "train.checkpoint_every=3", "train.keep_checkpoints=1")
+    first = train(
+        2,
+        tmp_path / "a.log",
+        settings,
+        ROOT,
+        tracking,
+        "train.steps=6",
+        "train.checkpoint_every=3",
+        "train.keep_checkpoints=1",
+    )
     assert first.join() == [0, 0], first.text
     assert [p.name for p in (own.folder / "bucket/runs/small/checkpoints").iterdir()] == ["step-0000000006-0001"]
     missing = train(1, tmp_path / "b.log", settings, "run.root=s3://no-such-bucket/runs", tracking, "--debug")
@@ -46,7 +59,9 @@ def test_no_secret_gets_out(tmp_path: Path, digits: str, own: Rclone) -> None:
     assert said.join() == [2]
     os.environ["AWS_SECRET_ACCESS_KEY"] = SECRET
     searched = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {"a.log", "c.log", "url.log", "mlflow.db", "points.jsonl", "config.yaml", "COMMIT"} <= {path.name for path in searched}
+    assert {"a.log", "c.log", "url.log", "mlflow.db", "points.jsonl", "config.yaml", "COMMIT"} <= {
+        path.name for path in searched
+    }
     assert [str(path) for path in searched if SECRET.encode() in path.read_bytes()] == []
 
 
@@ -82,11 +97,16 @@ def test_ordinary_urls_are_not_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_is_alive_is_not_entered(tmp_path: Path, digits: str, own: Rclone) -> None:
     settings = write_config(tmp_path, digits)
-    alive = train(1, tmp_path / "a.log", settings, ROOT, *OBJECTIVES["ct"], "train.steps=100000", "train.self_check=false")
+    alive = train(
+        1, tmp_path / "a.log", settings, ROOT, *OBJECTIVES["ct"], "train.steps=100000", "train.self_check=false"
+    )
     alive.until(lambda: "ranks   " in alive.text)
     second = train(2, tmp_path / "b.log", settings, ROOT, *OBJECTIVES["ct"], "train.steps=100000")
     assert second.join() == [1, 1]
-    assert second.text.count(f"is in use by attempt 1, process {alive.processes[0].pid} on ") == 2 and "Traceback" not in second.text
+    assert (
+        second.text.count(f"is in use by attempt 1, process {alive.processes[0].pid} on ") == 2
+        and "Traceback" not in second.text
+    )
     alive.until(lambda: committed("s3://bucket/runs/small", 10))
     alive.kill()
 
@@ -99,7 +119,9 @@ def on_a_small_disk(folder: str, arguments: list[str]) -> None:
     try:
         run_pipeline("train", arguments)
     finally:
-        found = sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.name.startswith("."))
+        found = sorted(
+            path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.name.startswith(".")
+        )
         print(f"halves of files: {found}")
         pipeline("checkpoints").main(["verify", f"{folder}/small"])
 
@@ -110,9 +132,13 @@ def test_a_disk_that_is_really_full(tmp_path: Path, digits: str) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     more = ["train.steps=100", "train.checkpoint_every=5", "train.max_missed_checkpoints=2", "train.micro_batch=16"]
-    run = Ranks(1, tmp_path / "a.log", on_a_small_disk, str(disk), [write_config(tmp_path, digits), f"run.root={disk}", *more])
+    run = Ranks(
+        1, tmp_path / "a.log", on_a_small_disk, str(disk), [write_config(tmp_path, digits), f"run.root={disk}", *more]
+    )
     assert run.join() == [1]
-    said = re.search(r"error: .*step-0000000(\d+)-0001 was not committed: .*No space left on device; that is 3 in a row", run.text)
+    said = re.search(
+        r"error: .*step-0000000(\d+)-0001 was not committed: .*No space left on device; that is 3 in a row", run.text
+    )
     assert said and "Traceback" not in run.text, run.text
     steps = [int(step) for step in re.findall(r"^step (\d+): \d+ files, .* bytes are right", run.text, re.MULTILINE)]
     assert steps == list(range(5, int(said[1]) - 10, 5)) and len(steps) >= 2, run.text

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cmdist.tracking import courier
 from cmdist.tracking import mlflow as tracking
 from cmdist.tracking.journal import Journal, Watch, now
 from cmdist.tracking.mlflow import Tracker
@@ -100,10 +101,15 @@ def test_points_parameters_tags_and_artifacts_arrive_once_and_in_order(tmp_path)
         tracker.log(step, {"loss": 1.0 / (step + 1), "mu": step, "nan": float("nan"), "b": 1, "c": 2})
     tracker.artifact(tmp_path / "note.txt", "notes")
     tracker.close()
-    assert tracking.deliver(tmp_path / "tracking") and tracking.deliver(tmp_path / "tracking")
+    assert courier.deliver(tmp_path / "tracking") and courier.deliver(tmp_path / "tracking")
     assert Journal(tmp_path / "tracking").cursor()["place"] == (tmp_path / "tracking" / "points.jsonl").stat().st_size
     (run,) = stored(tmp_path)
-    assert run["params"] == {"lr": "0.1"} and run["tags"]["colour"] == "red" and run["status"] == "FINISHED" and run["key"] == "key-1"
+    assert (
+        run["params"] == {"lr": "0.1"}
+        and run["tags"]["colour"] == "red"
+        and run["status"] == "FINISHED"
+        and run["key"] == "key-1"
+    )
     assert points(tmp_path) == [(step, 1.0 / (step + 1)) for step in range(300)]
     assert points(tmp_path, "mu") == [(step, float(step)) for step in range(300)]
     assert len(points(tmp_path, "nan")) == 300
@@ -114,10 +120,12 @@ def test_a_repeated_delivery_changes_nothing(tmp_path):
     tracker = start(tmp_path)
     for step in range(20):
         tracker.log(step, {"loss": step})
-    assert tracking.deliver(tmp_path / "tracking")
+    assert courier.deliver(tmp_path / "tracking")
     cursor = json.loads((tmp_path / "tracking" / "cursor.json").read_text())
-    (tmp_path / "tracking" / "cursor.json").write_text(json.dumps(cursor | {"place": 0}))  # killed between delivery and note
-    assert tracking.deliver(tmp_path / "tracking")
+    (tmp_path / "tracking" / "cursor.json").write_text(
+        json.dumps(cursor | {"place": 0})
+    )  # killed between delivery and note
+    assert courier.deliver(tmp_path / "tracking")
     assert points(tmp_path) == [(step, float(step)) for step in range(20)]
     assert len(stored(tmp_path)) == 1
 
@@ -127,11 +135,13 @@ def test_resume_goes_on_in_the_same_run_without_repeating_points(tmp_path):
     for step in range(10):
         first.log(step, {"loss": step})
     first.close("KILLED")
-    second = start(tmp_path, params={"lr": 0.2, "new": 1}, attempt=2)  # from the checkpoint of step 5, another learning rate
+    second = start(
+        tmp_path, params={"lr": 0.2, "new": 1}, attempt=2
+    )  # from the checkpoint of step 5, another learning rate
     for step in range(5, 15):
         second.log(step, {"loss": step} | ({"late": 1.0} if step >= 8 else {}))
     second.close()
-    assert tracking.deliver(tmp_path / "tracking")
+    assert courier.deliver(tmp_path / "tracking")
     (run,) = stored(tmp_path)
     assert points(tmp_path) == [(step, float(step)) for step in range(15)]
     assert [step for step, _ in points(tmp_path, "late")] == list(range(8, 15))
@@ -144,18 +154,18 @@ def test_a_node_without_the_journal_repeats_steps_that_are_not_stored_twice(tmp_
     first = start(tmp_path, spool="node-a")
     for step in range(10):
         first.log(step, {"loss": step, "mu": 0.5})
-    assert tracking.deliver(tmp_path / "node-a")
+    assert courier.deliver(tmp_path / "node-a")
     for step in range(10, 13):  # in the journal when the node died
         first.log(step, {"loss": step, "mu": 0.5})
     second = start(tmp_path, spool="node-b", attempt=2)
     for step in range(5, 20):  # from the checkpoint of step 5
         second.log(step, {"loss": step, "mu": 0.5} | ({"late": 1.0} if step >= 15 else {}))
-    assert tracking.deliver(tmp_path / "node-b")
+    assert courier.deliver(tmp_path / "node-b")
     third = start(tmp_path, spool="node-a", attempt=3)  # back on the first node, from step 15
     for step in range(15, 25):
         third.log(step, {"loss": step, "mu": 0.5, "late": 1.0})
     third.close()
-    assert tracking.deliver(tmp_path / "node-a")
+    assert courier.deliver(tmp_path / "node-a")
     (run,) = stored(tmp_path)
     assert run["tags"]["attempts"] == "3"
     database = sqlite3.connect(tmp_path / "mlflow.db")
@@ -185,10 +195,10 @@ def test_a_store_that_was_removed_is_filled_again(tmp_path):
     tracker = start(tmp_path)
     tracker.log(1, {"loss": 1})
     tracker.close()
-    assert tracking.deliver(tmp_path / "tracking")
+    assert courier.deliver(tmp_path / "tracking")
     os.rename(tmp_path / "mlflow.db", tmp_path / "gone")
     start(tmp_path, f"sqlite:///{tmp_path}/other.db", attempt=2).log(2, {"loss": 2})
-    assert tracking.deliver(tmp_path / "tracking", patience=0)
+    assert courier.deliver(tmp_path / "tracking", patience=0)
     (run,) = tracking.runs(f"sqlite:///{tmp_path}/other.db", "tests")
     assert tracking.history(f"sqlite:///{tmp_path}/other.db", run["id"], "loss") == [(1, 1.0), (2, 2.0)]
 
@@ -213,12 +223,12 @@ def test_nothing_is_lost_while_the_store_is_away(tmp_path):
     tracker = start(tmp_path, uri)
     for step in range(50):
         tracker.log(step, {"loss": step})
-    assert not tracking.deliver(tmp_path / "tracking", patience=0.0)
+    assert not courier.deliver(tmp_path / "tracking", patience=0.0)
     obstacle.unlink()
     for step in range(50, 60):
         tracker.log(step, {"loss": step})
     tracker.close()
-    assert tracking.deliver(tmp_path / "tracking")
+    assert courier.deliver(tmp_path / "tracking")
     (run,) = tracking.runs(uri, "tests")
     assert tracking.history(uri, run["id"], "loss") == [(step, float(step)) for step in range(60)]
 
@@ -280,7 +290,8 @@ from pathlib import Path
 from cmdist.tracking.mlflow import Tracker
 folder = Path(sys.argv[1])
 attempt = int(sys.argv[3])
-tracker = Tracker.start(f"sqlite:///{folder}/mlflow.db", "tests", "run", "key-1", {}, {}, folder / "tracking", attempt=attempt)
+uri = f"sqlite:///{folder}/mlflow.db"
+tracker = Tracker.start(uri, "tests", "run", "key-1", {}, {}, folder / "tracking", attempt=attempt)
 for step in range(int(sys.argv[2]), 100000):
     tracker.log(step, {"loss": step})
     print(step, flush=True)
@@ -321,11 +332,13 @@ def test_evaluation_goes_into_the_run_at_its_step_and_into_a_child_with_the_prot
     tracker = start(tmp_path)
     tracker.log(100, {"loss": 1.0})
     tracker.close()
-    assert tracking.deliver(tmp_path / "tracking")
+    assert courier.deliver(tmp_path / "tracking")
     (tmp_path / "grid.png").write_bytes(b"picture")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for _ in range(2):  # the second changes nothing
-        tracking.log_evaluation(uri, "tests", "key-1", "abc", 100, 5000, {"fd_1step": 3.5}, {"protocol.n": 10}, [tmp_path / "grid.png"])
+        tracking.log_evaluation(
+            uri, "tests", "key-1", "abc", 100, 5000, {"fd_1step": 3.5}, {"protocol.n": 10}, [tmp_path / "grid.png"]
+        )
     parent, child = sorted(stored(tmp_path), key=lambda run: run["parent"] is not None)
     assert child["parent"] == parent["id"] and child["params"] == {"protocol.n": "10"} and child["status"] == "FINISHED"
     assert parent["status"] == "FINISHED" and parent["metrics"]["fd_1step"] == child["metrics"]["fd_1step"] == 3.5
@@ -345,8 +358,10 @@ def test_evaluation_of_an_unknown_run_or_store_is_a_sentence(tmp_path):
 
 def test_two_processes_may_make_the_same_store(tmp_path):
     for name in ("a", "b"):
-        Tracker.start(f"sqlite:///{tmp_path}/mlflow.db", "tests", name, name, {}, {}, tmp_path / name, courier=False).log(1, {"loss": 1})
-    commands = [[sys.executable, "-m", "cmdist.tracking.mlflow", str(tmp_path / name)] for name in ("a", "b")]
+        Tracker.start(
+            f"sqlite:///{tmp_path}/mlflow.db", "tests", name, name, {}, {}, tmp_path / name, courier=False
+        ).log(1, {"loss": 1})
+    commands = [[sys.executable, "-m", "cmdist.tracking.courier", str(tmp_path / name)] for name in ("a", "b")]
     environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[2])}
     processes = [subprocess.Popen(command, env=environment) for command in commands]
     assert [process.wait(120) for process in processes] == [0, 0]
@@ -373,10 +388,26 @@ class Server:
         self.kill()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts"), "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            f"sqlite:///{self.folder}/server.db",
+        ]
+        command += [
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+        ]
         with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen([*command, "--workers", "1"], stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                [*command, "--workers", "1"], stdout=log, stderr=log, start_new_session=True
+            )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with socket.socket() as probe:
@@ -421,7 +452,13 @@ def test_a_real_server_that_is_killed_and_comes_back_gets_every_point_once(tmp_p
         (run,) = tracking.runs(server.uri, "tests")
         assert run["status"] == "FINISHED" and slowest < 0.5
         for metric, sign in (("loss", 1), ("mu", -1)):
-            rows = sqlite3.connect(tmp_path / "server.db").execute("select step, value from metrics where key = ? order by step", (metric,))
+            rows = sqlite3.connect(tmp_path / "server.db").execute(
+                "select step, value from metrics where key = ? order by step", (metric,)
+            )
             assert rows.fetchall() == [(k, float(sign * k)) for k in range(step)]
-        times = sqlite3.connect(tmp_path / "server.db").execute("select timestamp from metrics where key = 'loss' order by step").fetchall()
+        times = (
+            sqlite3.connect(tmp_path / "server.db")
+            .execute("select timestamp from metrics where key = 'loss' order by step")
+            .fetchall()
+        )
         assert times == sorted(times)

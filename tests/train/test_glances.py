@@ -21,7 +21,8 @@ for _ in range(100):
     if share is None or share.split()[-1] == "19":
         break
     time.sleep(0.02)
-started = {"share": share, "nice": os.nice(0), "session": os.getsid(0), "env": dict(os.environ), "stdin": sys.stdin.read()}
+started = {"share": share, "nice": os.nice(0), "session": os.getsid(0), "env": dict(os.environ)}
+started["stdin"] = sys.stdin.read()
 open(f"{folder}/{step}.new", "w").write(json.dumps(started))
 os.rename(f"{folder}/{step}.new", f"{folder}/{step}.json")
 time.sleep(seconds)
@@ -31,7 +32,9 @@ sys.exit(7)
 
 
 def make(folder: Path, seconds: float = 0.0, device: str = "cpu", every: int = 10, start: int = 0) -> Glances:
-    return Glances([sys.executable, "-c", SCRIPT, str(folder), str(seconds)], every, device, folder / "logs" / "glance.log", start)
+    return Glances(
+        [sys.executable, "-c", SCRIPT, str(folder), str(seconds)], every, device, folder / "logs" / "glance.log", start
+    )
 
 
 def started(folder: Path, step: int) -> dict:
@@ -64,9 +67,20 @@ def test_a_glance_is_of_lowest_priority_in_its_own_session_and_knows_of_no_ranks
     glances.after(10)
     found = started(tmp_path, 10)
     wait(glances)
-    assert found["share"] is None or found["share"].endswith("nice 19\n"), "Linux would give its session as much as the training's"
+    assert found["share"] is None or found["share"].endswith("nice 19\n"), (
+        "Linux would give its session as much as the training's"
+    )
     assert found["nice"] == 19 and found["session"] != os.getsid(0) and found["stdin"] == ""
-    gone = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "SLURM_PROCID", "TORCHELASTIC_RUN_ID", "CROSS_SIZE", "LOCAL_WORLD_SIZE"}
+    gone = {
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "MASTER_ADDR",
+        "SLURM_PROCID",
+        "TORCHELASTIC_RUN_ID",
+        "CROSS_SIZE",
+        "LOCAL_WORLD_SIZE",
+    }
     assert not gone & found["env"].keys() and found["env"]["HOME_OF_RANK"] == "kept"
     assert found["env"]["CUDA_VISIBLE_DEVICES"] == ""
     assert (tmp_path / "logs" / "glance.log").read_text() == "step 10\n"

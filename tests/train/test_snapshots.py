@@ -17,7 +17,9 @@ START, STOP = 3, 11
 
 
 class FakeEngine:
-    """A rank in the middle, of a module of 14 weights, without DeepSpeed, whose slice of each vector lies in two pieces."""
+    """A rank in the middle, of a module of 14 weights, without DeepSpeed, whose slice of each vector lies in two
+    pieces.
+    """
 
     def __init__(self) -> None:
         self.module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(2, 1, bias=False))

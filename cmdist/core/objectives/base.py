@@ -1,4 +1,6 @@
-"""What an objective is: all randomness of a micro-batch in `draw`, and a deterministic loss for each image in `loss`."""
+"""What an objective is: all randomness of a micro-batch in `draw`, and a deterministic loss for each image in
+`loss`.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,14 +47,18 @@ class Objective(Protocol):
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, int]:
-    """Unit normal noise of `shape`, and a seed for dropout masks, from the generator's own seed: a draw of it would be waited for."""
+    """Unit normal noise of `shape`, and a seed for dropout masks, from the generator's own seed: a draw of it would be
+    waited for.
+    """
     noise = torch.randn(tuple(shape), generator=generator, device=generator.device)
     return noise, generator.initial_seed() ^ _DROPOUT
 
 
 @contextmanager
 def same_dropout(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, dropout masks on `device` follow from `seed`: the same for student and target. The global state is as before afterwards."""
+    """Inside, dropout masks on `device` follow from `seed`: the same for student and target. The global state is as
+    before afterwards.
+    """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,6 @@
-"""Consistency distillation (paper, Algorithm 2) and training (Algorithm 3) in one body; improved CT is CT with other arguments."""
+"""Consistency distillation (paper, Algorithm 2) and training (Algorithm 3) in one body; improved CT is CT with other
+arguments.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +17,12 @@ from cmdist.core.solvers import Step
 
 @dataclass(frozen=True)
 class Consistency:
-    """E weighting d(f(x, sigma), f^-(x_next, sigma_next)) over neighbours of the grid of N noise levels (eqs. 7 and 10).
+    """E weighting d(f(x, sigma), f^-(x_next, sigma_next)) over neighbours of the grid of N noise levels (eqs. 7 and
+    10).
 
     x_next comes from x by one `solver_step` of the teacher's ODE (distillation), or is the image with the same noise at
-    sigma_next (training, no solver): written as image + sigma_next noise, which keeps the digits that an Euler step would lose.
+    sigma_next (training, no solver): written as image + sigma_next noise, which keeps the digits that an Euler step
+    would lose.
     """
 
     grid: Callable[[int], Tensor]  # N -> descending sigmas (N,), on the CPU

@@ -13,7 +13,9 @@ from cmdist.core.objectives.base import Draw, Networks, draw_noise, same_dropout
 
 @dataclass(frozen=True)
 class Denoising:
-    """E (sigma^-2 + sigma_data^-2) |D(x + sigma z, sigma) - x|^2, the mean over pixels, with ln sigma ~ N(sigma_mean, sigma_std^2)."""
+    """E (sigma^-2 + sigma_data^-2) |D(x + sigma z, sigma) - x|^2, the mean over pixels, with ln sigma ~ N(sigma_mean,
+    sigma_std^2).
+    """
 
     sigma_mean: float = -1.2
     sigma_std: float = 1.2

@@ -1,7 +1,9 @@
-"""A preparation that may be interrupted, and shared out to many jobs: its plan, and one small record for each finished shard.
+"""A preparation that may be interrupted, and shared out to many jobs: its plan, and one small record for each finished
+shard.
 
-While it lasts the folder holds preparing.json (the plan) and preparing/shard-NNNNNN.npz (what is known of a shard that is there whole).
-Both are gone at the end. Shard and record are pure functions of the plan and the source, so anything may be killed and done again.
+While it lasts the folder holds preparing.json (the plan) and preparing/shard-NNNNNN.npz (what is known of a shard that
+is there whole). Both are gone at the end. Shard and record are pure functions of the plan and the source, so anything
+may be killed and done again.
 """
 
 import hashlib
@@ -101,7 +103,8 @@ def begin(url: str, plan: Plan) -> None:
             return
         if any(name.endswith(".tar") for name in names):  # before the first shard a plan may still change
             raise DataError(
-                f"{url} holds a half-finished preparation of another source or with other options ({_difference(there, plan)}): "
+                f"{url} holds a half-finished preparation of another source or with other options "
+                f"({_difference(there, plan)}): "
                 "repeat it with those, give another --out, or remove the folder"
             )
     elif names:
@@ -141,7 +144,8 @@ def save(url: str, plan: Plan, number: int, scan: Scan, bad: list[Bad]) -> None:
 def load(url: str, plan: Plan, number: int, verify: bool) -> Finished | None:
     """What is known of a shard, or None if it is not there whole.
 
-    With `verify`, a shard on a disk is read to compare its checksum, and one without a readable image is not there: to be tried again.
+    With `verify`, a shard on a disk is read to compare its checksum, and one without a readable image is not there: to
+    be tried again.
     """
     try:
         record = storage.read(_record(url, number))
@@ -172,7 +176,9 @@ def _is_there(url: str, entry: dict[str, Any], verify: bool) -> bool:
 
 
 def report_so_far(url: str, bad: list[Bad]) -> str:
-    """Add to the report of a preparation that is refused, which other parts may have begun; a finished one is left. Returns its URL."""
+    """Add to the report of a preparation that is refused, which other parts may have begun; a finished one is left.
+    Returns its URL.
+    """
     where = storage.join(url, REPORT)
     if storage.exists(storage.join(url, INDEX)):
         return where
@@ -182,7 +188,9 @@ def report_so_far(url: str, bad: list[Bad]) -> str:
 
 
 def report(url: str, bad: list[Bad]) -> str:
-    """Write the report of unreadable images, in their order in the source, one line for each, and return its URL; none bad, no report."""
+    """Write the report of unreadable images, in their order in the source, one line for each, and return its URL; none
+    bad, no report.
+    """
     where = storage.join(url, REPORT)
     lines = [f"{i}\t{_printable(text)}\n" for i, text in sorted(bad)]
     if lines:
@@ -198,11 +206,17 @@ def _printable(text: str) -> str:
 
 
 def end(url: str) -> None:
-    """Remove what only an unfinished preparation needs, the marker last; nothing happens to a folder without an index."""
+    """Remove what only an unfinished preparation needs, the marker last; nothing happens to a folder without an
+    index.
+    """
     if not storage.exists(storage.join(url, INDEX)):
         return
     names = storage.names(url)
-    for name in [PARTS, *(name for name in names if name.startswith((".shard-", ".index", f".{PREPARING}"))), PREPARING]:
+    for name in [
+        PARTS,
+        *(name for name in names if name.startswith((".shard-", ".index", f".{PREPARING}"))),
+        PREPARING,
+    ]:
         if name in names:  # the hidden ones are what a killed process was writing
             storage.remove(storage.join(url, name))
 

@@ -17,7 +17,9 @@ from cmdist.errors import DataError
 
 MOST_CLASSES = 1_000_000  # a larger class number is taken for a mistake: the index names every class
 PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "npy", "joblib", "dill")
-_MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)  # WebDataset's rule: the key ends at the first dot of the base name
+_MEMBER = re.compile(
+    r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL
+)  # WebDataset's rule: the key ends at the first dot of the base name
 
 
 class Scan(NamedTuple):
@@ -52,12 +54,15 @@ def scan_shard(path: Path, size: int | None, channels: int = 3) -> Scan:
                 if extension not in (*EXTENSIONS, RAW, "cls") and not regular:
                     continue
                 if not regular:
-                    raise DataError(f"shard {path.name} holds '{name}', a link or another thing that is not a file: refused")
+                    raise DataError(
+                        f"shard {path.name} holds '{name}', a link or another thing that is not a file: refused"
+                    )
                 if not name.isascii() and name != name.encode(errors="replace").decode():
                     raise DataError(f"shard {path.name} holds {name!a}: names of samples must be UTF-8")
                 if extension.rsplit(".", 1)[-1] in PICKLES:
                     raise DataError(
-                        f"shard {path.name} holds {name}: members that may run code when read ({', '.join(PICKLES)}) are refused"
+                        f"shard {path.name} holds {name}: members that may run code "
+                        f"when read ({', '.join(PICKLES)}) are refused"
                     )
                 sample = found.setdefault(key, {})
                 if extension == "cls":
@@ -76,11 +81,16 @@ def scan_shard(path: Path, size: int | None, channels: int = 3) -> Scan:
                         sample.update(offset=offset, length=length, checksum=xxhash.xxh3_64_intdigest(view))
     for key, sample in found.items():
         if "offset" not in sample:
-            raise DataError(f"shard {path.name}: sample {key} has no image member (one that ends in {', '.join((*EXTENSIONS, RAW))})")
+            raise DataError(
+                f"shard {path.name}: sample {key} has no image member (one that ends in "
+                f"{', '.join((*EXTENSIONS, RAW))})"
+            )
     if not found:
         raise DataError(f"shard {path.name} is empty: it has no sample")
     if len(kinds) > 1:
-        raise DataError(f"shard {path.name} holds raw images beside others: either all images of a data set are raw or none is")
+        raise DataError(
+            f"shard {path.name} holds raw images beside others: either all images of a data set are raw or none is"
+        )
     entry = {"name": path.name, "size": path.stat().st_size, "checksum": checksum_of(path), "count": len(found)}
     rows = list(found.values())
     samples = {
@@ -104,7 +114,9 @@ def nothing(name: str, size: int, raw: bool) -> Scan:
 def _label(path: Path, name: str, data: bytes) -> int:
     digits = data.strip()
     if not digits.isdigit() or len(digits) > 20 or int(digits) >= MOST_CLASSES:
-        raise DataError(f"shard {path.name}: {name} must hold a class number from 0 to {MOST_CLASSES - 1}, not {data[:20]!r}")
+        raise DataError(
+            f"shard {path.name}: {name} must hold a class number from 0 to {MOST_CLASSES - 1}, not {data[:20]!r}"
+        )
     return int(digits)
 
 

@@ -1,6 +1,8 @@
-"""The data set folder: WebDataset shards (tar files of key.png, key.cls), index.npz (where each image lies) and index.json, written last.
+"""The data set folder: WebDataset shards (tar files of key.png, key.cls), index.npz (where each image lies) and
+index.json, written last.
 
-A folder without index.json is no data set. Tars are never unpacked, and only image and label members are ever looked into.
+A folder without index.json is no data set. Tars are never unpacked, and only image and label members are ever looked
+into.
 """
 
 import io
@@ -39,10 +41,11 @@ def write_dataset(
     prepared: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a source in one go as shards of equal size (within one image) of PNGs, shuffled once by `seed`, and return the index.
+    """Write a source in one go as shards of equal size (within one image) of PNGs, shuffled once by `seed`, and return
+    the index.
 
-    The same arguments give the same bytes. `extractor` (a file that lies there already) and `prepared` (what made this) go into the
-    index as they are. Raises DataError for an empty source or an image that is not what the source says.
+    The same arguments give the same bytes. `extractor` (a file that lies there already) and `prepared` (what made this)
+    go into the index as they are. Raises DataError for an empty source or an image that is not what the source says.
     """
     plan = preparation.make_plan(source, seed=seed, per_shard=per_shard, prepared=prepared)
     write_shards(url, source, plan, progress=progress)
@@ -61,9 +64,9 @@ def write_shards(
 ) -> None:
     """Write the shards of a plan that are not there yet, or the k-th of n parts of them (`part`), in some processes.
 
-    Shard s holds what `plan` says whoever writes it: every n-th shard belongs to a part, images are shuffled over all shards. An image
-    that cannot be read is left out of its shard. Raises DataError for an empty source, an image that is not what the source says, and
-    once more than `max_bad` images could not be read.
+    Shard s holds what `plan` says whoever writes it: every n-th shard belongs to a part, images are shuffled over all
+    shards. An image that cannot be read is left out of its shard. Raises DataError for an empty source, an image that
+    is not what the source says, and once more than `max_bad` images could not be read.
     """
     if source.count == 0:
         raise DataError(f"{source.name} is empty: there is nothing to write to {url}")
@@ -107,7 +110,8 @@ class _TooManyBad(DataError):
 
     def sentence(self, report: str) -> DataError:
         return DataError(
-            f"{self.bad[-1][1]} ({self._count} unreadable images by now, {self._allowed} allowed: see {report}, and --max-bad)"
+            f"{self.bad[-1][1]} ({self._count} unreadable images by now, {self._allowed} allowed: "
+            f"see {report}, and --max-bad)"
         )
 
 
@@ -146,10 +150,11 @@ def _finished(url: str, plan: Plan) -> list[Finished | None]:
 
 
 def finish(url: str, plan: Plan, extractor: dict[str, Any] | None = None, max_bad: int = 0) -> dict[str, Any]:
-    """Write the index of a plan whose shards are all there, and the report of unreadable images, if any; needs neither source nor shards.
+    """Write the index of a plan whose shards are all there, and the report of unreadable images, if any; needs neither
+    source nor shards.
 
-    A shard of which no image could be read has no place in the index. Raises DataError if shards are missing, or if more than `max_bad`
-    images, or all, could not be read.
+    A shard of which no image could be read has no place in the index. Raises DataError if shards are missing, or if
+    more than `max_bad` images, or all, could not be read.
     """
     finished = _finished(url, plan)
     missing = [preparation.shard_name(number) for number, there in enumerate(finished) if there is None]
@@ -157,7 +162,8 @@ def finish(url: str, plan: Plan, extractor: dict[str, Any] | None = None, max_ba
     scans = [there.scan for there in finished if there and there.scan.entry["count"]]
     if missing:
         raise DataError(
-            f"{len(missing)} of {plan.shards} shards of {url} are not finished, e.g. {missing[0]}: run the parts that write them"
+            f"{len(missing)} of {plan.shards} shards of {url} are not finished, e.g. {missing[0]}: run "
+            "the parts that write them"
         )
     where = preparation.report(url, bad)
     if len(bad) > max_bad:
@@ -172,17 +178,21 @@ def finish(url: str, plan: Plan, extractor: dict[str, Any] | None = None, max_ba
 def index_shards(
     url: str, *, name: str = "shards", channels: int = 3, classes: Sequence[str] = (), progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Make a data set of WebDataset shards that are there already (all .tar files of a folder): read them, write the index beside them.
+    """Make a data set of WebDataset shards that are there already (all .tar files of a folder): read them, write the
+    index beside them.
 
-    Labels are the numbers in the .cls members, if there are any. Raises DataError for shards that are empty, truncated or damaged,
-    members that are pickles, samples without image or label, images of several sizes, raw ones beside others, and a folder that has an
-    index or is being prepared.
+    Labels are the numbers in the .cls members, if there are any. Raises DataError for shards that are empty, truncated
+    or damaged, members that are pickles, samples without image or label, images of several sizes, raw ones beside
+    others, and a folder that has an index or is being prepared.
     """
     names = [n for n in storage.names(url) if n.endswith(".tar")]
     if storage.exists(storage.join(url, INDEX)):
         raise DataError(f"{url} has an {INDEX} already; remove it to index the shards again")
     if storage.exists(storage.join(url, PREPARING)):
-        raise DataError(f"the preparation of {url} was not finished, so it holds a part of its shards: repeat the command that prepares it")
+        raise DataError(
+            f"the preparation of {url} was not finished, so it holds a part of its shards: repeat "
+            "the command that prepares it"
+        )
     if not names:
         raise DataError(f"{url} holds no shards; files that end in .tar are indexed")
     if strange := [shard for shard in names if not SHARD_NAME.fullmatch(shard)]:
@@ -200,7 +210,9 @@ def index_shards(
             if not local:
                 path.unlink()
     if len({scan.raw for scan in scans}) > 1:
-        raise DataError(f"some shards of {url} hold raw images, others do not: either all images of a data set are raw or none is")
+        raise DataError(
+            f"some shards of {url} hold raw images, others do not: either all images of a data set are raw or none is"
+        )
     labels = np.concatenate([scan.samples["labels"] for scan in scans])
     labelled = bool((labels >= 0).all())
     if not labelled and (labels >= 0).any():

@@ -23,7 +23,9 @@ class Tally:
     """Images done and images bad, counted by all processes together without a lock: each has a row of its own."""
 
     def __init__(self, rows: int, progress: Progress | None = None) -> None:
-        self._counts = np.frombuffer(mmap.mmap(-1, 16 * rows + 8), np.int64)  # shared after a fork; the last number says stop
+        self._counts = np.frombuffer(
+            mmap.mmap(-1, 16 * rows + 8), np.int64
+        )  # shared after a fork; the last number says stop
         self._row, self._parent, self._progress = 0, os.getppid(), progress
 
     def be_worker(self, row: int, parent: int) -> None:
@@ -54,10 +56,14 @@ class Tally:
         return int(self._counts[:-1][_BAD::2].sum())
 
 
-def run(tasks: Sequence[int], work: Callable[[int, Tally], None], workers: int, progress: Progress | None = None) -> None:
-    """`work(task, tally)` for each task, in this process (`workers` 0 or 1) or in forked ones, which take the next task as they are free.
+def run(
+    tasks: Sequence[int], work: Callable[[int, Tally], None], workers: int, progress: Progress | None = None
+) -> None:
+    """`work(task, tally)` for each task, in this process (`workers` 0 or 1) or in forked ones, which take the next task
+    as they are free.
 
-    The first error of any of them is raised here and ends the others. `tally.add` reports progress. Raises DataError if a worker is killed.
+    The first error of any of them is raised here and ends the others. `tally.add` reports progress. Raises DataError if
+    a worker is killed.
     """
     if min(workers, len(tasks)) <= 1:
         tally = Tally(1, progress or (lambda n: None))
@@ -68,7 +74,8 @@ def run(tasks: Sequence[int], work: Callable[[int, Tally], None], workers: int, 
     workers = min(workers, len(tasks))
     tally, taken, failures = Tally(workers), context.Value("q", 0), context.SimpleQueue()
     processes = [
-        context.Process(target=_worker, args=(row, os.getpid(), tasks, work, tally, taken, failures), daemon=True) for row in range(workers)
+        context.Process(target=_worker, args=(row, os.getpid(), tasks, work, tally, taken, failures), daemon=True)
+        for row in range(workers)
     ]
     for process in processes:
         process.start()
@@ -84,7 +91,9 @@ def run(tasks: Sequence[int], work: Callable[[int, Tally], None], workers: int, 
             if not failures.empty():
                 raise failures.get()
             if killed := [process.exitcode for process in processes if process.exitcode]:
-                raise DataError(f"a worker process was killed (exit code {killed[0]}); the same command goes on where it stopped")
+                raise DataError(
+                    f"a worker process was killed (exit code {killed[0]}); the same command goes on where it stopped"
+                )
             if not running:
                 return
     finally:
@@ -97,7 +106,13 @@ def run(tasks: Sequence[int], work: Callable[[int, Tally], None], workers: int, 
 
 
 def _worker(
-    row: int, parent: int, tasks: Sequence[int], work: Callable[[int, Tally], None], tally: Tally, taken: Any, failures: Any
+    row: int,
+    parent: int,
+    tasks: Sequence[int],
+    work: Callable[[int, Tally], None],
+    tally: Tally,
+    taken: Any,
+    failures: Any,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     tally.be_worker(row, parent)
@@ -114,7 +129,9 @@ def _worker(
 
 
 def sendable(error: Exception) -> Exception:
-    """An error being handled, for another process: with its traceback, for --debug, and as text, since not every exception can be sent."""
+    """An error being handled, for another process: with its traceback, for --debug, and as text, since not every
+    exception can be sent.
+    """
     if isinstance(error, CmdistError):
         return error
     told: Exception = RuntimeError(f"{type(error).__name__}: {error}")

@@ -12,7 +12,9 @@ SLAB = 512  # rows of a covariance that are summed together, right of its diagon
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean (D,) and unbiased covariance (D,D), float64 on the CPU, of the features of n images (0: nobody knows how many)."""
+    """Mean (D,) and unbiased covariance (D,D), float64 on the CPU, of the features of n images (0: nobody knows how
+    many).
+    """
 
     n: int
     mean: Tensor
@@ -20,10 +22,11 @@ class Statistics:
 
 
 class Moments:
-    """Mean and scatter of features, added piece by piece (Chan, Golub and LeVeque 1983); memory does not grow with the images.
+    """Mean and scatter of features, added piece by piece (Chan, Golub and LeVeque 1983); memory does not grow with the
+    images.
 
-    The last bits depend on how the features are cut into pieces, so the caller cuts them in one way whatever the number of ranks.
-    Large pieces are faster. `device` must know float64.
+    The last bits depend on how the features are cut into pieces, so the caller cuts them in one way whatever the number
+    of ranks. Large pieces are faster. `device` must know float64.
     """
 
     def __init__(self, dimensions: int, device: str | torch.device = "cpu") -> None:
@@ -76,17 +79,19 @@ def check_count(n: int, dimensions: int) -> None:
     """Raise DataError if n images are too few for a covariance of `dimensions` features."""
     if n < 2 * dimensions:
         raise DataError(
-            f"{n} images are too few for a Frechet distance in {dimensions} features: at least {2 * dimensions} are needed, "
+            f"{n} images are too few for a Frechet distance in {dimensions} features: at "
+            f"least {2 * dimensions} are needed, "
             f"{max(5000, 50_000 * (dimensions > 512))} are usual"
         )
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|m_a - m_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)), squared 2-Wasserstein distance of two Gaussians (Heusel et al. 2017, eq. 6).
+    """|m_a - m_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)), squared 2-Wasserstein distance of two Gaussians (Heusel et al.
+    2017, eq. 6).
 
-    With C = R R^T from symmetric eigenvalues, the last trace is the sum of the singular values of R_a^T R_b. Nothing has to be
-    positive definite, no root of a general matrix is taken, and singular covariances lose no digits. Raises DataError if either is of
-    other dimensions, or of too few images for them.
+    With C = R R^T from symmetric eigenvalues, the last trace is the sum of the singular values of R_a^T R_b. Nothing
+    has to be positive definite, no root of a general matrix is taken, and singular covariances lose no digits. Raises
+    DataError if either is of other dimensions, or of too few images for them.
     """
     if a.mean.shape != b.mean.shape:
         raise DataError(f"features of {len(a.mean)} and of {len(b.mean)} dimensions cannot be compared")

@@ -1,4 +1,6 @@
-"""Kernel inception distance (Binkowski et al. 2018): a polynomial kernel's squared maximum mean discrepancy, unbiased."""
+"""Kernel inception distance (Binkowski et al. 2018): a polynomial kernel's squared maximum mean discrepancy,
+unbiased.
+"""
 
 from typing import Protocol
 
@@ -23,12 +25,14 @@ class Rows(Protocol):
 def kernel_distance(made: Rows, real: Rows, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = 0) -> float:
     """Mean over random subsets of the unbiased squared discrepancy under k(x, y) = (x.y / D + 1)^3.
 
-    Subsets have `size` rows of each, or as many as there are; those of all rows are all the same, so one is enough. Raises DataError if
-    that is less than two rows.
+    Subsets have `size` rows of each, or as many as there are; those of all rows are all the same, so one is enough.
+    Raises DataError if that is less than two rows.
     """
     m = min(len(made), len(real), size)
     if m < 2:
-        raise DataError(f"a kernel distance needs at least 2 images of both kinds, and there are {len(made)} and {len(real)}")
+        raise DataError(
+            f"a kernel distance needs at least 2 images of both kinds, and there are {len(made)} and {len(real)}"
+        )
     total, subsets = 0.0, subsets if m < max(len(made), len(real)) else 1
     for subset in range(subsets):
         generator = seeding.generator("cpu", seed, "kernel distance", subset)

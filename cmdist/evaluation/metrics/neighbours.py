@@ -1,4 +1,6 @@
-"""Improved precision and recall (Kynkaanniemi et al. 2019): manifolds of balls that reach to each feature's k-th neighbour."""
+"""Improved precision and recall (Kynkaanniemi et al. 2019): manifolds of balls that reach to each feature's k-th
+neighbour.
+"""
 
 from collections.abc import Iterator
 
@@ -12,13 +14,18 @@ NEIGHBOURS = 3  # as in the tables of the consistency-model and ADM papers
 BLOCK = 2048  # rows at a time: memory grows with n only by n radii
 
 
-def precision_recall(made: Rows, real: Rows, k: int = NEIGHBOURS, device: str | torch.device = "cpu") -> tuple[float, float]:
+def precision_recall(
+    made: Rows, real: Rows, k: int = NEIGHBOURS, device: str | torch.device = "cpu"
+) -> tuple[float, float]:
     """(share of `made` inside the manifold of `real`, share of `real` inside the manifold of `made`).
 
     Raises DataError if there are not more than k of either.
     """
     if min(len(made), len(real)) <= k:
-        raise DataError(f"precision and recall with {k} neighbours need more images than that: there are {len(made)} and {len(real)}")
+        raise DataError(
+            f"precision and recall with {k} neighbours need more images than that: there "
+            f"are {len(made)} and {len(real)}"
+        )
     return _covered(made, real, k, device), _covered(real, made, k, device)
 
 

@@ -60,7 +60,11 @@ def test_shards_are_equal_within_one_and_the_same_input_gives_the_same_bytes(tmp
         write_dataset(url, numbered(23, channels=3), per_shard=10, seed=seed)
     assert open_dataset(first).counts == (8, 8, 7)
     names = storage.names(first)
-    assert names == ["index.json", "index.npz", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar"] == storage.names(again)
+    assert (
+        names
+        == ["index.json", "index.npz", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
+        == storage.names(again)
+    )
     assert all((tmp_path / "first" / n).read_bytes() == (tmp_path / "again" / n).read_bytes() for n in names)
     assert open_dataset(first).index_hash == open_dataset(again).index_hash != open_dataset(other).index_hash
 
@@ -127,15 +131,27 @@ def test_shards_of_plain_webdataset_are_indexed_and_read(tmp_path):
             lambda url: change(f"{url}/shard-000003.tar", lambda d: d[:-700]),
             r"^shard .*/shard-000003\.tar is truncated: \d+ bytes, the index says \d+$",
         ),
-        (lambda url: change(f"{url}/shard-000003.tar", lambda d: d + b"more"), r"^shard .*3\.tar is not that of the index: \d+ bytes"),
-        (lambda url: change(f"{url}/index.npz", lambda d: d[:-1]), r"index\.npz does not match index\.json: its checksum is another$"),
+        (
+            lambda url: change(f"{url}/shard-000003.tar", lambda d: d + b"more"),
+            r"^shard .*3\.tar is not that of the index: \d+ bytes",
+        ),
+        (
+            lambda url: change(f"{url}/index.npz", lambda d: d[:-1]),
+            r"index\.npz does not match index\.json: its checksum is another$",
+        ),
         (lambda url: Path(url, "index.npz").unlink(), r"index\.npz is missing$"),
-        (lambda url: edit_index(url, count=49), r"index\.npz does not match the shards in index\.json: other counts or sizes$"),
+        (
+            lambda url: edit_index(url, count=49),
+            r"index\.npz does not match the shards in index\.json: other counts or sizes$",
+        ),
         (lambda url: change(f"{url}/index.json", lambda d: d[:-30]), r"index\.json is damaged: "),
         (lambda url: edit_index(url, format=2), r"index\.json is not an index of format 1$"),
         (lambda url: edit_index(url, shards=[]), r"^the data set at .* is empty$"),
         (lambda url: edit_index(url, shards=[{"name": "../a.tar"}]), r"names a shard '\.\./a\.tar'; a plain file name"),
-        (lambda url: Path(url, "index.json").unlink(), r"^there is no data set at .*: index\.json is missing; make one with pipelines"),
+        (
+            lambda url: Path(url, "index.json").unlink(),
+            r"^there is no data set at .*: index\.json is missing; make one with pipelines",
+        ),
     ],
 )
 def test_opening_a_damaged_data_set_is_one_sentence(dataset, damage, sentence):
@@ -151,7 +167,9 @@ def test_a_flipped_bit_is_found_when_the_image_is_read(dataset):
     opened = open_dataset(dataset.url)
     opened.images(range(10))
     with pytest.raises(
-        DataError, match=rf"^shard .*shard-000001\.tar is corrupt: the bytes of sample {opened.key(10)} are not those of the index$"
+        DataError,
+        match=r"^shard .*shard-000001\.tar is corrupt: "
+        rf"the bytes of sample {opened.key(10)} are not those of the index$",
     ):
         opened.image(10)
     opened.images(range(11, 50))
@@ -170,7 +188,9 @@ def test_another_shard_of_the_same_size_is_found(dataset, tmp_path):
 def test_a_shard_that_is_cut_while_open_is_found(dataset):
     dataset.image(0)
     change(f"{dataset.url}/shard-000000.tar", lambda d: d[:1000])
-    with pytest.raises(DataError, match=r"shard-000000\.tar is truncated: it ends before byte \d+, which the index knows"):
+    with pytest.raises(
+        DataError, match=r"shard-000000\.tar is truncated: it ends before byte \d+, which the index knows"
+    ):
         dataset.images(range(10))
 
 
@@ -211,17 +231,33 @@ def deep(side):
     [
         (
             {"1__png": b"no picture", "1__cls": b"0"},
-            r"^shard a\.tar: 1\.png is not a readable image \(no image format that is allowed here: PNG, JPEG, WebP, PPM\)$",
+            r"^shard a\.tar: 1\.png is not a readable image \(no image format that is allowed here: "
+            r"PNG, JPEG, WebP, PPM\)$",
         ),
         ({"1__txt": b"words"}, r"^shard a\.tar: sample 1 has no image member \(one that ends in png, "),
         ({"1__png": png(4), "2__png": png(5)}, r"^shard a\.tar: 2\.png is 5x5, not 4x4$"),
         ({"1__png": png(4, 6)}, r"^shard a\.tar: 1\.png is 4x6, not 4x4$"),
-        ({"1__png": png(4), "1__pyd": pickle.dumps(0)}, r"^shard a\.tar holds 1\.pyd: members that may run code when read .* are refused$"),
-        ({"1__png": png(4), "1__meta__pkl": pickle.dumps(0)}, r"^shard a\.tar holds 1\.meta\.pkl: members that may run code"),
+        (
+            {"1__png": png(4), "1__pyd": pickle.dumps(0)},
+            r"^shard a\.tar holds 1\.pyd: members that may run code when read .* are refused$",
+        ),
+        (
+            {"1__png": png(4), "1__meta__pkl": pickle.dumps(0)},
+            r"^shard a\.tar holds 1\.meta\.pkl: members that may run code",
+        ),
         ({"1__png": png(4), "1__jpg": png(4)}, r"^shard a\.tar has two images for sample 1$"),
-        ({"1__png": png(4), "1__cls": b"cat"}, r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'cat'$"),
-        ({"1__png": png(4), "1__cls": b"1000000"}, r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'1000000'$"),
-        ({"1__png": png(4), "1__cls": b"9" * 5000}, r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'9999"),
+        (
+            {"1__png": png(4), "1__cls": b"cat"},
+            r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'cat'$",
+        ),
+        (
+            {"1__png": png(4), "1__cls": b"1000000"},
+            r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'1000000'$",
+        ),
+        (
+            {"1__png": png(4), "1__cls": b"9" * 5000},
+            r"^shard a\.tar: 1\.cls must hold a class number from 0 to 999999, not b'9999",
+        ),
         ({"1__png": png(4), "1__cls": b"1", "1__CLS": b"2"}, r"^shard a\.tar has two labels for sample 1$"),
         ({"1__png": deep(4)}, r"^shard a\.tar: 1\.png is not a readable image \(more than 8 bits per channel\)$"),
         ({"1__png": png(4), "1__cls": b"0", "2__png": png(4)}, r"^only some samples of .* have a label"),
@@ -243,7 +279,9 @@ def test_indexing_finds_a_shard_cut_anywhere(tmp_path):
         with pytest.raises(DataError, match=r"^shard a\.tar is (truncated|empty)"):
             index_shards(url)
     (tmp_path / "set" / "a.tar").write_bytes(whole[:1024] + b"\x07" * 512 + whole[1536:])
-    with pytest.raises(DataError, match=r"^shard a\.tar is truncated or damaged: its end mark is missing at byte 1024$"):
+    with pytest.raises(
+        DataError, match=r"^shard a\.tar is truncated or damaged: its end mark is missing at byte 1024$"
+    ):
         index_shards(url)
     (tmp_path / "set" / "a.tar").write_bytes(b"\x1f\x8b not a tar" * 100)
     with pytest.raises(DataError, match=r"^shard a\.tar is truncated or no tar file"):
@@ -309,7 +347,9 @@ def test_a_half_prepared_folder_is_not_indexed(tmp_path):
     begin(url, plan)
     write_shards(url, numbered(10), plan, part=(1, 2))
     before = storage.names(url)
-    with pytest.raises(DataError, match=r"set was not finished, so it holds a part of its shards: repeat the command that prepares it$"):
+    with pytest.raises(
+        DataError, match=r"set was not finished, so it holds a part of its shards: repeat the command that prepares it$"
+    ):
         index_shards(url)
     assert storage.names(url) == before
 

@@ -108,7 +108,9 @@ def test_a_killed_worker_is_one_sentence(nothing_left):
             time.sleep(0.01)
             tally.add(0)
 
-    with pytest.raises(DataError, match=r"^a worker process was killed \(exit code -9\); the same command goes on where it stopped$"):
+    with pytest.raises(
+        DataError, match=r"^a worker process was killed \(exit code -9\); the same command goes on where it stopped$"
+    ):
         run(range(2), work, 2)
     assert nothing_left()
 

@@ -20,7 +20,8 @@ Pixels = NDArray[np.uint8]  # (H, W, C)
 
 @dataclass(frozen=True)
 class Source:
-    """Images that can be read one by one in any order, so that shuffling needs no memory and shards can be written apart.
+    """Images that can be read one by one in any order, so that shuffling needs no memory and shards can be written
+    apart.
 
     `image` raises BadImageError for an image that cannot be had, and is called in several processes after a fork.
     """
@@ -38,7 +39,9 @@ class Source:
 
 
 class Names:
-    """Many names in little memory: one run of bytes and where each ends (3 million paths of 40 bytes: 150 MB, as str 300 MB or more)."""
+    """Many names in little memory: one run of bytes and where each ends (3 million paths of 40 bytes: 150 MB, as str
+    300 MB or more).
+    """
 
     def __init__(self, names: Iterable[bytes]) -> None:
         parts = list(names)
@@ -62,13 +65,17 @@ class Names:
 def by_folder(names: list[str], where: object) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
     """Classes and labels of relative paths: the first folder is the class, in sorted order; no folders, no labels.
 
-    Folders that hold all images, each of them in a deeper folder, are passed over: of pics/cat/0.png and pics/dog/1.png the classes are
-    cat and dog. A backslash counts as '/', and './' as nothing. Raises DataError if only some lie in folders.
+    Folders that hold all images, each of them in a deeper folder, are passed over: of pics/cat/0.png and pics/dog/1.png
+    the classes are cat and dog. A backslash counts as '/', and './' as nothing. Raises DataError if only some lie in
+    folders.
     """
     paths = [name.replace("\\", "/").rpartition("/")[0] for name in names]
     folders = {path: [part for part in path.split("/") if part not in ("", ".")] for path in set(paths)}
     depth = 0
-    while all(len(parts) > depth + 1 for parts in folders.values()) and len({parts[depth] for parts in folders.values()}) == 1:
+    while (
+        all(len(parts) > depth + 1 for parts in folders.values())
+        and len({parts[depth] for parts in folders.values()}) == 1
+    ):
         depth += 1
     firsts = {path: parts[depth] if parts else "" for path, parts in folders.items()}
     classes = tuple(sorted(set(firsts.values()) - {""}))
@@ -77,21 +84,25 @@ def by_folder(names: list[str], where: object) -> tuple[tuple[str, ...], NDArray
     if "" in firsts.values():
         bare = next(name for name, path in zip(names, paths, strict=True) if not firsts[path])
         raise DataError(
-            f"{where}/{bare} has no label: either all images of {where} lie in sub-folders, which name their classes, or none does"
+            f"{where}/{bare} has no label: either all images of {where} lie in sub-folders, which name their classes, "
+            "or none does"
         )
     number = {name: label for label, name in enumerate(classes)}
     return classes, np.array([number[firsts[path]] for path in paths], np.int64)
 
 
 def refuse_unsafe(name: str, where: object) -> None:
-    """Raise DataError for a member whose name leads out of its archive. Nothing is unpacked, but such an archive is not to be trusted."""
+    """Raise DataError for a member whose name leads out of its archive. Nothing is unpacked, but such an archive is not
+    to be trusted.
+    """
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if ".." in parts or name.startswith(("/", "\\")) or (parts and parts[0].endswith(":")):
         raise DataError(f"{where} holds a member '{name}': names that are absolute or hold '..' are refused")
 
 
 def length_of(entry: "os.DirEntry[str]") -> int | None:
-    """Bytes of a file in a folder, or None for anything else; 0 for a link that leads nowhere, which `read_file` will name.
+    """Bytes of a file in a folder, or None for anything else; 0 for a link that leads nowhere, which `read_file` will
+    name.
 
     Raises OSError for what cannot be looked at: a disk that fails for a moment must not change the listing.
     """
@@ -105,7 +116,9 @@ def length_of(entry: "os.DirEntry[str]") -> int | None:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of one image. Raises BadImageError if it is not there, not to be read, or too long; OSError where the disk fails."""
+    """The bytes of one image. Raises BadImageError if it is not there, not to be read, or too long; OSError where the
+    disk fails.
+    """
     try:
         with open(path, "rb") as file:
             check_length(os.fstat(file.fileno()).st_size, path)
@@ -132,8 +145,8 @@ def transform_of(size: int | None, enlarge: bool = False) -> str:
 def square(data: bytes, where: str, size: int, crop: bool, enlarge: bool) -> Pixels:
     """An encoded image as RGB pixels (size, size, 3): cropped as in ADM, or, without `crop`, as it is.
 
-    Raises BadImageError, naming `where`, if it cannot be decoded, is smaller than `size` without `enlarge`, or would have more than
-    MAX_PIXELS enlarged; DataError for another size without `crop`.
+    Raises BadImageError, naming `where`, if it cannot be decoded, is smaller than `size` without `enlarge`, or would
+    have more than MAX_PIXELS enlarged; DataError for another size without `crop`.
     """
     try:
         image = load(data, "RGB")
@@ -141,10 +154,13 @@ def square(data: bytes, where: str, size: int, crop: bool, enlarge: bool) -> Pix
         raise BadImageError(f"{where} {error}") from error
     if not crop:
         if image.size != (size, size):
-            raise DataError(f"{where} is {image.width}x{image.height}, not {size}x{size}: give --size to crop and resize all images")
+            raise DataError(
+                f"{where} is {image.width}x{image.height}, not {size}x{size}: give --size to crop and resize all images"
+            )
     elif min(image.size) < size and not enlarge:
         raise BadImageError(
-            f"{where} is {image.width}x{image.height}, smaller than the {size} pixels asked for: give a smaller --size, "
+            f"{where} is {image.width}x{image.height}, smaller than the {size} pixels asked for: "
+            "give a smaller --size, "
             "or --enlarge to enlarge such images as ADM does"
         )
     else:
@@ -159,7 +175,9 @@ def square(data: bytes, where: str, size: int, crop: bool, enlarge: bool) -> Pix
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The centre square of an image at `size` pixels: halved by boxes while both sides allow it, then bicubic (ADM's variant)."""
+    """The centre square of an image at `size` pixels: halved by boxes while both sides allow it, then bicubic (ADM's
+    variant).
+    """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)

@@ -32,10 +32,11 @@ _ALLOWED = {
 
 
 def cifar10(path: str | Path, split: str = "train", records: int = RECORDS) -> Source:
-    """50,000 training or 10,000 test images, 32x32 RGB, kept in memory (150 MB). The published files have 10,000 `records` each.
+    """50,000 training or 10,000 test images, 32x32 RGB, kept in memory (150 MB). The published files have 10,000
+    `records` each.
 
-    Raises DataError for missing or truncated files, other labels than 0 ... 9, pickles that name anything but numpy arrays, and archives
-    with links or unsafe names.
+    Raises DataError for missing or truncated files, other labels than 0 ... 9, pickles that name anything but numpy
+    arrays, and archives with links or unsafe names.
     """
     root = Path(path)
     files = _from_folder(root) if root.is_dir() else _from_archive(root)
@@ -45,7 +46,8 @@ def cifar10(path: str | Path, split: str = "train", records: int = RECORDS) -> S
         name += ".bin" if binary else ""
         if name not in files:
             raise DataError(
-                f"{root} has no {name}; CIFAR-10's {split} images are in {', '.join(FILES[split])} (.bin in the binary version)"
+                f"{root} has no {name}; CIFAR-10's {split} images are in {', '.join(FILES[split])} (.bin "
+                "in the binary version)"
             )
         blocks.append((_binary if binary else _pickled)(f"{root}/{name}", files[name], records))
     meta = "batches.meta.txt" if binary else "batches.meta"
@@ -80,13 +82,19 @@ def _from_folder(root: Path) -> dict[str, bytes]:
 def _from_archive(root: Path) -> dict[str, bytes]:
     files = {}
     try:
-        with _expanded(root) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:  # a stream, so that bytes are counted as they come
+        with (
+            _expanded(root) as stream,
+            tarfile.open(fileobj=stream, mode="r|*") as tar,
+        ):  # a stream, so that bytes are counted as they come
             for member in tar:
                 refuse_unsafe(member.name, root)
                 if member.islnk() or member.issym():
                     raise DataError(f"{root} holds a link '{member.name}': links are refused")
                 if member.size > _LONGEST or tar.offset > _MOST:
-                    raise DataError(f"{root} expands to more than CIFAR-10 has, at its member '{member.name}'; give the published archive")
+                    raise DataError(
+                        f"{root} expands to more than CIFAR-10 has, at its member '{member.name}'; "
+                        "give the published archive"
+                    )
                 name = PurePosixPath(member.name).name
                 if member.isreg() and _wanted(name):
                     content = tar.extractfile(member)
@@ -94,7 +102,9 @@ def _from_archive(root: Path) -> dict[str, bytes]:
                     files[name] = content.read()
             while stream.read(2**20):  # to the end, where gzip's checksum is
                 if stream.tell() > _MOST:
-                    raise DataError(f"{root} expands to more than CIFAR-10 has, after its end mark; give the published archive")
+                    raise DataError(
+                        f"{root} expands to more than CIFAR-10 has, after its end mark; give the published archive"
+                    )
     except FileNotFoundError as error:
         raise DataError(f"{root} is not there; give the folder or the .tar.gz of CIFAR-10's binary version") from error
     except DataError:
@@ -113,7 +123,9 @@ def _expanded(root: Path) -> gzip.GzipFile | BinaryIO:
 
 def _binary(where: str, data: bytes, records: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if len(data) != records * (1 + ROW):
-        raise DataError(f"{where} has {len(data)} bytes, not {records * (1 + ROW)}: {records} images of {1 + ROW} bytes")
+        raise DataError(
+            f"{where} has {len(data)} bytes, not {records * (1 + ROW)}: {records} images of {1 + ROW} bytes"
+        )
     rows = np.frombuffer(data, np.uint8).reshape(records, 1 + ROW)
     return rows[:, 1:], rows[:, 0].astype(np.int64)
 
@@ -123,7 +135,11 @@ def _pickled(where: str, data: bytes, records: int) -> tuple[NDArray[np.uint8], 
     rows, labels = batch.get(b"data"), batch.get(b"labels")
     if not isinstance(rows, np.ndarray) or rows.shape != (records, ROW) or rows.dtype != np.uint8:
         raise DataError(f"{where}: data is not an array ({records}, {ROW}) of uint8")
-    if not isinstance(labels, list) or len(labels) != records or not all(isinstance(n, int) and 0 <= n < CLASSES for n in labels):
+    if (
+        not isinstance(labels, list)
+        or len(labels) != records
+        or not all(isinstance(n, int) and 0 <= n < CLASSES for n in labels)
+    ):
         raise DataError(f"{where}: labels is not a list of {records} integers from 0 to {CLASSES - 1}")
     return rows, np.array(labels, np.int64)
 
@@ -133,7 +149,9 @@ class _Restricted(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise DataError(f"names {module}.{name}; only numpy arrays are read from a pickle, use CIFAR-10's binary version")
+            raise DataError(
+                f"names {module}.{name}; only numpy arrays are read from a pickle, use CIFAR-10's binary version"
+            )
         return _ALLOWED[module, name]
 
 

@@ -1,4 +1,6 @@
-"""ImageNet (ILSVRC 2012), as published: the train folder of synset folders, or ILSVRC2012_img_train.tar, read in place."""
+"""ImageNet (ILSVRC 2012), as published: the train folder of synset folders, or ILSVRC2012_img_train.tar, read in
+place.
+"""
 
 import os
 import re
@@ -8,7 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cmdist.data.preparing.sources.base import Names, Source, check_length, length_of, read_file, refuse_unsafe, square, transform_of
+from cmdist.data.preparing.sources.base import (
+    Names,
+    Source,
+    check_length,
+    length_of,
+    read_file,
+    refuse_unsafe,
+    square,
+    transform_of,
+)
 from cmdist.data.tars import Member, members
 from cmdist.errors import DataError
 
@@ -17,10 +28,11 @@ _SYNSET = re.compile(r"n\d{8}")
 
 
 def imagenet(path: str | Path, size: int = 64, synsets: int = SYNSETS, enlarge: bool = False) -> Source:
-    """The training images, cropped to `size` as in ADM; the label is the place of the synset in their sorted list, as in ADM.
+    """The training images, cropped to `size` as in ADM; the label is the place of the synset in their sorted list, as
+    in ADM.
 
-    Raises DataError if there are not exactly `synsets` synsets (labels would shift), for an empty synset, for anything that lies in no
-    synset, and for tars that are truncated or hold links or unsafe names.
+    Raises DataError if there are not exactly `synsets` synsets (labels would shift), for an empty synset, for anything
+    that lies in no synset, and for tars that are truncated or hold links or unsafe names.
     """
     root = Path(path)
     if root.is_dir():
@@ -30,7 +42,9 @@ def imagenet(path: str | Path, size: int = 64, synsets: int = SYNSETS, enlarge: 
     raise DataError(f"{root} is not there; give ImageNet's train folder or ILSVRC2012_img_train.tar")
 
 
-Listing = tuple[list[str], NDArray[np.int64], NDArray[np.int64], list[bytes], Callable[[int, str], bytes]]  # synsets, labels, sizes, names
+Listing = tuple[
+    list[str], NDArray[np.int64], NDArray[np.int64], list[bytes], Callable[[int, str], bytes]
+]  # synsets, labels, sizes, names
 
 
 def _source(
@@ -64,7 +78,9 @@ def _source(
 
 def _in_folders(root: Path, expected: int) -> Listing:
     synsets = sorted(entry.name for entry in os.scandir(root))
-    _check_synsets(root, synsets, expected, "the train folder holds one folder for each synset, e.g. n01440764, and nothing else")
+    _check_synsets(
+        root, synsets, expected, "the train folder holds one folder for each synset, e.g. n01440764, and nothing else"
+    )
     names, labels, sizes = [], [], []
     for label, synset in enumerate(synsets):
         if not (root / synset).is_dir():
@@ -90,13 +106,17 @@ def _in_tar(root: Path, expected: int) -> Listing:
                 raise DataError(f"{root} holds '{member.name}' twice; each synset has one tar")
             outer[synset] = member
         synsets = sorted(outer)
-        _check_synsets(root, synsets, expected, "it holds one tar for each synset, e.g. n01440764.tar, and nothing else")
+        _check_synsets(
+            root, synsets, expected, "it holds one tar for each synset, e.g. n01440764.tar, and nothing else"
+        )
         names: list[bytes] = []
         labels, places = [], []
         for label, synset in enumerate(synsets):
             member = outer[synset]
             what = f"{root}/{member.name}"
-            inner = sorted(members(file, what, member.offset, member.offset + member.size), key=lambda m: m.name.removeprefix("./"))
+            inner = sorted(
+                members(file, what, member.offset, member.offset + member.size), key=lambda m: m.name.removeprefix("./")
+            )
             for image in inner:
                 _check_member(image, what)
                 if names and names[-1] == os.fsencode(f"{synset}/{image.name.removeprefix('./')}"):

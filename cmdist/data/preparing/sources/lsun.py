@@ -1,4 +1,6 @@
-"""LSUN's LMDB folders (Yu et al., 2015): one database for each category, values are WebP or JPEG files. The only door to lmdb."""
+"""LSUN's LMDB folders (Yu et al., 2015): one database for each category, values are WebP or JPEG files. The only door
+to lmdb.
+"""
 
 import os
 from pathlib import Path
@@ -12,9 +14,11 @@ from cmdist.errors import DataError
 
 
 def lsun(path: str | Path, size: int = 256, enlarge: bool = False) -> Source:
-    """The images of one category, unlabelled, cropped to `size` as in ADM; they are numbered in the order of their keys.
+    """The images of one category, unlabelled, cropped to `size` as in ADM; they are numbered in the order of their
+    keys.
 
-    At size 256 this crop and ADM's own LSUN script (one box resize) agree for images with a short side of 256, as LSUN's are.
+    At size 256 this crop and ADM's own LSUN script (one box resize) agree for images with a short side of 256, as
+    LSUN's are.
 
     Raises DataError if there is no LMDB, or a truncated, damaged or empty one.
     """
@@ -59,7 +63,9 @@ def _environment(root: Path, afresh: bool = False) -> lmdb.Environment:
 def _open(root: Path) -> lmdb.Environment:
     data = root / "data.mdb"
     if not data.is_file():
-        raise DataError(f"{root} is no LMDB folder: it has no data.mdb; give LSUN's unzipped folder, e.g. bedroom_train_lmdb")
+        raise DataError(
+            f"{root} is no LMDB folder: it has no data.mdb; give LSUN's unzipped folder, e.g. bedroom_train_lmdb"
+        )
     size = data.stat().st_size
     if size == 0:  # lmdb would take it for a new database
         raise DataError(f"{root} is truncated or no LMDB: data.mdb has 0 bytes")

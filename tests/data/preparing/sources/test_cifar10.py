@@ -37,15 +37,33 @@ def python2_pickle(data, labels):
         return b"U" + bytes([len(value)]) + value
 
     array = b"cnumpy.core.multiarray\n_reconstruct\n" + b"cnumpy\nndarray\n" + b"K\x00\x85" + text(b"b") + b"\x87R"
-    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    dtype = (
+        b"cnumpy\ndtype\n"
+        + text(b"u1")
+        + b"K\x00K\x01\x87R(K\x03"
+        + text(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
     state = b"(K\x01" + b"M" + len(data).to_bytes(2, "little") + b"M\x00\x0c\x86" + dtype + b"\x89"
     state += b"T" + data.nbytes.to_bytes(4, "little") + data.tobytes() + b"tb"
     numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
-    return b"\x80\x02}(" + text(b"data") + array + state + text(b"labels") + numbers + text(b"batch_label") + text(b"x") + b"u."
+    return (
+        b"\x80\x02}("
+        + text(b"data")
+        + array
+        + state
+        + text(b"labels")
+        + numbers
+        + text(b"batch_label")
+        + text(b"x")
+        + b"u."
+    )
 
 
 def pickled():
-    files = {name: python2_pickle(images.reshape(N, -1), labels.tolist()) for name, (images, labels) in batches().items()}
+    files = {
+        name: python2_pickle(images.reshape(N, -1), labels.tolist()) for name, (images, labels) in batches().items()
+    }
     meta = pickle.dumps({b"label_names": [name.encode() for name in NAMES], b"num_vis": 3072}, protocol=3)
     return files | {"batches.meta": meta}
 
@@ -58,7 +76,9 @@ def in_folder(root, files):
 
 
 def in_archive(root, files):
-    return tar_of(root.with_suffix(".tar.gz"), [(f"cifar-10-batches/{name}", content) for name, content in files.items()])
+    return tar_of(
+        root.with_suffix(".tar.gz"), [(f"cifar-10-batches/{name}", content) for name, content in files.items()]
+    )
 
 
 def pickled_by_python3(protocol):
@@ -81,7 +101,9 @@ def test_both_published_versions(tmp_path, version, place):
     for split, names in (("train", [f"data_batch_{n}" for n in range(1, 6)]), ("test", ["test_batch"])):
         source = cifar10(path, split, records=N)
         images, labels = (np.concatenate([batches()[name][k] for name in names]) for k in (0, 1))
-        assert source.count == len(labels) and source.classes == tuple(NAMES) and source.labels.tolist() == labels.tolist()
+        assert (
+            source.count == len(labels) and source.classes == tuple(NAMES) and source.labels.tolist() == labels.tolist()
+        )
         for i in range(source.count):
             image = source.image(i)
             assert image.shape == (32, 32, 3) and image[5, 7].tolist() == images[i, :, 5, 7].tolist()
@@ -117,8 +139,14 @@ def test_a_pickle_that_names_a_class_is_refused_and_runs_nothing(tmp_path):
             {"data_batch_2.bin": binary()["test_batch.bin"][:-1]},
             rf"data_batch_2\.bin has {N * 3073 - 1} bytes, not {N * 3073}: {N} images of",
         ),
-        ({"data_batch_2.bin": binary()["test_batch.bin"][3073:]}, rf"data_batch_2\.bin has {(N - 1) * 3073} bytes, not {N * 3073}"),
-        ({"data_batch_2.bin": b"\x0b" + binary()["test_batch.bin"][1:]}, r"labels go from 0 to 11; those of CIFAR-10 go from 0 to 9$"),
+        (
+            {"data_batch_2.bin": binary()["test_batch.bin"][3073:]},
+            rf"data_batch_2\.bin has {(N - 1) * 3073} bytes, not {N * 3073}",
+        ),
+        (
+            {"data_batch_2.bin": b"\x0b" + binary()["test_batch.bin"][1:]},
+            r"labels go from 0 to 11; those of CIFAR-10 go from 0 to 9$",
+        ),
         ({"batches.meta.txt": None}, r"has no batches\.meta\.txt, which names the classes$"),
         ({"batches.meta.txt": b"cat\ndog\n"}, r"batches\.meta\.txt names 2 classes, not 10$"),
     ],
@@ -136,7 +164,10 @@ def test_wrong_files_are_one_sentence(tmp_path, change, sentence):
         (b"\x80\x02}", r"data_batch_1 is truncated or no pickle: "),
         (pickle.dumps([1]), r"data_batch_1 holds no dictionary$"),
         (pickle.dumps({b"data": b"bytes", b"labels": [0] * N}), rf"data is not an array \({N}, 3072\) of uint8$"),
-        (python2_pickle(np.zeros((N, 3072), np.uint8), [1] * (N - 1)), rf"labels is not a list of {N} integers from 0 to 9$"),
+        (
+            python2_pickle(np.zeros((N, 3072), np.uint8), [1] * (N - 1)),
+            rf"labels is not a list of {N} integers from 0 to 9$",
+        ),
         (
             pickle.dumps({b"data": np.zeros((N, 3072), np.uint8), b"labels": [1] * (N - 1) + [2**70]}, 2),
             rf"data_batch_1: labels is not a list of {N} integers from 0 to 9$",
@@ -162,7 +193,9 @@ def test_names_of_classes_may_be_text(tmp_path):
 
 def test_unsafe_and_damaged_archives_are_one_sentence(tmp_path):
     path = tmp_path / "c.tar.gz"
-    with pytest.raises(DataError, match=r"holds a member '\.\./data_batch_1\.bin': names that are absolute or hold '\.\.' are refused$"):
+    with pytest.raises(
+        DataError, match=r"holds a member '\.\./data_batch_1\.bin': names that are absolute or hold '\.\.' are refused$"
+    ):
         cifar10(tar_of(path, [("../data_batch_1.bin", b"x")]))
     with pytest.raises(DataError, match=r"holds a link 'x/data_batch_1\.bin': links are refused$"):
         cifar10(tar_of(path, [("", link("x/data_batch_1.bin"))]))
@@ -170,7 +203,9 @@ def test_unsafe_and_damaged_archives_are_one_sentence(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"c\.tar\.gz is truncated or no tar file: "):
         cifar10(path, records=N)
-    with pytest.raises(DataError, match=r"none is not there; give the folder or the \.tar\.gz of CIFAR-10's binary version$"):
+    with pytest.raises(
+        DataError, match=r"none is not there; give the folder or the \.tar\.gz of CIFAR-10's binary version$"
+    ):
         cifar10(tmp_path / "none")
 
 
@@ -202,7 +237,10 @@ def test_what_follows_the_end_mark_is_bounded(tmp_path, monkeypatch):
     path = in_archive(tmp_path / "c", binary())
     path.write_bytes(path.read_bytes() + gzip.compress(bytes(3 * 10**6)))
     monkeypatch.setattr(cifar10_module, "_MOST", 2 * 10**6)
-    with pytest.raises(DataError, match=r"c\.tar\.gz expands to more than CIFAR-10 has, after its end mark; give the published archive$"):
+    with pytest.raises(
+        DataError,
+        match=r"c\.tar\.gz expands to more than CIFAR-10 has, after its end mark; give the published archive$",
+    ):
         cifar10(path, records=N)
 
 
@@ -212,5 +250,7 @@ def test_an_archive_that_expands_without_end_is_refused_before_it_does(tmp_path)
     with gzip.open(tmp_path / "bomb.tar.gz", "wb") as file:
         file.write(info.tobuf())
         file.write(io.BytesIO(bytes(10**6)).read())
-    with pytest.raises(DataError, match=r"expands to more than CIFAR-10 has, at its member 'cifar-10-batches-bin/data_batch_1\.bin'"):
+    with pytest.raises(
+        DataError, match=r"expands to more than CIFAR-10 has, at its member 'cifar-10-batches-bin/data_batch_1\.bin'"
+    ):
         cifar10(tmp_path / "bomb.tar.gz")

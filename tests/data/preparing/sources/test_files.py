@@ -22,7 +22,11 @@ def test_digits_are_those_of_scikit_learn():
     assert (source.count, source.image_size, source.channels) == (1797, 8, 1)
     pixels = np.stack([source.image(i) for i in range(1797)])
     assert pixels.dtype == np.uint8 and pixels.shape == (1797, 8, 8, 1)
-    assert np.array_equal(np.unique(pixels), np.round(np.arange(17) * 255 / 16)) and pixels.min() == 0 and pixels.max() == 255
+    assert (
+        np.array_equal(np.unique(pixels), np.round(np.arange(17) * 255 / 16))
+        and pixels.min() == 0
+        and pixels.max() == 255
+    )
     assert np.array_equal(np.round(pixels[..., 0] * (16 / 255)), data.images)
     assert np.array_equal(source.labels, data.target) and source.classes == tuple("0123456789")
 
@@ -63,14 +67,21 @@ def write_files(root, names):
 def test_classes_are_the_folders_at_which_paths_part(tmp_path, names, classes, labels):
     source = folder(write_files(tmp_path / "in", names))
     assert source.classes == classes and source.labels.tolist() == labels
-    for change in (lambda name: name, "./{}".format, lambda name: name.replace("/", "\\"), lambda name: ".\\" + name.replace("/", "//")):
+    for change in (
+        lambda name: name,
+        "./{}".format,
+        lambda name: name.replace("/", "\\"),
+        lambda name: ".\\" + name.replace("/", "//"),
+    ):
         source = zipped(zip_of(tmp_path / "a.zip", {change(name): png(6) for name in names}))
         assert source.classes == classes and source.labels.tolist() == labels
 
 
 def test_images_beside_a_wrapped_folder_have_no_label(tmp_path):
     for names in (["pics/cat/0.png", "1.png"], ["pics\\cat\\0.png", "./1.png"]):
-        with pytest.raises(DataError, match=r"a\.zip/(\./)?1\.png has no label: either all images of .*a\.zip lie in sub-folders"):
+        with pytest.raises(
+            DataError, match=r"a\.zip/(\./)?1\.png has no label: either all images of .*a\.zip lie in sub-folders"
+        ):
             zipped(zip_of(tmp_path / "a.zip", dict.fromkeys(names, png(6))))
 
 
@@ -125,7 +136,8 @@ def test_bad_folders_are_one_sentence(tmp_path):
 def test_an_image_smaller_than_asked_is_refused_or_enlarged(tmp_path):
     (tmp_path / "a.png").write_bytes(png(30, 20))
     with pytest.raises(
-        BadImageError, match=r"a\.png is 30x20, smaller than the 24 pixels asked for: give a smaller --size, or --enlarge to"
+        BadImageError,
+        match=r"a\.png is 30x20, smaller than the 24 pixels asked for: give a smaller --size, or --enlarge to",
     ):
         folder(tmp_path, size=24).image(0)
     source = folder(tmp_path, size=24, enlarge=True)
@@ -146,13 +158,21 @@ def test_the_size_is_that_of_the_first_readable_image(tmp_path):
 def test_without_a_readable_image_there_is_no_size(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"none")
-    with pytest.raises(DataError, match=rf"none of the 3 images of {tmp_path} can be read; 0\.png: is not a readable image \("):
+    with pytest.raises(
+        DataError, match=rf"none of the 3 images of {tmp_path} can be read; 0\.png: is not a readable image \("
+    ):
         folder(tmp_path)
     assert folder(tmp_path, size=6).count == 3
 
 
 def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
-    names = {"cat/0.png": png(6), "dog/0.png": png(6), ".ipynb_checkpoints/0.png": png(6), "cat/.thumbs/0.png": png(6), "dog/._0.png": b""}
+    names = {
+        "cat/0.png": png(6),
+        "dog/0.png": png(6),
+        ".ipynb_checkpoints/0.png": png(6),
+        "cat/.thumbs/0.png": png(6),
+        "dog/._0.png": b"",
+    }
     for name, data in names.items():
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).write_bytes(data)
@@ -161,12 +181,23 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
 
 
 def test_pictures_that_are_not_read_are_counted(tmp_path):
-    names = {"x/a.png": png(6), "x/b.jfif": encoded(photo(0, 6, 6)), "preview.gif": b"", "y/c.TIF": b"", "notes.txt": b"", "y/._d.gif": b""}
+    names = {
+        "x/a.png": png(6),
+        "x/b.jfif": encoded(photo(0, 6, 6)),
+        "preview.gif": b"",
+        "y/c.TIF": b"",
+        "notes.txt": b"",
+        "y/._d.gif": b"",
+    }
     for name, data in names.items():
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).write_bytes(data)
     for source in (folder(tmp_path / "mine"), zipped(zip_of(tmp_path / "mine.zip", names))):
-        assert (source.count, source.passed_over, source.classes) == (2, 2, ("x",)) and source.image(1).shape == (6, 6, 3)
+        assert (source.count, source.passed_over, source.classes) == (2, 2, ("x",)) and source.image(1).shape == (
+            6,
+            6,
+            3,
+        )
 
 
 def test_links_are_followed_but_not_round_in_circles(tmp_path):
@@ -178,7 +209,10 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path):
     source = folder(tmp_path / "mine")
     assert source.classes == ("cat", "dog") and source.labels.tolist() == [0, 1] and source.image(1).shape == (6, 6, 3)
     (tmp_path / "far" / "again").symlink_to(tmp_path / "mine")
-    with pytest.raises(DataError, match=r"again is a link to a folder that it lies in, so its images would have no end: remove the link$"):
+    with pytest.raises(
+        DataError,
+        match=r"again is a link to a folder that it lies in, so its images would have no end: remove the link$",
+    ):
         folder(tmp_path / "mine")
 
 
@@ -226,7 +260,8 @@ def test_enlarged_images_are_held_to_the_limit_of_pixels(tmp_path):
     (tmp_path / "b.png").write_bytes(png(2, 20))
     source = folder(tmp_path, size=64, enlarge=True)
     with pytest.raises(
-        BadImageError, match=r"a\.png is 1x1000000, which enlarged to 64 pixels would be 64x64000000: 100000000 in all are al"
+        BadImageError,
+        match=r"a\.png is 1x1000000, which enlarged to 64 pixels would be 64x64000000: 100000000 in all are al",
     ):
         source.image(0)
     assert source.image(1).shape == (64, 64, 3)
@@ -245,10 +280,13 @@ def zip_of(path, members, **options):
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_zip_is_read_like_the_folder(tmp_path, method):
     members = {
-        f"{'ab'[i % 2]}/{i}.{'PNG' if i % 3 else 'jpg'}": encoded(photo(i, 50 + i, 40), "PNG" if i % 3 else "JPEG") for i in range(7)
+        f"{'ab'[i % 2]}/{i}.{'PNG' if i % 3 else 'jpg'}": encoded(photo(i, 50 + i, 40), "PNG" if i % 3 else "JPEG")
+        for i in range(7)
     }
     archive = zip_of(
-        tmp_path / "mine.zip", members | {"a/": b"", "readme.txt": b"words", "__MACOSX/a/._0.jpg": b"\0\5\x16\7"}, compression=method
+        tmp_path / "mine.zip",
+        members | {"a/": b"", "readme.txt": b"words", "__MACOSX/a/._0.jpg": b"\0\5\x16\7"},
+        compression=method,
     )
     for name, data in members.items():
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +294,10 @@ def test_a_zip_is_read_like_the_folder(tmp_path, method):
     a, b = zipped(archive, size=24), folder(tmp_path / "mine", size=24)
     assert (a.name, a.count, a.classes, a.labels.tolist()) == (b.name, 7, ("a", "b"), b.labels.tolist())
     want = [members[name] for name in sorted(members)]
-    assert all(np.array_equal(a.image(i), cropped(want[i], 24)) and np.array_equal(b.image(i), cropped(want[i], 24)) for i in range(7))
+    assert all(
+        np.array_equal(a.image(i), cropped(want[i], 24)) and np.array_equal(b.image(i), cropped(want[i], 24))
+        for i in range(7)
+    )
 
 
 def test_zips_with_a_prefix_and_comments_are_read(tmp_path):

@@ -14,7 +14,9 @@ def pictures(synset, n):
     kinds = [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG")]
     seed = int(synset[1:])
     return {
-        f"{synset}_{seed % 97 + i}.JPEG": encoded(photo(seed + i, 90 + 37 * i, 140 - 11 * i, kinds[i % 4][0]), kinds[i % 4][1])
+        f"{synset}_{seed % 97 + i}.JPEG": encoded(
+            photo(seed + i, 90 + 37 * i, 140 - 11 * i, kinds[i % 4][0]), kinds[i % 4][1]
+        )
         for i in range(n)
     }
 
@@ -34,18 +36,27 @@ def as_folders(root, data):
 
 def as_tar(path, data):
     """ILSVRC2012_img_train.tar: one tar for each synset, padded to 10,240 bytes as tar does."""
-    inner = [(f"{synset}.tar", tar_of(path.parent / f"{synset}.tar", files.items()).read_bytes()) for synset, files in data.items()]
+    inner = [
+        (f"{synset}.tar", tar_of(path.parent / f"{synset}.tar", files.items()).read_bytes())
+        for synset, files in data.items()
+    ]
     return tar_of(path, inner)
 
 
 @pytest.fixture(params=["folders", "tar"])
 def root(request, data, tmp_path):
-    return as_folders(tmp_path / "train", data) if request.param == "folders" else as_tar(tmp_path / "ILSVRC2012_img_train.tar", data)
+    return (
+        as_folders(tmp_path / "train", data)
+        if request.param == "folders"
+        else as_tar(tmp_path / "ILSVRC2012_img_train.tar", data)
+    )
 
 
 def test_labels_are_places_of_sorted_synsets_and_pixels_adms(root, data):
     source = imagenet(root, 32, synsets=3)
-    want = [(label, data[synset][name]) for label, synset in enumerate(sorted(SYNSETS)) for name in sorted(data[synset])]
+    want = [
+        (label, data[synset][name]) for label, synset in enumerate(sorted(SYNSETS)) for name in sorted(data[synset])
+    ]
     assert source.classes == ("n01440764", "n02119789", "n13133613") and source.count == 12 and source.image_size == 32
     assert source.labels.tolist() == [label for label, _ in want]
     for i, (_, content) in enumerate(want):
@@ -59,14 +70,19 @@ def test_folder_and_tar_are_the_same_images(data, tmp_path):
 
 
 def test_missing_synsets_would_shift_the_labels(root):
-    with pytest.raises(DataError, match=r"holds 3 synsets, not 1000, so labels would not be ImageNet's; complete it, or give --synsets 3"):
+    with pytest.raises(
+        DataError,
+        match=r"holds 3 synsets, not 1000, so labels would not be ImageNet's; complete it, or give --synsets 3",
+    ):
         imagenet(root)
 
 
 def test_images_outside_of_synsets_have_no_label(data, tmp_path):
     root = as_folders(tmp_path / "train", data)
     (root / "stray.JPEG").write_bytes(b"")
-    with pytest.raises(DataError, match=r"train holds 'stray\.JPEG', which is no synset, so its images have no label: the train folder"):
+    with pytest.raises(
+        DataError, match=r"train holds 'stray\.JPEG', which is no synset, so its images have no label: the train folder"
+    ):
         imagenet(root, 32, synsets=3)
     (root / "stray.JPEG").unlink()
     (root / SYNSETS[0] / "more").mkdir()
@@ -99,16 +115,24 @@ def test_an_inner_tar_cut_anywhere_is_refused(data, tmp_path):
     ends = inner.rstrip(b"\0")
     for cut in (0, 300, 512, 1024, 2048, len(ends) // 512 * 512):
         path = tar_of(tmp_path / "train.tar", [(name, inner[:cut]), ("n02119789.tar", other)])
-        with pytest.raises(DataError, match=r"(n01440764\.tar is truncated|n01440764\.tar holds no images|refused|n01440764)"):
+        with pytest.raises(
+            DataError, match=r"(n01440764\.tar is truncated|n01440764\.tar holds no images|refused|n01440764)"
+        ):
             imagenet(path, synsets=2)
 
 
 @pytest.mark.parametrize(
     ("member", "sentence"),
     [
-        (("../evil.JPEG", b"x"), r"n01440764\.tar holds a member '\.\./evil\.JPEG': names that are absolute or hold '\.\.' are refused$"),
+        (
+            ("../evil.JPEG", b"x"),
+            r"n01440764\.tar holds a member '\.\./evil\.JPEG': names that are absolute or hold '\.\.' are refused$",
+        ),
         (("/etc/evil.JPEG", b"x"), r"holds a member '/etc/evil\.JPEG': names that are absolute"),
-        (("a.JPEG", link("a.JPEG")), r"n01440764\.tar holds 'a\.JPEG', a link or another thing that is not a file: refused$"),
+        (
+            ("a.JPEG", link("a.JPEG")),
+            r"n01440764\.tar holds 'a\.JPEG', a link or another thing that is not a file: refused$",
+        ),
     ],
 )
 def test_unsafe_members_are_refused(tmp_path, member, sentence):
@@ -142,5 +166,7 @@ def test_a_corrupt_jpeg_is_a_bad_image_by_name(root, data, tmp_path):
 
 
 def test_no_such_file_is_one_sentence(tmp_path):
-    with pytest.raises(DataError, match=r"none is not there; give ImageNet's train folder or ILSVRC2012_img_train\.tar"):
+    with pytest.raises(
+        DataError, match=r"none is not there; give ImageNet's train folder or ILSVRC2012_img_train\.tar"
+    ):
         imagenet(tmp_path / "none")

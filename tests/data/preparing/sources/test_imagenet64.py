@@ -60,14 +60,41 @@ def test_stored_arrays_are_mapped_not_read(tmp_path):
         second = file.tell()
         small = labels.getvalue()
         crc = zipfile.crc32(small)
-        file.write(struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 33, crc, len(small), len(small), 10, 0) + b"labels.npy" + small)
+        file.write(
+            struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 33, crc, len(small), len(small), 10, 0)
+            + b"labels.npy"
+            + small
+        )
         begin = file.tell()
         extra = struct.pack("<2H2Q", 1, 16, size, size)
-        file.write(struct.pack("<4s6H3I5H2I", b"PK\1\2", 45, 45, 0, 0, 0, 33, 0, 2**32 - 1, 2**32 - 1, 8, len(extra), 0, 0, 0, 0, 0))
+        file.write(
+            struct.pack(
+                "<4s6H3I5H2I", b"PK\1\2", 45, 45, 0, 0, 0, 33, 0, 2**32 - 1, 2**32 - 1, 8, len(extra), 0, 0, 0, 0, 0
+            )
+        )
         file.write(b"data.npy" + extra)
         extra = struct.pack("<2HQ", 1, 8, second)
         file.write(
-            struct.pack("<4s6H3I5H2I", b"PK\1\2", 45, 45, 0, 0, 0, 33, crc, len(small), len(small), 10, len(extra), 0, 0, 0, 0, 2**32 - 1)
+            struct.pack(
+                "<4s6H3I5H2I",
+                b"PK\1\2",
+                45,
+                45,
+                0,
+                0,
+                0,
+                33,
+                crc,
+                len(small),
+                len(small),
+                10,
+                len(extra),
+                0,
+                0,
+                0,
+                0,
+                2**32 - 1,
+            )
         )
         file.write(b"labels.npy" + extra)
         length = file.tell() - begin
@@ -87,7 +114,9 @@ def test_a_class_map_gives_the_labels_of_sorted_synsets(folder, tmp_path):
     assert list(mapped.classes) == sorted(names)
     assert [mapped.classes[label] for label in mapped.labels] == [names[label] for label in plain.labels]
     path.write_text(path.read_text().replace(f"{names[7]} 8 ", f"{names[7]} 9 "))
-    with pytest.raises(DataError, match=r"map_clsloc\.txt is no class map: 1000 lines like 'n02119789 1 kit_fox' are needed"):
+    with pytest.raises(
+        DataError, match=r"map_clsloc\.txt is no class map: 1000 lines like 'n02119789 1 kit_fox' are needed"
+    ):
         imagenet64(folder, class_map=path)
 
 
@@ -101,7 +130,10 @@ def test_a_missing_batch_is_named(folder):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"data": np.zeros((5, 3072), np.uint8)}, r"data is \(5, 3072\) uint8, not \(n, 12288\) uint8, one row for each image$"),
+        (
+            {"data": np.zeros((5, 3072), np.uint8)},
+            r"data is \(5, 3072\) uint8, not \(n, 12288\) uint8, one row for each image$",
+        ),
         ({"data": np.zeros((5, 3, 64, 64), np.uint8)}, r"data is \(5, 3, 64, 64\) uint8, not \(n, 12288\)"),
         ({"data": np.zeros((5, ROW), np.float32)}, r"data is \(5, 12288\) float32, not"),
         (
@@ -113,7 +145,10 @@ def test_a_missing_batch_is_named(folder):
         ({"labels": np.ones(5)}, r"labels is \(5,\) float64, not \(5,\) integers"),
         ({"labels": np.array([1, 2, 3, 0, 1])}, r"labels go from 0 to 3; those of ImageNet64 go from 1 to 1000$"),
         ({"labels": np.array([1, 2, 3, 1001, 1])}, r"labels go from 1 to 1001; those"),
-        ({"labels": np.array([1, "x", None, 2, 3], object)}, r"labels\.npy holds pickled Python objects, which are refused$"),
+        (
+            {"labels": np.array([1, "x", None, 2, 3], object)},
+            r"labels\.npy holds pickled Python objects, which are refused$",
+        ),
         ({"data": None}, r"has no array 'data'; a batch of ImageNet64 has data and labels$"),
     ],
 )
@@ -147,7 +182,10 @@ def test_encrypted_and_unknown_members_are_one_sentence(tmp_path, offset, value)
     path = tmp_path / "val_data.npz"
     np.savez(path, **batch(0))
     whole = bytearray(path.read_bytes())
-    for start, shift in ((b"PK\3\4", 0), (b"PK\1\2", 2)):  # flags and method in the member's own header and in the directory
+    for start, shift in (
+        (b"PK\3\4", 0),
+        (b"PK\1\2", 2),
+    ):  # flags and method in the member's own header and in the directory
         at = whole.find(start)
         whole[at + offset + shift] = value
     path.write_bytes(whole)

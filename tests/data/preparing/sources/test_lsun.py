@@ -29,7 +29,9 @@ def bedroom(tmp_path):
     values = {}
     for i in range(9):
         kind, options = kinds[i % 3]
-        values[draw.bytes(20).hex().encode()] = encoded(photo(i, 256 + 40 * (i % 2), 256 + 31 * (i % 4)), kind, **options)
+        values[draw.bytes(20).hex().encode()] = encoded(
+            photo(i, 256 + 40 * (i % 2), 256 + 31 * (i % 4)), kind, **options
+        )
     return database(tmp_path / "bedroom_train_lmdb", values), values
 
 
@@ -37,7 +39,11 @@ def test_images_come_in_the_order_of_keys_cropped_as_in_adm(bedroom):
     path, values = bedroom
     source = lsun(path)
     assert (source.name, source.count, source.image_size, source.channels) == ("bedroom_train_lmdb", 9, 256, 3)
-    assert source.labels is None and source.classes == () and source.transform == "ADM centre crop: box halvings, then bicubic"
+    assert (
+        source.labels is None
+        and source.classes == ()
+        and source.transform == "ADM centre crop: box halvings, then bicubic"
+    )
     for i, key in enumerate(sorted(values)):
         assert np.array_equal(source.image(i), cropped(values[key], 256))
     small = lsun(path, 64)
@@ -73,7 +79,10 @@ def test_a_truncated_database_is_refused_and_does_not_kill_the_process(bedroom):
     data = path / "data.mdb"
     whole = data.stat().st_size
     os.truncate(data, whole - 4096)
-    with pytest.raises(DataError, match=rf"bedroom_train_lmdb is truncated: data\.mdb has {whole - 4096} bytes, its pages need {whole}$"):
+    with pytest.raises(
+        DataError,
+        match=rf"bedroom_train_lmdb is truncated: data\.mdb has {whole - 4096} bytes, its pages need {whole}$",
+    ):
         lsun(path)
     for size in (8192, 5000, 100):
         os.truncate(data, size)
@@ -99,11 +108,13 @@ def test_bad_input_is_one_sentence(tmp_path):
     with pytest.raises(BadImageError, match=r"cat_lmdb/b is not a readable image \(image file is truncated"):
         source.image(1)
     with pytest.raises(
-        BadImageError, match=r"cat_lmdb/c is 300x200, smaller than the 256 pixels asked for: give a smaller --size, or --enl"
+        BadImageError,
+        match=r"cat_lmdb/c is 300x200, smaller than the 256 pixels asked for: give a smaller --size, or --enl",
     ):
         source.image(2)
     with pytest.raises(
-        BadImageError, match=r"cat_lmdb/d is not a readable image \(no image format that is allowed here: PNG, JPEG, WebP, PPM\)$"
+        BadImageError,
+        match=r"cat_lmdb/d is not a readable image \(no image format that is allowed here: PNG, JPEG, WebP, PPM\)$",
     ):
         source.image(3)
     enlarged = lsun(tmp_path / "cat_lmdb", enlarge=True)

@@ -1,0 +1,127 @@
+"""Which checkpoints a run has: its folders, what counts of them, and the newest."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cmdist.checkpoints import attempt as attempts
+from cmdist.checkpoints import sealed
+from cmdist.checkpoints.checkpoint import FORMAT, Checkpoint, folder
+from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
+from cmdist.system import storage
+
+_FOLDER = re.compile(r"step-(\d{10})(?:-(\d{4,}))?")
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A folder below checkpoints/, and the names in it; `void`: a later attempt has started from an earlier step."""
+
+    step: int
+    attempt: int
+    url: str
+    names: frozenset[str] = field(compare=False)
+    void: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is committed, not set aside, and not overtaken."""
+        return "COMMIT" in self.names and "DAMAGED" not in self.names and not self.void
+
+
+def entries(run_url: str) -> list[Entry]:
+    """All checkpoint folders, by step and attempt; [] if there are none. Raises LookupFailed if the store could not be
+    searched.
+    """
+    return list(_entries(run_url))
+
+
+def _entries(run_url: str) -> Iterator[Entry]:
+    try:
+        folders = [
+            (match, name)
+            for name in storage.names(storage.join(run_url, "checkpoints"))
+            if (match := _FOLDER.fullmatch(name))
+        ]
+        starts = attempts.starts(run_url)
+        for match, name in sorted(folders, key=lambda pair: (int(pair[0][1]), int(pair[0][2] or 0))):
+            step, attempt, url = int(match[1]), int(match[2] or 0), storage.join(run_url, "checkpoints", name)
+            void = any(number > attempt > 0 and start < step for number, start in starts)
+            yield Entry(step, attempt, url, frozenset(storage.names(url)), void)
+    except Exception as error:
+        cause = str(error) if isinstance(error, CmdistError) else f"{type(error).__name__}: {error}"
+        raise LookupFailed(
+            f"could not look for checkpoints in {run_url}: {cause}; the run is not started over, try again "
+            "when it can be read"
+        ) from error
+
+
+def steps(run_url: str) -> list[int]:
+    """Steps of the checkpoints that count, ascending; [] if there are none. Raises LookupFailed if the store could not
+    be searched.
+    """
+    return sorted({entry.step for entry in entries(run_url) if entry.counts})
+
+
+def open_checkpoint(run_url: str, step: int) -> Checkpoint:
+    """The checkpoint of a step. Raises CheckpointError if there is none that counts, Damaged if its COMMIT is not
+    one.
+    """
+    at_step = [entry for entry in entries(run_url) if entry.step == step]
+    counting = [entry for entry in at_step if entry.counts]
+    if not counting:
+        why = (
+            "was set aside as damaged"
+            if any("DAMAGED" in e.names for e in at_step)
+            else "has no COMMIT: it was never finished"
+        )
+        raise CheckpointError(f"{at_step[-1].url if at_step else folder(run_url, step)} {why}")
+    return open_entry(counting[-1])
+
+
+def open_folder(url: str) -> Checkpoint:
+    """The checkpoint in RUN/checkpoints/step-..., with or without the attempt at the end of the name. Raises
+    CheckpointError.
+    """
+    run_url, _, name = url.rstrip("/").rpartition("/checkpoints/")
+    match = _FOLDER.fullmatch(name)
+    if not match:
+        raise CheckpointError(f"{url} is not the folder of a checkpoint: that is called step- and ten digits")
+    if match[2] is None:
+        return open_checkpoint(run_url, int(match[1]))
+    return open_entry(Entry(int(match[1]), int(match[2]), url.rstrip("/"), frozenset()))
+
+
+def open_entry(entry: Entry) -> Checkpoint:
+    """A committed folder. Raises Damaged if its COMMIT is empty, unreadable or of another step, CheckpointError if of a
+    newer version.
+    """
+    try:
+        commit = sealed.read(storage.join(entry.url, "COMMIT"), must=False)
+        version, committed, files = commit["format"], commit["step"], commit["files"]
+        newer = version > FORMAT
+        _ = [(file["size"] + 0, file["xxh3"] + "") for file in files.values()]
+    except FileNotFoundError:
+        raise CheckpointError(f"{entry.url} has no COMMIT: it was never finished, or removed a moment ago") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, CmdistError):
+            raise
+        raise Damaged(f"{entry.url}/COMMIT is damaged: {type(error).__name__}: {error}") from error
+    if newer:
+        raise CheckpointError(
+            f"{entry.url} has format {version}; this version of cmdist reads up to {FORMAT}, use a newer one"
+        )
+    if committed != entry.step or commit.get("attempt", 0) != entry.attempt or "state.json" not in files:
+        raise Damaged(f"{entry.url}/COMMIT belongs to step {committed}, not to {entry.step}")
+    return Checkpoint(entry.url, entry.step, commit)
+
+
+def newest(run_url: str) -> Checkpoint | None:
+    """The newest checkpoint that counts, or None if there is none and the listing succeeded."""
+    found = [entry for entry in entries(run_url) if entry.counts]
+    return open_entry(found[-1]) if found else None
+
+
+def set_aside(entry: Entry, why: str) -> None:
+    """Mark a folder as damaged; nothing of it is moved or deleted."""
+    storage.write(storage.join(entry.url, "DAMAGED"), why.encode())

@@ -1,0 +1,75 @@
+"""The process that delivers a journal to MLflow: `python -m cmdist.tracking.courier FOLDER` does so by hand."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from cmdist.tracking.journal import Journal, Watch
+from cmdist.tracking.mlflow import Delivery, StoreGone
+
+_GRACE = 60.0  # seconds for which a courier goes on trying after its run has ended
+
+
+def deliver(folder: Path, patience: float = 20.0) -> bool:
+    """Deliver what is left in a journal; True if nothing is left. A courier that is still at it has the same
+    patience.
+    """
+    deadline = time.monotonic() + patience
+    journal = Journal(folder)
+    while True:
+        with journal.lock(wait=False) as held:
+            if held:
+                return _drain(Delivery(journal), deadline)
+        if not any(journal.read(journal.cursor()["place"], limit=1)):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def _drain(delivery: Delivery, deadline: float) -> bool:
+    """Deliver everything that is there; False if the server would not have it in time."""
+    said = ""
+    while True:
+        try:
+            if not delivery.step():
+                return True
+        except StoreGone as gone:
+            delivery.again(gone.args[0])
+        except Exception as error:
+            sentence = f"{type(error).__name__}: {error}"
+            if sentence != said:
+                print(f"{time.strftime('%F %T')} not delivered: {sentence}", file=sys.stderr, flush=True)
+            said = sentence
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(1.0)
+
+
+def _courier(folder: Path, parent: int) -> None:
+    """Deliver a journal as long as process `parent` lives, and then what is left, for up to a minute."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the training decides when it ends, and the courier ends with it
+    os.nice(10)
+    journal = Journal(folder)
+    with journal.lock(wait=True):
+        delivery, watch = Delivery(journal), Watch(journal)
+        while True:
+            watch.look()
+            gone = os.getppid() != parent  # looked at first: what was written before the end is then delivered below
+            delivered = _drain(delivery, time.monotonic() + (_GRACE if gone else 0.0))
+            if gone or (delivered and delivery.status in ("FINISHED", "FAILED", "KILLED")):
+                break
+            time.sleep(0.5 if delivered else 2.0)
+        starts = [record["pid"] for record, _ in journal.read() if record["kind"] == "start"]
+        if delivered and delivery.status in (None, "RUNNING") and starts[-1:] == [parent]:
+            delivery.killed()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        _courier(Path(sys.argv[1]), int(sys.argv[2]))
+    else:
+        sys.exit(0 if deliver(Path(sys.argv[1])) else 1)

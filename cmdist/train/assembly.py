@@ -1,0 +1,115 @@
+"""From a configuration to a trainer: every object that a run needs, at the step where it starts."""
+
+import torch
+
+import cmdist
+from cmdist import build, seeding
+from cmdist.checkpoints.attempt import Attempt
+from cmdist.checkpoints.checkpoint import Checkpoint
+from cmdist.checkpoints.retention import Keep
+from cmdist.checkpoints.saver import Saver
+from cmdist.config import Config
+from cmdist.core.objectives.base import Networks
+from cmdist.data.images import ShardedImages
+from cmdist.data.order import Order, schedule
+from cmdist.data.reader import micro_batches
+from cmdist.system.distributed import StopRequest, World
+from cmdist.train import resume
+from cmdist.train.averages import Averages, Target
+from cmdist.train.engine import Engine
+from cmdist.train.meters import Clock, SigmaBuckets
+from cmdist.train.optim import make_optimizer
+from cmdist.train.snapshots import Snapshots
+from cmdist.train.trainer import Schedule, Trainer
+
+
+def make_trainer(
+    config: Config,
+    world: World,
+    data: ShardedImages,
+    found: Checkpoint | None,
+    run_url: str,
+    run_id: str,
+    attempt: Attempt,
+) -> tuple[Trainer, Order, float | None]:
+    """Everything a run needs, at the step where it starts; the order of its samples, and the result of the
+    self-check.
+    """
+    t, o = config.train, config.optimizer
+    build.set_arithmetic(config)
+    torch.manual_seed(seeding.key(config.run.seed, "weights"))
+    net = build.network(config).to(world.device)
+    if found is None:
+        build.initialise(config, net)
+    target = Target(net) if build.needs_target(config) else None
+    for module in (net, target.module) if target else (net,):
+        build.compiled(config, module)
+    optimizer = make_optimizer(o.kind, net.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+    engine = Engine(
+        net,
+        optimizer,
+        zero_stage=t.zero_stage,
+        micro_batch=t.micro_batch,
+        accumulation=config.micro_batches // world.size,
+        clip=o.clip,
+        loss_scale=t.loss_scale if t.precision == "fp16" else None,
+    )
+    step = found.step if found else 0
+    objective, curriculum = build.objective(config, build.distance(config, world.device)), build.curriculum(config)
+    networks = Networks(
+        student=build.denoiser(config, engine),
+        target=build.denoiser(config, target.module) if target else None,
+        teacher=build.teacher(config, data, world.device),
+        bare_student=build.denoiser(config, engine.module),
+    )
+    order = Order(data.counts, config.run.seed, config.data.block_shards)
+    batches = micro_batches(
+        data,
+        order,
+        t.micro_batch,
+        schedule(step, config.micro_batches, world.rank, world.size),
+        config.run.seed,
+        flip=config.data.flip,
+        workers=config.data.workers,
+        bad_samples=config.data.bad_samples,
+    )
+    averages = Averages(engine, t.ema)
+    trainer = Trainer(
+        world=world,
+        seed=config.run.seed,
+        schedule=Schedule(t.steps, t.log_every, t.checkpoint_every, t.global_batch, t.hang_minutes * 60),
+        engine=engine,
+        objective=objective,
+        networks=networks,
+        curriculum=curriculum,
+        conditional=bool(config.data.classes),
+        learning_rate=build.lr_schedule(config),
+        averages=averages,
+        target=target,
+        batches=batches,
+        buckets=SigmaBuckets(config.noise.sigma_min, config.noise.sigma_max, world.device),
+        clock=Clock(devices=world.size),
+        snapshots=Snapshots(engine, averages, target),
+        saver=Saver(
+            run_url,
+            run_id,
+            engine.layout,
+            world,
+            attempt=attempt,
+            keep=Keep(t.keep_checkpoints, t.keep_every),
+            max_missed=t.max_missed_checkpoints,
+        ),
+        tracker=None,
+        describe={
+            "identity": build.identity(config, data.index_hash),
+            "zero_stage": t.zero_stage,
+            "code_version": cmdist.__version__,
+        },
+        stop=StopRequest(),
+        step=step,
+    )
+    checked = trainer.self_check(beta1=o.betas[0], clip=o.clip, weight_decay=o.weight_decay) if t.self_check else None
+    if found is not None:
+        resume.load(found, engine, trainer.averages, target)
+        trainer.clock = Clock.resumed(found.state["clock"], world.size)
+    return trainer, order, checked
