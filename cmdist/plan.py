@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
-from cmdist import build
+from cmdist import build, runs
 from cmdist.config import Config
 from cmdist.core import distances
 from cmdist.core.objectives.base import Draw, Networks
@@ -52,7 +52,7 @@ def plan(config: Config, ranks: int) -> Plan:
     """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build.network(config).parameters())
-    perceptual = Lpips(config.loss.lpips_pooling) if build.uses_lpips(config) else None  # its weights change no figure
+    perceptual = Lpips(config.loss.lpips_pooling) if runs.uses_lpips(config) else None  # its weights change no figure
     forward, step, peak = _micro_batch(config, perceptual)
     t, state = config.train, 4.0 * parameters  # bytes of one fp32 copy
     share = state / ranks

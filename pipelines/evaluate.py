@@ -25,7 +25,7 @@ import reference  # pipelines/reference.py
 import torch
 from tqdm import tqdm
 
-from cmdist import build
+from cmdist import build, runs
 from cmdist.checkpoints.checkpoint import checksum, ema_file
 from cmdist.config import Config
 from cmdist.core.noise import Denoise
@@ -115,8 +115,8 @@ def subjects(options: argparse.Namespace, world: World) -> tuple[Config, str, in
             [Subject(model.title, None, model.denoiser(world.device), source)],
         )
     url = storage.absolute(options.run)
-    step = distributed.gather(build.open_run(url, options.checkpoint).step if world.first else 0, world.control)[0]
-    run, made = build.open_run(url, step), []
+    step = distributed.gather(runs.open_run(url, options.checkpoint).step if world.first else 0, world.control)[0]
+    run, made = runs.open_run(url, step), []
     for ema in dict.fromkeys(options.ema or run.config.train.ema[:1]):
         denoise = build.load_denoiser(run, ema, world.device)
         source = {"url": run.checkpoint.url, "weights": f"xxh3:{run.checkpoint.commit['files'][ema_file(ema)]['xxh3']}"}

@@ -20,8 +20,7 @@ from typing import Any
 import evaluate  # pipelines/evaluate.py
 import torch
 
-from cmdist import build, seeding
-from cmdist.build import TrainedRun
+from cmdist import build, runs, seeding
 from cmdist.checkpoints.checkpoint import ema_file
 from cmdist.core import sampling, validation
 from cmdist.core.noise import Denoise, karras_sigmas
@@ -29,6 +28,7 @@ from cmdist.core.solvers import heun_step
 from cmdist.data.images import ShardedImages
 from cmdist.evaluation import generation, pictures
 from cmdist.evaluation.generation import Task
+from cmdist.runs import TrainedRun
 from cmdist.system import cli, storage
 from cmdist.tracking import courier, environment
 from cmdist.tracking import mlflow as tracking
@@ -57,7 +57,7 @@ def glance(run_url: str, step: int, spool: Path) -> None:
     torch.set_num_threads(1)  # as in evaluation: the same weights give the same bits
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     begin = time.monotonic()
-    run = build.open_run(run_url, step)
+    run = runs.open_run(run_url, step)
     tracked = json.loads(storage.read(storage.join(run_url, "run.json")))["tracking_uri"] != "none"
     weights = f"xxh3:{run.checkpoint.commit['files'][ema_file(run.config.train.ema[0])]['xxh3']}"
     stem = storage.join(run_url, "glances", f"step-{step:010d}")

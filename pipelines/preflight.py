@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 import cmdist
-from cmdist import build
+from cmdist import build, runs
 from cmdist import config as configuration
 from cmdist.checkpoints import search
 from cmdist.config import Config
@@ -74,10 +74,10 @@ def main(arguments: Sequence[str]) -> None:
         with failures.noted("data", 2):
             check_data(config)
         with failures.noted("weights", 2):
-            build.check_weights(config, run_url, options.resume)
+            runs.check_weights(config, run_url, options.resume)
         if options.resume not in ("auto", "none"):
             with failures.noted("--resume", 2):
-                build.open_run(options.resume)
+                runs.open_run(options.resume)
         with failures.noted("run.root", 2):
             storage.write(probe, node.encode())
     failures.quiet = False

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmdist import build
+from cmdist import build, runs
 from cmdist import config as configuration
 from cmdist.checkpoints import sealed, search
 from cmdist.checkpoints.attempt import Attempt, attempt_at
@@ -159,7 +159,7 @@ def train(config: Config, world: World, mode: str) -> bool:
     data = build.dataset(config)
     record, changed = read_run(run_url, config, world)
     if not storage.exists(storage.join(run_url, "run.json")):  # before a folder is made for it
-        build.check_weights(config, run_url, mode)
+        runs.check_weights(config, run_url, mode)
     with attempt_at(run_url, world) as attempt:
         found = resume.find(run_url, record["id"], mode, world)
         if found is not None:

@@ -33,6 +33,7 @@ LAYERS = [
     {"evaluation"},
     {"train", "report"},
     {"config"},
+    {"runs"},
     {"build"},
     {"plan", "train.assembly"},
 ]
@@ -65,7 +66,9 @@ def imports_of(path: Path) -> set[str]:
 
 
 def part_of(module: str) -> str:
-    """'train' for 'cmdist.train.engine', 'storage' for 'cmdist.system.storage'; '' for cmdist itself."""
+    """'train' for 'cmdist.train.engine', 'train.assembly' where a layer names it; '' for cmdist itself."""
+    if (file := ".".join(module.split(".")[1:3])) in LAYER:
+        return file
     part = module.partition(".")[2].partition(".")[0]
     return (
         part if part in LAYER or (ROOT / "cmdist" / part).is_dir() or (ROOT / "cmdist" / f"{part}.py").exists() else ""

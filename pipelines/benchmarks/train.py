@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cmdist import build, seeding
+from cmdist import build, runs, seeding
 from cmdist import config as configuration
 from cmdist.core import distances
 from cmdist.core.objectives.base import Networks
@@ -186,7 +186,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _distance(config: configuration.Config, device: torch.device) -> distances.Distance:
-    if not build.uses_lpips(config):
+    if not runs.uses_lpips(config):
         return build.distance(config, device)
     return distances.lpips(Lpips(config.loss.lpips_pooling).to(device))  # random weights take as long
 

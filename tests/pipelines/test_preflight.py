@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cmdist import build
 from cmdist import config as configuration
+from cmdist import runs
 from cmdist.system import storage
 from ranks import Ranks, pipeline, run_pipeline
 from training import SMALL, write_config
@@ -82,11 +82,11 @@ def test_weights_and_starts_that_are_not_there(tmp_path: Path, digits: str) -> N
     text = text.replace("channels: 1, classes: 10", "channels: 3")
     config = configuration.load(write_config(tmp_path, digits, text), [])
     with pytest.raises(ValueError, match=r"teacher nowhere/edm.pt is not there"):
-        build.check_weights(config, str(tmp_path / "run"), "auto")
+        runs.check_weights(config, str(tmp_path / "run"), "auto")
     with pytest.raises(ValueError, match=r"loss.lpips_weights nowhere/vgg.pth is not there"):
-        build.check_weights(config.model_copy(update={"teacher": "exact"}), str(tmp_path / "run"), "auto")
+        runs.check_weights(config.model_copy(update={"teacher": "exact"}), str(tmp_path / "run"), "auto")
     with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):
-        build.check_weights(
+        runs.check_weights(
             config.model_copy(update={"teacher": "exact", "init": "nowhere/init.safetensors"}),
             str(tmp_path / "run"),
             "auto",
@@ -96,16 +96,16 @@ def test_weights_and_starts_that_are_not_there(tmp_path: Path, digits: str) -> N
 def test_what_a_run_does_not_use_is_not_missed(tmp_path: Path, digits: str) -> None:
     config = configuration.load(write_config(tmp_path, digits), [])
     loss = config.loss.model_copy(update={"lpips_weights": "nowhere/vgg.pth"})
-    build.check_weights(
+    runs.check_weights(
         config.model_copy(update={"teacher": "nowhere/edm.pt", "loss": loss}), str(tmp_path / "run"), "auto"
     )
     training = config.model_copy(
         update={"objective": "consistency_training", "teacher": "nowhere/edm.pt", "init": "teacher"}
     )
     with pytest.raises(ValueError, match=r"teacher nowhere/edm.pt is not there"):
-        build.check_weights(training, str(tmp_path / "run"), "auto")
+        runs.check_weights(training, str(tmp_path / "run"), "auto")
     storage.write(f"{tmp_path}/run/run.json", b"{}")
-    build.check_weights(training, str(tmp_path / "run"), "auto")
+    runs.check_weights(training, str(tmp_path / "run"), "auto")
 
 
 def test_a_teacher_of_the_wrong_kind_is_found_before_anything_starts(tmp_path: Path, digits: str) -> None:
@@ -113,9 +113,9 @@ def test_a_teacher_of_the_wrong_kind_is_found_before_anything_starts(tmp_path: P
     config = configuration.load(write_config(tmp_path, digits), [])
     config = config.model_copy(update={"objective": "consistency_distillation", "teacher": f"{tmp_path}/cd_x.pt"})
     with pytest.raises(ValueError, match=r"cd_x\.pt is a consistency model by its name, and a denoiser is needed here"):
-        build.check_weights(config, str(tmp_path / "run"), "auto")
+        runs.check_weights(config, str(tmp_path / "run"), "auto")
     start = config.model_copy(update={"objective": "consistency_training", "init": "teacher"})
-    build.check_weights(start, str(tmp_path / "run"), "auto")
+    runs.check_weights(start, str(tmp_path / "run"), "auto")
 
 
 def test_a_run_that_has_begun_needs_its_start_no_more(tmp_path: Path, digits: str) -> None:
@@ -123,10 +123,10 @@ def test_a_run_that_has_begun_needs_its_start_no_more(tmp_path: Path, digits: st
         update={"init": "nowhere/init.safetensors"}
     )
     with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):
-        build.check_weights(config, str(tmp_path / "run"), "none")
-    build.check_weights(config, str(tmp_path / "run"), "s3://bucket/another")
+        runs.check_weights(config, str(tmp_path / "run"), "none")
+    runs.check_weights(config, str(tmp_path / "run"), "s3://bucket/another")
     storage.write(f"{tmp_path}/run/run.json", b"{}")
-    build.check_weights(config, str(tmp_path / "run"), "auto")
+    runs.check_weights(config, str(tmp_path / "run"), "auto")
 
 
 def test_a_start_that_is_not_there(tmp_path: Path, digits: str) -> None:
