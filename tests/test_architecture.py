@@ -35,7 +35,7 @@ LAYERS = [
     {"config"},
     {"runs"},
     {"build"},
-    {"plan", "train.assembly"},
+    {"plan", "train.assembly", "theory"},
 ]
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 

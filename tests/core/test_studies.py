@@ -13,7 +13,7 @@ from torch.special import ndtr
 from cmdist.core import exact
 from cmdist.core.noise import karras_sigmas
 from cmdist.core.solvers import Step, euler_step, heun_step
-from cmdist.core.studies import fixed_points, gradients, laws
+from cmdist.core.studies import fixed_points, gradients, laws, learning
 from cmdist.core.studies.fixed_points import distillation, training, variance_by_level
 from cmdist.core.studies.laws import Law, total_variation, wasserstein
 from cmdist.core.studies.line import Line, interpolate, masses
@@ -203,7 +203,7 @@ def test_distances_between_gaussians_are_the_closed_forms() -> None:
     shifted = Law(1.0 + 0.5 * z, ndtr(z))
     closed = 2 * stats.norm.cdf(0.35 / (0.25 + 0.49) ** 0.5) - 1
     assert total_variation(a, shifted, 0.7, x) == pytest.approx(closed, abs=1e-5)
-    below, density = a.noised(x, 1.2)
+    below, density = a.noised(x, 1.2), a.noised_density(x, 1.2)
     torch.testing.assert_close(below, ndtr((x - 0.3) / 1.3), rtol=0, atol=1e-5)
     torch.testing.assert_close(density, torch.from_numpy(stats.norm.pdf(x, 0.3, 1.3)), rtol=0, atol=1e-5)
 
@@ -307,6 +307,24 @@ def test_the_gradients_have_one_limit(made: gradients.Student, step: Step | None
     ]
     assert apart[1] < 0.015 * abs(limit)
     assert log2(apart[0] / apart[1]) > 2 * 0.95
+
+
+def test_a_table_learns_the_fixed_point_and_more_levels_take_longer() -> None:
+    """The expected updates end where the chain's mean is; and before, what is known has not got to the top yet."""
+    z = APART.scores(SIGMA_MIN, 90, 60)
+
+    def even(sigmas: Tensor) -> Tensor:
+        return torch.full((len(sigmas) - 1,), 1 / (len(sigmas) - 1), dtype=DOUBLE)
+
+    *_, (now, _, learnt) = learning.learn(APART, z, [(5, 100.0), (11, 900.0)], even)
+    assert now == pytest.approx(1000)
+    fixed = torch.stack(training(APART, grid(11), z))
+    inside = z.abs() < 4  # tables of 150 entries, straight between them, with nothing outside
+    torch.testing.assert_close(learnt[:, inside], fixed[:, inside], rtol=0, atol=5e-3)
+    *_, (_, _, early) = learning.learn(APART, z, [(41, 300.0)], even)
+    far = (early - torch.stack(training(APART, grid(41), z))).abs().mean(1)
+    assert far[0] > 0.5
+    assert far[-5:].max() < 0.01
 
 
 def test_drawn_pairs_average_to_the_chain() -> None:

@@ -2,7 +2,7 @@
 without samples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import pi, sqrt
 
@@ -32,20 +32,23 @@ class Law:
         part = torch.where(width > 0, (below - self.below[i]) / width.clamp_min(1e-300), 0.0).clamp(0, 1)
         return self.values[i] + part * (self.values[i + 1] - self.values[i])
 
-    def noised(self, x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-        """P(X + tau Z < x) and the density of X + tau Z at x (M,), Z ~ N(0, 1); tau above the spacing of the values."""
-        mass = self.below.diff()
+    def noised(self, x: Tensor, tau: float) -> Tensor:
+        """P(X + tau Z < x) at x (M,), Z ~ N(0, 1); tau above the spacing of the values."""
+        return torch.cat([ndtr(scores) @ self.below.diff() for scores in self._scores(x, tau)])
+
+    def noised_density(self, x: Tensor, tau: float) -> Tensor:
+        """The density of X + tau Z at x (M,)."""
+        heights = [torch.exp(-(scores**2) / 2) @ self.below.diff() for scores in self._scores(x, tau)]
+        return torch.cat(heights) / (tau * sqrt(2 * pi))
+
+    def _scores(self, x: Tensor, tau: float) -> Iterator[Tensor]:
+        """(x - value) / tau for some x at a time and the middles between the values."""
         middles = (self.values[1:] + self.values[:-1]) / 2
-        masses, densities = [], []
-        for rows in torch.split(x, ROWS):
-            scores = (rows[:, None] - middles) / tau
-            masses.append(ndtr(scores) @ mass)
-            densities.append(torch.exp(-(scores**2) / 2) @ mass / (tau * sqrt(2 * pi)))
-        return torch.cat(masses), torch.cat(densities)
+        return ((rows[:, None] - middles) / tau for rows in torch.split(x, ROWS))
 
     def pushed(self, tau: float, x: Tensor, f: Tensor) -> "Law":
         """The law of f(X + tau Z) for an ascending function with the values f (M,) at ascending x (M,)."""
-        return Law(f, self.noised(x, tau)[0].clamp(0, 1).cummax(0).values)
+        return Law(f, self.noised(x, tau).clamp(0, 1).cummax(0).values)
 
 
 def of_line(line: Line, sigma: float, z: Tensor) -> Law:
@@ -64,7 +67,7 @@ def wasserstein(a: Law, b: Law, power: int) -> float:
 
 def total_variation(a: Law, b: Law, tau: float, x: Tensor) -> float:
     """TV(a * N(0, tau^2), b * N(0, tau^2)) = half the integral of the difference of the densities, over x (M,)."""
-    return float(torch.trapezoid((a.noised(x, tau)[1] - b.noised(x, tau)[1]).abs(), x)) / 2
+    return float(torch.trapezoid((a.noised_density(x, tau) - b.noised_density(x, tau)).abs(), x)) / 2
 
 
 def multistep(
