@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from cmdist.checkpoints import attempt, checkpoint, sealed
+from cmdist.checkpoints import attempt, checkpoint, sealed, search
 from cmdist.checkpoints.attempt import Attempt, attempt_at
 from cmdist.checkpoints.layout import Layout
 from cmdist.checkpoints.saver import Saver, Snapshot
@@ -140,9 +140,9 @@ def test_an_overtaken_attempt_cannot_commit(tmp_path) -> None:
     ) as error:
         late.wait()
     assert error.value.exit_code == 4
-    assert checkpoint.steps(run) == [10, 20]
+    assert search.steps(run) == [10, 20]
     save(run, second, 30)
-    assert torch.equal(checkpoint.open_checkpoint(run, 30).read_state("master", 0, 5), torch.full((5,), 2.0))
+    assert torch.equal(search.open_checkpoint(run, 30).read_state("master", 0, 5), torch.full((5,), 2.0))
 
 
 def test_a_commit_that_was_on_its_way_when_it_was_overtaken_does_not_count(tmp_path, monkeypatch) -> None:
@@ -152,11 +152,11 @@ def test_a_commit_that_was_on_its_way_when_it_was_overtaken_does_not_count(tmp_p
     monkeypatch.setattr(first, "check", lambda: None)
     save(run, first, 30)
     assert storage.exists(checkpoint.folder(run, 30, 1) + "/COMMIT")
-    assert checkpoint.steps(run) == [10, 20]
+    assert search.steps(run) == [10, 20]
     save(run, second, 30)
     save(run, second, 40)
-    assert torch.equal(checkpoint.open_checkpoint(run, 30).read_state("master", 0, 5), torch.full((5,), 2.0))
-    assert checkpoint.steps(run) == [10, 20, 30, 40]
+    assert torch.equal(search.open_checkpoint(run, 30).read_state("master", 0, 5), torch.full((5,), 2.0))
+    assert search.steps(run) == [10, 20, 30, 40]
 
 
 def test_the_beat_notices_a_newer_attempt(tmp_path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cmdist.checkpoints import checkpoint, retention
+from cmdist.checkpoints import checkpoint, retention, search
 from cmdist.checkpoints.layout import Layout
 from cmdist.checkpoints.retention import Keep, plan, thin, thinning
 from cmdist.checkpoints.saver import Saver, Snapshot
@@ -85,12 +85,12 @@ def test_averages_of_evaluated_steps_stay_readable(tmp_path) -> None:
     storage.write(f"{run}/evaluations/step-0000000002-fd_1step-abc.json", b"{}")
     storage.write(f"{run}/evaluations/step-0000000001.begun", b"")
     save(run, 1, 2, 3, 4, 5, keep=Keep(2))
-    assert checkpoint.steps(run) == [1, 2, 4, 5]
+    assert search.steps(run) == [1, 2, 4, 5]
     for step in (1, 2):
-        found = checkpoint.open_checkpoint(run, step)
+        found = search.open_checkpoint(run, step)
         assert not found.whole and torch.equal(found.read_ema(0.9, 0, 17), torch.arange(17.0) + step)
         found.verify()
-    assert checkpoint.open_checkpoint(run, 4).whole
+    assert search.open_checkpoint(run, 4).whole
 
 
 @pytest.mark.parametrize("cut", range(6))
@@ -114,10 +114,10 @@ def test_a_thinning_that_is_cut_short_leaves_no_holes(tmp_path, monkeypatch, cut
             patch.setattr(retention.storage, name, counted(getattr(storage, name)))
         with pytest.raises(KeyboardInterrupt):
             thin(thinning(run, 4, 0, Keep(1)))
-    for step in checkpoint.steps(run):
-        checkpoint.open_checkpoint(run, step).verify()
+    for step in search.steps(run):
+        search.open_checkpoint(run, step).verify()
     thin(thinning(run, 4, 0, Keep(1)))
-    assert checkpoint.steps(run) == [1, 4]
+    assert search.steps(run) == [1, 4]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
@@ -140,11 +140,11 @@ def test_nothing_is_removed_before_the_newer_one_is_read_back(tmp_path, monkeypa
     monkeypatch.setattr(storage, "write", spoiling)
     bad[:] = ["once"]
     save(run, 3, keep=Keep(1))
-    assert checkpoint.steps(run) == [3]
-    checkpoint.open_checkpoint(run, 3).verify()
+    assert search.steps(run) == [3]
+    search.open_checkpoint(run, 3).verify()
     storage.remove(checkpoint.folder(run, 3))
     save(run, 1, 2)
     bad[:] = ["again and again"] * 9
     save(run, 3, keep=Keep(1))
-    assert checkpoint.steps(run) == [1, 2, 3]
+    assert search.steps(run) == [1, 2, 3]
     assert "could not be verified, so older ones stay" in capsys.readouterr().err

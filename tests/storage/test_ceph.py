@@ -11,7 +11,7 @@ import s3fs
 import torch
 from ceph import MISSING, Ceph
 
-from cmdist.checkpoints import attempt, checkpoint, sealed
+from cmdist.checkpoints import attempt, sealed, search
 from cmdist.checkpoints.attempt import Attempt, attempt_at
 from cmdist.checkpoints.layout import Layout
 from cmdist.checkpoints.retention import Keep
@@ -99,15 +99,15 @@ def test_a_takeover_and_what_a_power_cut_leaves(run: str, cluster: Ceph) -> None
             assert saver.ready(step, last=False)
             saver.save(step, snapshot(step))
         saver.wait()
-        assert checkpoint.steps(run) == [2, 3]
+        assert search.steps(run) == [2, 3]
         saver.save(4, snapshot(4))
         cluster.kill()
         cluster.start()
         saver.wait()
         found = resume.find(run, "id", "auto", World())
         assert found is not None and found.step == 4
-        for step in checkpoint.steps(run):
-            opened = checkpoint.open_checkpoint(run, step)
+        for step in search.steps(run):
+            opened = search.open_checkpoint(run, step)
             opened.verify()
             assert torch.equal(opened.read_state("master", 0, 1000), torch.arange(1000.0) + step)
         first._over.set()
@@ -116,7 +116,7 @@ def test_a_takeover_and_what_a_power_cut_leaves(run: str, cluster: Ceph) -> None
         saver.save(5, snapshot(5))
         with pytest.raises(Fenced, match="attempt 2, process .* has taken over"):
             saver.wait()
-    assert checkpoint.steps(run)[-1] == 4
+    assert search.steps(run)[-1] == 4
 
 
 def test_a_wrong_secret(run: str, cluster: Ceph, monkeypatch: pytest.MonkeyPatch) -> None:

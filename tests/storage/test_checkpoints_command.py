@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmdist.checkpoints import checkpoint, sealed
+from cmdist.checkpoints import checkpoint, sealed, search
 from cmdist.checkpoints.layout import Layout
 from cmdist.checkpoints.saver import Saver, Snapshot
 from cmdist.errors import CheckpointError, CmdistError, ConfigError, Damaged
@@ -63,7 +63,7 @@ def test_thin(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="--last must be 1 or more"):
         main(["thin", run, "--last", "0", "--every", "0"])
     main(["thin", run, "--last", "1", "--every", "300"])
-    assert checkpoint.steps(run) == [100, 300, 400]
+    assert search.steps(run) == [100, 300, 400]
     assert capsys.readouterr().out.splitlines() == [
         f"removed            {checkpoint.folder(run, 200)}",
         f"averages only now  {checkpoint.folder(run, 100)}",
@@ -72,22 +72,22 @@ def test_thin(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     flip(f"{checkpoint.folder(run, 400)}/slices-00000-of-00001.safetensors")
     with pytest.raises(Damaged):
         main(["thin", run, "--last", "1", "--every", "0"])
-    assert checkpoint.steps(run) == [100, 300, 400], "nothing goes before the newest is known to be right"
+    assert search.steps(run) == [100, 300, 400], "nothing goes before the newest is known to be right"
 
 
 def test_copy(run: str, tmp_path: Path) -> None:
     there = str(tmp_path / "there")
     main(["copy", run, there])
     main(["copy", f"{run}/checkpoints/step-0000000200", there])
-    assert checkpoint.steps(there) == [200, 400]
+    assert search.steps(there) == [200, 400]
     for step in (200, 400):
-        copied = checkpoint.open_checkpoint(there, step)
+        copied = search.open_checkpoint(there, step)
         copied.verify()
         assert torch.equal(copied.read_state("master", 0, 40), torch.arange(40.0) + step)
     flip(f"{checkpoint.folder(run, 300)}/state.json")
     with pytest.raises(Damaged, match="state.json"):
         main(["copy", f"{run}/checkpoints/step-0000000300", there])
-    assert checkpoint.steps(there) == [200, 400]
+    assert search.steps(there) == [200, 400]
     storage.write(f"{there}/run.json", sealed.seal({"id": "another"}))
     with pytest.raises(CmdistError, match="is another run; copy into a folder of its own"):
         main(["copy", run, there])

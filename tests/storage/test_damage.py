@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmdist.checkpoints import checkpoint, sealed
+from cmdist.checkpoints import checkpoint, sealed, search
 from cmdist.checkpoints.attempt import attempt_at
 from cmdist.checkpoints.layout import Layout
 from cmdist.checkpoints.retention import Keep
@@ -95,7 +95,7 @@ def test_a_damaged_newest_is_set_aside(
         and "-0001" in warning
     )
     assert damage is None or storage.exists(url), "set aside, not deleted"
-    assert checkpoint.steps(root) == [10]
+    assert search.steps(root) == [10]
     again = find(root)
     assert again is not None and again.step == 10 and not capsys.readouterr().err
 
@@ -149,7 +149,7 @@ def test_a_url_is_where_a_new_run_starts_and_its_own_checkpoints_come_first(root
     storage.write(f"{checkpoint.folder(other, 20, 1)}/state.json", b"{}")
     with pytest.raises(CheckpointError, match="is damaged: state.json"):
         find(f"{root}/third", other)
-    assert checkpoint.steps(other) == [10, 20], "nothing is marked in another run's folder"
+    assert search.steps(other) == [10, 20], "nothing is marked in another run's folder"
 
 
 def test_the_bucket_was_deleted(s3: str) -> None:
@@ -208,7 +208,7 @@ def test_a_full_disk_misses_checkpoints_and_then_fails(
     with pytest.raises(CheckpointError, match=rf"step 7 .*{said}; that is 3 in a row .*max_missed_checkpoints \(2\)"):
         saver.check()
     assert "step 2" in capsys.readouterr().err
-    assert checkpoint.steps(run) == [1, 4]
+    assert search.steps(run) == [1, 4]
     assert not list(tmp_path.rglob(".*")), "no half of a file is left"
 
 

@@ -12,7 +12,7 @@ import torch
 from faults import FAULTS, FaultProxy
 
 from cmdist.checkpoints import attempt as attempts
-from cmdist.checkpoints import checkpoint, saver
+from cmdist.checkpoints import saver, search
 from cmdist.checkpoints.attempt import attempt_at
 from cmdist.checkpoints.layout import Layout
 from cmdist.checkpoints.retention import Keep
@@ -83,10 +83,10 @@ def save_and_come_back(
                 background.wait()
     proxy.rate = 0.0
     print(f"{kind}: {proxy.count[kind]} faults, {step} checkpoints, {resumes} resumes, all right")
-    assert checkpoint.steps(run) == [step - 1, step]
-    for left in checkpoint.steps(run):
-        checkpoint.open_checkpoint(run, left).verify()
-    assert not any("DAMAGED" in entry.names for entry in checkpoint.entries(run)), capsys.readouterr().err
+    assert search.steps(run) == [step - 1, step]
+    for left in search.steps(run):
+        search.open_checkpoint(run, left).verify()
+    assert not any("DAMAGED" in entry.names for entry in search.entries(run)), capsys.readouterr().err
 
 
 def test_a_large_upload_survives_in_parts(s3: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_a_store_that_only_fails(s3: str, proxy: FaultProxy, kind: str) -> None:
     ):
         storage.write(f"{s3}/file", b"new")
     with pytest.raises(LookupFailed, match="could not look for checkpoints .* the run is not started over") as error:
-        checkpoint.steps(f"{s3}/run")
+        search.steps(f"{s3}/run")
     assert error.value.exit_code == 3
     proxy.rate = 0.0
     assert storage.read(f"{s3}/file") == b"old"
@@ -134,7 +134,7 @@ def test_a_wrong_secret_and_no_credentials(
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(LookupFailed, match="refuses access"):
-        checkpoint.steps(f"{s3}/run")
+        search.steps(f"{s3}/run")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
@@ -150,7 +150,7 @@ def test_a_missing_bucket_is_not_an_empty_folder(s3: str) -> None:
         with pytest.raises(StoreMissing, match="s3://nobody-has-made-this/x/y: the bucket does not exist"):
             use("s3://nobody-has-made-this/x/y")
     with pytest.raises(LookupFailed, match="the bucket does not exist; the run is not started over"):
-        checkpoint.steps("s3://nobody-has-made-this/run")
+        search.steps("s3://nobody-has-made-this/run")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_permission_lost_or_bucket_deleted_half_way(
         resume.find(f"{s3}/run", "id", "auto", World())
     proxy.rate = 0.0
     save(4)
-    assert checkpoint.steps(f"{s3}/run") == [1, 4]
+    assert search.steps(f"{s3}/run") == [1, 4]
     proxy.rate = 1.0
     for step in (5, 6):
         save(step)
@@ -219,7 +219,7 @@ def test_a_store_that_is_down_for_a_while(
         assert background.ready(5, last=True)
         background.save(5, snapshot(5), last=True)
         background.wait()
-        assert checkpoint.steps("s3://bucket/run") == [1, 2, 5]
+        assert search.steps("s3://bucket/run") == [1, 2, 5]
         own.kill()
         background.save(6, snapshot(6))
         while not background._job.trouble:
