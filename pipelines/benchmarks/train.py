@@ -14,19 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks._trainer import trainer_of
 
-from cmdist import build, runs, seeding
 from cmdist import config as configuration
-from cmdist.core import distances
-from cmdist.core.objectives.base import Networks
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.nets.lpips import Lpips
 from cmdist.plan import plan
 from cmdist.system import distributed
+from cmdist.system.distributed import World
 from cmdist.tracking import environment
-from cmdist.train.averages import Averages, Target
-from cmdist.train.engine import Engine
-from cmdist.train.optim import make_optimizer
+from cmdist.train.trainer import Trainer
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
         config = configuration.load(options.config, overrides)
         world = distributed.start()
         results = [
-            measure(config, world.device, options.steps, options.warm_up) | {"environment": environment.describe(world)}
+            measure(config, world, options.steps, options.warm_up) | {"environment": environment.describe(world)}
         ]
         distributed.stop(world)
         print(_line(results[0]), flush=True)
@@ -81,69 +77,23 @@ def _line(r: dict[str, Any]) -> str:
     )
 
 
-def measure(config: configuration.Config, device: torch.device, steps: int, warm_up: int) -> dict[str, Any]:
-    """Figures of whole optimizer steps of one micro-batch: loss with teacher, target and LPIPS, backward, RAdam,
-    averages.
-    """
-    build.set_arithmetic(config)
-    torch.manual_seed(0)
-    t, o, d = config.train, config.optimizer, config.data
-    net = build.network(config).to(device)
-    # a teacher with random weights takes as long
-    frozen = (
-        build.network(config).to(device).eval().requires_grad_(False)
-        if config.objective == "consistency_distillation"
-        else None
-    )
-    target = Target(net) if build.needs_target(config) else None
-    for module in (net, frozen, target.module if target else None):
-        if module is not None:
-            build.compiled(config, module)
-    optimizer = make_optimizer(o.kind, net.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
-    engine = Engine(
-        net,
-        optimizer,
-        zero_stage=t.zero_stage,
-        micro_batch=t.micro_batch,
-        accumulation=1,
-        clip=o.clip,
-        loss_scale=t.loss_scale if t.precision == "fp16" else None,
-    )
-    averages = Averages(engine, t.ema)
-    networks = Networks(
-        student=build.denoiser(config, engine),
-        bare_student=build.denoiser(config, engine.module),
-        target=build.denoiser(config, target.module) if target else None,
-        teacher=build.denoiser(config.model_copy(update={"objective": "denoising"}), frozen) if frozen else None,
-    )
-    objective = build.objective(config, _distance(config, device))
-    generator = seeding.generator(device, 0, "benchmark")
-    images = (
-        torch.rand(t.micro_batch, d.channels, d.image_size, d.image_size, generator=generator, device=device) * 2 - 1
-    )
-    labels = torch.zeros(t.micro_batch, dtype=torch.int64, device=device) if d.classes else None
-    point = build.curriculum(config)(0)
-    engine.set_lr(o.lr)
-
-    def step() -> None:
-        draw = objective.draw(images.shape, point, generator)
-        engine.backward(objective.loss(networks, images, labels, draw).mean())
-        engine.step()
-        averages.update()
-        if target is not None:
-            target.update(engine.module, point.mu)
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    seconds = timed(step, steps, warm_up, device)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+def measure(config: configuration.Config, world: World, steps: int, warm_up: int) -> dict[str, Any]:
+    """Figures of whole optimizer steps of one micro-batch, as training takes them."""
+    t, device = config.train, world.device
+    with trainer_of(config, world) as trainer:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        seconds = timed(lambda: take(trainer), steps, warm_up, device)
+        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     rates = {name: matmul_flops(device, kinds[name]) for name in {"fp32", t.precision}}
     best = max(rates, key=rates.__getitem__)  # a CPU may well be slower in 16 bits
     plainly = config.network.model_copy(
         update={"checkpoint_activations": False}
     )  # MFU: what is computed twice counts once
-    flops = plan(config.model_copy(update={"network": plainly}), 1).flops * t.micro_batch / seconds
+    planned = plan(config.model_copy(update={"network": plainly}), 1)
+    flops = planned.flops * t.micro_batch / seconds
+    memory = (plan(config, 1) if config.network.checkpoint_activations else planned).total_memory
     return {
         "config": f"{config.run.root}/{config.run.name}",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
@@ -154,11 +104,18 @@ def measure(config: configuration.Config, device: torch.device, steps: int, warm
         "seconds_per_step": seconds,
         "images_per_second": t.micro_batch / seconds,
         "peak_memory_gb": peak / 1e9,
+        "planned_memory_gb": memory / 1e9,
         "tflops": flops / 1e12,
         "matmul_tflops": rates[best] / 1e12,
         "matmul_type": "TF32" if best == "fp32" and device.type == "cuda" else best,
         "mfu": flops / rates[best],
     }
+
+
+def take(trainer: Trainer) -> None:
+    """One step of the loop, without logging and checkpoints."""
+    trainer.train_step(trainer.curriculum(trainer.step))
+    trainer.step += 1
 
 
 def timed(step: Callable[[], None], steps: int, warm_up: int, device: torch.device) -> float:
@@ -183,12 +140,6 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
         torch.mm(a, b)
 
     return 2 * n**3 / timed(product, 20, 3, device)
-
-
-def _distance(config: configuration.Config, device: torch.device) -> distances.Distance:
-    if not runs.uses_lpips(config):
-        return build.distance(config, device)
-    return distances.lpips(Lpips(config.loss.lpips_pooling).to(device))  # random weights take as long
 
 
 def _wait(device: torch.device) -> None:

@@ -1,0 +1,96 @@
+"""A trainer as pipelines/train.py makes it, with stand-ins for data and weights, so that no network is needed."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cmdist import build, runs
+from cmdist.checkpoints.attempt import Attempt
+from cmdist.config import Config
+from cmdist.data.decode import RAW
+from cmdist.data.preparing import preparation
+from cmdist.data.preparing.shards import finish, write_shards
+from cmdist.data.preparing.sources.base import Source
+from cmdist.nets.lpips import Lpips
+from cmdist.system.distributed import World
+from cmdist.train.assembly import make_trainer
+from cmdist.train.trainer import Trainer
+
+STEPS = 4  # whose images are there before they come again
+
+
+@contextlib.contextmanager
+def trainer_of(config: Config, world: World) -> Iterator[Trainer]:
+    """A trainer at step 0 whose optimizer step is one micro-batch, with made-up images and random weights, which take
+    as long as real ones; its files are gone afterwards.
+    """
+    with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
+        made = stood_in(config, Path(folder))
+        data = build.dataset(made)
+        trainer, _, _ = make_trainer(made, world, data, None, f"{folder}/run", "benchmark", Attempt(folder, 1, None))
+        try:
+            yield trainer
+        finally:
+            trainer.batches.close()
+
+
+@contextlib.contextmanager
+def filled(config: Config) -> Iterator[Config]:
+    """A configuration of a distillation from a made-up teacher all of whose layers have weights."""
+    with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
+        yield stood_in(config, Path(folder)).model_copy(update={"init": "teacher"})
+
+
+def stood_in(config: Config, folder: Path) -> Config:
+    """`config` with data, teacher and LPIPS weights of its shape that are written to `folder`."""
+    d, t = config.data, config.train
+    changes: dict[str, Any] = {
+        "data": d.model_copy(update={"url": _images(config, folder / "data"), "cache": None, "cache_gib": None}),
+        "train": t.model_copy(update={"global_batch": t.micro_batch, "self_check": False}),
+        "init": None,
+    }
+    if config.objective == "consistency_distillation":
+        changes["teacher"] = str(folder / "edm_random.pt")
+        net = build.network(config)
+        for parameter in net.parameters():
+            if not parameter.any():  # the last layer of each block starts from zero, and gives its others no gradient
+                torch.nn.init.normal_(parameter, std=0.02)
+        torch.save(net.state_dict(), folder / "edm_random.pt")
+    if runs.uses_lpips(config):
+        changes["loss"] = config.loss.model_copy(update={"lpips_weights": _vgg(folder / "vgg16.pth")})
+    return config.model_copy(update=changes)
+
+
+def _images(config: Config, folder: Path) -> str:
+    d, count = config.data, max(STEPS * config.train.micro_batch, config.data.classes)
+    draw = np.random.default_rng(0)
+    shape = (d.image_size, d.image_size, d.channels)
+
+    def image(i: int) -> NDArray[np.uint8]:
+        return draw.integers(0, 256, shape, np.uint8)
+
+    names = tuple(f"{label:04d}" for label in range(d.classes))
+    labels = np.arange(count) % d.classes if d.classes else None
+    source = Source("made up", d.image_size, d.channels, "none", count, image, labels, names)
+    plan = preparation.make_plan(source, seed=0, per_shard=-(-count // 4), encoding=RAW)
+    write_shards(str(folder), source, plan)
+    finish(str(folder), plan)
+    return str(folder)
+
+
+def _vgg(path: Path) -> str:
+    with torch.device("meta"):  # shapes alone: the whole VGG16 takes seconds to draw
+        network = Lpips("max")
+    state = {
+        f"features.{name}": torch.randn(value.shape).mul_(0.05)
+        for part in network.slices
+        for name, value in part.state_dict().items()  # numbered as in torchvision's file
+    }
+    torch.save(state, path)
+    return str(path)
