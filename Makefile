@@ -1,5 +1,8 @@
 # Everything a user or CI does. `make demo` and `make test` set up what they need.
 PYTHON ?= python3
+# `make wheelhouse PYTHON=3.12` names the version of another machine's Python, not a program of this one.
+VERSION := $(filter 3.%,$(PYTHON))
+INTERPRETER := $(if $(VERSION),python3,$(PYTHON))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -7,12 +10,12 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo clean-demo lint format test test-slow chaos bench
+.PHONY: install demo clean-demo lint format test test-slow chaos bench wheelhouse
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(INTERPRETER) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[s3,dev]'
 	touch $@
@@ -46,3 +49,6 @@ bench: install
 	$(BIN)/python pipelines/benchmark.py prepare
 	$(BIN)/python pipelines/benchmark.py checkpoint
 	$(BIN)/python pipelines/benchmark.py evaluate
+
+wheelhouse: install  ## wheels for a node without a network; PYTHON=3.12 for another version of Python
+	$(BIN)/python cluster/wheelhouse.py $(if $(VERSION),--python $(VERSION))
