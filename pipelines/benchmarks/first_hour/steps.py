@@ -1,0 +1,200 @@
+"""Parts that take training steps of the large recipes on made-up data: speed, memory, a profile, waits, self-check."""
+
+import collections
+import contextlib
+import gzip
+import shutil
+import traceback
+import typing
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks._trainer import filled, trainer_of
+from benchmarks.first_hour import runs
+from benchmarks.first_hour.schedule import REPOSITORY, Setup, Tell
+from benchmarks.train import measure, take, timed
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cmdist import build
+from cmdist import config as configuration
+from cmdist.checkpoints.attempt import Attempt
+from cmdist.config import Config
+from cmdist.system import distributed
+from cmdist.system.distributed import World
+from cmdist.train.assembly import make_trainer
+
+# of the shrunken networks; the kinds of layers are all there
+SMALL = (
+    *("network.model_channels=32", "network.channel_mult=[1,2]", "network.num_res_blocks=1", "data.image_size=16"),
+    *("network.attention_resolutions=[8]", "network.head_channels=32", "data.classes=0", "train.micro_batch=2"),
+)
+KNOWN = {"denoising", "consistency_distillation", "consistency_training"}
+
+
+def step(setup: Setup, tell: Tell, recipe: str, *overrides: str) -> None:
+    """images/s, MFU, and peak memory beside what --plan says."""
+    config = load(setup, recipe, *overrides)
+    with alone() as world:
+        found = measure(config, world, *((1, 1) if setup.small else (10, 4)))
+    tell({key: found[key] for key in ("images_per_second", "seconds_per_step", "mfu", "tflops", "micro_batch")})
+    tell({"peak GB": found["peak_memory_gb"], "plan GB": found["planned_memory_gb"], "all": found})
+
+
+def others(setup: Setup, tell: Tell) -> None:
+    """A step of each objective that the configuration knows beside those with a part of their own."""
+    new = [name for name in objectives() if name not in KNOWN]
+    if not new:
+        return tell({"not there": f"the objectives are {', '.join(objectives())}"})
+    recipes = {
+        load(setup, str(path)).objective: str(path) for path in (REPOSITORY / "configs/imagenet64").glob("*.yaml")
+    }
+    with alone() as world:
+        for name in new:
+            if name not in recipes:
+                tell({name: "has no recipe in configs/imagenet64"})
+                continue
+            found = measure(load(setup, recipes[name]), world, *((1, 1) if setup.small else (10, 4)))
+            tell({f"{name} {key}": found[key] for key in ("images_per_second", "mfu", "peak_memory_gb")})
+
+
+def objectives() -> tuple[str, ...]:
+    """The names that `objective` may have."""
+    return typing.get_args(Config.model_fields["objective"].annotation)
+
+
+def self_checks(setup: Setup, tell: Tell) -> None:
+    """What the self-check finds, from the digits run of the part before and from an ADM-64 with non-zero layers."""
+    with alone() as world:  # one for both: DeepSpeed keeps the first process group
+        if list((setup.out / "runs/edm/checkpoints").glob("step-*/COMMIT")):
+            digits = configuration.load(
+                "configs/digits/cd.yaml",
+                [
+                    *(f"teacher={setup.out / 'runs/edm'}", f"data.url={runs.digits_data(setup)}"),
+                    *("train.precision=bf16", *(runs.SMALL if setup.small else ())),
+                ],
+            )
+            tell({"digits": checked(digits, world, setup.out / "self-check")})
+        else:
+            tell({"digits": "no teacher was trained"})
+        with filled(load(setup, "configs/imagenet64/cd.yaml")) as config:
+            tell({"ImageNet-64": checked(config, world, setup.out / "self-check")})
+
+
+def checked(config: Config, world: World, folder: Path) -> float:
+    """The self-check's difference at the start of a run. Raises CmdistError where it refuses."""
+    changed = {"global_batch": config.train.micro_batch, "self_check": True}
+    config = config.model_copy(update={"train": config.train.model_copy(update=changed)})
+    data = build.dataset(config)
+    trainer, _, found = make_trainer(config, world, data, None, str(folder), "check", Attempt(str(folder), 1, None))
+    trainer.batches.close()
+    assert found is not None
+    return found
+
+
+def profile(setup: Setup, tell: Tell, recipe: str) -> None:
+    """Where the time of two steps goes; profile.txt, and a trace for a browser."""
+    with alone() as world, trainer_of(load(setup, recipe), world) as trainer:
+        cuda = world.device.type == "cuda"
+        plain = timed(lambda: take(trainer), 1 if setup.small else 3, 1 if setup.small else 3, world.device)
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        activities += [torch.profiler.ProfilerActivity.CUDA] if cuda else []
+        with torch.profiler.profile(activities=activities) as found:
+            for _ in range(2):
+                take(trainer)
+            if cuda:
+                torch.cuda.synchronize()
+    averages = found.key_averages()
+    column = "self_device_time_total" if cuda else "self_cpu_time_total"
+    (setup.out / "profile.txt").write_text(averages.table(sort_by=column, row_limit=60, max_name_column_width=90))
+    rows = sorted(averages, key=lambda row: -getattr(row, column))
+    busy = sum(getattr(row, column) for row in averages if not cuda or row.device_type.name == "CUDA") / 2e6
+    tell({"seconds per step": plain, "of it busy": busy / plain, "file": "profile.txt"})
+    tell({"first": [[row.key[:90], getattr(row, column) / 2e6, row.count // 2] for row in rows[:20]]})
+    if cuda:
+        trace = setup.out / "trace.json"
+        found.export_chrome_trace(str(trace))
+        with trace.open("rb") as plain_file, gzip.open(f"{trace}.gz", "wb", compresslevel=3) as packed:
+            shutil.copyfileobj(plain_file, packed)
+        trace.unlink()
+
+
+def waits(setup: Setup, tell: Tell, recipe: str) -> None:
+    """Lines of ours and of DeepSpeed at which the host waits for the device in one step, and how often."""
+    with alone() as world, trainer_of(load(setup, recipe), world) as trainer:
+        take(trainer)
+        with Waits(world.device) as found:
+            take(trainer)
+    tell({"waits per step": sum(found.places.values()), "places": dict(found.places.most_common())})
+
+
+class Waits(TorchDispatchMode):
+    """Counts, by the line that asked for it, what makes the host wait: on GPUs all that torch's own mode warns of; on a
+    CPU, where nothing waits, what would: values fetched as numbers, and masks whose true elements must be counted.
+    """
+
+    FETCHES = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
+    INDEXED = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.places: collections.Counter[str] = collections.Counter()
+        self._cuda = device.type == "cuda"
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "Waits":
+        if self._cuda:  # it sees copies, too
+            self._stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("always")
+            warnings.showwarning = self._warned
+            torch.cuda.set_sync_debug_mode("warn")
+            return self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._cuda:
+            torch.cuda.set_sync_debug_mode("default")
+            self._stack.close()
+        else:
+            super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = func._overloadpacket
+        masked = kind in self.INDEXED and any(index is not None and index.dtype == torch.bool for index in args[1])
+        if masked or kind in self.FETCHES:
+            self._note()
+        return func(*args, **(kwargs or {}))
+
+    def _warned(self, message: Warning | str, *rest: Any, **more: Any) -> None:
+        if "synchronizing" in str(message):
+            self._note()
+
+    def _note(self) -> None:
+        frames = [frame for frame in traceback.extract_stack() if "torch/" not in frame.filename]
+        frames = [frame for frame in frames if frame.filename != __file__] or traceback.extract_stack()
+        name = frames[-1].filename
+        short = name.rpartition("site-packages/")[2].removeprefix(f"{REPOSITORY}/")
+        self.places[f"{short}:{frames[-1].lineno} {frames[-1].line}"] += 1
+
+
+def load(setup: Setup, recipe: str, *overrides: str) -> Config:
+    """A recipe that starts from nothing, shrunken for a CPU; 'micro-batch x 2' is an override, too."""
+    plain = [override for override in overrides if "=" in override]
+    config = configuration.load(recipe, ["init=null", *(SMALL if setup.small else ()), *plain])
+    train = config.train
+    micro_batch = train.micro_batch * (2 if "micro-batch x 2" in overrides else 1)
+    changed = {"micro_batch": micro_batch, "global_batch": micro_batch}
+    return config.model_copy(update={"train": train.model_copy(update=changed)})
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[World]:
+    """A process group of one rank."""
+    world = distributed.start()
+    try:
+        yield world
+    finally:
+        distributed.stop(world)

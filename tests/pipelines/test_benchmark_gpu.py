@@ -1,0 +1,160 @@
+"""The first hour: its parts end, fail and run out of time one by one, and all of them run on a CPU."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ranks import REPOSITORY, pipeline
+
+sys.path.append(str(REPOSITORY / "pipelines"))
+from benchmarks.first_hour import schedule, steps
+from benchmarks.first_hour.schedule import Part, Setup, first_error, run_all
+
+
+def scheduled(tmp_path: Path, seconds: float, **scripts: str) -> dict[str, dict[str, Any]]:
+    """Parts that are Python scripts, which find a folder of their own in FOUND."""
+    parts = [Part(name, f"part {name}", 0.5, "") for name in scripts]
+    tell = f"import json, os, subprocess, sys, time; found = r'{tmp_path}/out/parts/%s.found'\n"
+    setup = Setup("cpu", tmp_path / "out")
+    rows = run_all(parts, lambda part: [sys.executable, "-c", tell % part.name + scripts[part.name]], seconds, setup)
+    assert json.loads((setup.out / "table.json").read_text()) == rows
+    assert [json.loads((setup.out / "parts" / f"{name}.json").read_text()) for name in scripts] == rows
+    assert len((setup.out / "table.md").read_text().splitlines()) == 2 + len(scripts)
+    return {row["part"]: row for row in rows}
+
+
+def test_a_part_that_fails_is_told_by_its_first_error_and_ends_no_other(tmp_path: Path) -> None:
+    rows = scheduled(
+        tmp_path,
+        100.0,
+        broken="print('before'); sys.stderr.write('ValueError: the cause\\nRuntimeError: an echo\\n'); sys.exit(3)",
+        dumb="sys.exit(4)",
+        sound="open(found, 'w').write(json.dumps({'speed': 12.3456, 'long': 'x' * 200}))",
+    )
+    assert [(row["state"], row["reason"]) for row in rows.values()] == [
+        ("failed", "ValueError: the cause"),
+        ("failed", "exit code 4"),
+        ("done", ""),
+    ]
+    assert rows["sound"]["found"]["speed"] == 12.3456
+    assert "| part sound | done | 0 | speed 12.35 |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_part_that_hangs_is_cut_off_with_its_processes_and_what_it_found_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "SHORTEST", 0.5)
+    begin = time.monotonic()
+    rows = scheduled(
+        tmp_path,
+        6.0,
+        hangs="open(found, 'w').write('{\"first\": 1}')\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        f"open(r'{tmp_path}/pid', 'w').write(str(child.pid)); time.sleep(60)",
+        next="time.sleep(0.1)",
+    )
+    assert time.monotonic() - begin < 20
+    assert rows["hangs"]["state"] == "cut off" and rows["hangs"]["reason"] == "not done after its 3 s"
+    assert rows["hangs"]["found"] == {"first": 1} and rows["next"]["state"] == "done"
+    state = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_when_time_is_out_later_parts_are_skipped_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "SHORTEST", 1.0)
+    rows = scheduled(tmp_path, 1.0, long="time.sleep(1.2)", later="sys.exit(1)")
+    assert [row["state"] for row in rows.values()] == ["cut off", "skipped"]
+    assert rows["later"]["reason"] == "0 s were left"
+
+
+def test_parts_do_not_take_themselves_for_ranks_of_the_job_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURM_NTASKS", "PMIX_RANK"):
+        monkeypatch.setenv(name, "8")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    found = schedule.environment("cuda")
+    assert not found.keys() & {"RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURM_NTASKS", "PMIX_RANK"}
+    assert found["OMP_NUM_THREADS"] == "3"
+    assert schedule.environment("cpu")["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_the_first_error_is_found_among_other_lines() -> None:
+    text = "Traceback (most recent call last):\n  File ...\ntorch.OutOfMemoryError: CUDA out of memory\nerror: later\n"
+    assert first_error(text) == "torch.OutOfMemoryError: CUDA out of memory"
+    assert first_error("10%|##\rerror: the sentence\nValueError: x") == "error: the sentence"
+    assert first_error("all is well") == ""
+
+
+def test_waits_are_counted_by_the_line_that_asks() -> None:
+    values = torch.ones(3)
+    with steps.Waits(torch.device("cpu")) as found:
+        values.add_(1.0)
+        for _ in range(2):
+            values.sum().item()
+        values[values > 1.0]
+    assert sorted(found.places.values()) == [1, 2]
+    assert all("test_benchmark_gpu.py" in place for place in found.places)
+    assert any("values.sum().item()" in place for place in found.places)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--minutes", "0"], "--minutes 0: a number above 0 is needed"),
+        ([], "sees no GPU here; --device cpu runs the same path with small networks"),
+        (["--device", "cpu"], "is not empty; results of two hours must not mix, take a new folder"),
+    ],
+)
+def test_what_cannot_be_run_is_one_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    from cmdist.errors import ConfigError
+
+    (tmp_path / "old").touch()
+    with pytest.raises(ConfigError, match=sentence):
+        pipeline("benchmark").main(["gpu", "--out", str(tmp_path), *arguments])
+
+
+def on_a_cpu(tmp_path: Path, *arguments: str) -> dict[str, dict[str, Any]]:
+    """What each part found; all must be done. --minutes is an upper limit, and two are enough on a quiet machine."""
+    command = [sys.executable, "pipelines/benchmark.py", "gpu", "--device", "cpu", "--out", str(tmp_path / "out")]
+    done = subprocess.run([*command, *arguments], cwd=REPOSITORY, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {row["part"]: row for row in json.loads((tmp_path / "out" / "table.json").read_text())}
+    states = {name: (row["state"], row["reason"]) for name, row in rows.items()}
+    if states.pop("other-objectives", ("skipped", ""))[0] == "skipped":
+        assert set(steps.objectives()) == steps.KNOWN
+    assert set(states.values()) == {("done", "")}, states
+    return {name: row["found"] for name, row in rows.items()}
+
+
+@pytest.mark.timeout(900)  # a minute on a quiet machine
+def test_the_path_of_each_kind_of_part_runs_on_a_cpu(tmp_path: Path) -> None:
+    """The first call on a GPU must not be the first run of this code. Left out: one recipe is measured as another."""
+    names = ["machine", "digits", "self-check", "deterministic", "overflow", "ceilings", "micro-batch-64"]
+    found = on_a_cpu(tmp_path, "--minutes", "14", "--only", *names, "profile", "waits", "features")
+    assert "1 ranks on cpu" in found["machine"]["pre-flight"] and found["machine"]["torch"] == torch.__version__
+    assert "step-0000000015" in found["digits"]["committed"] and "on cpu" in found["digits"]["ranks"]
+    assert 0 <= found["self-check"]["digits"] < 1e-3 and 0 <= found["self-check"]["ImageNet-64"] < 1e-3
+    assert found["deterministic"]["different"] == "none" and found["deterministic"]["files"] >= 3
+    assert found["overflow"]["scale after 10 steps"] < 2.0**32
+    assert found["ceilings"]["copy on the device GB/s"] > 0
+    assert found["micro-batch-64"]["micro_batch"] == 4 and found["micro-batch-64"]["all"]["precision"] == "bf16"
+    assert 0 < found["micro-batch-64"]["mfu"] < 1 and found["micro-batch-64"]["plan GB"] > 0
+    assert (tmp_path / "out" / "profile.txt").read_text() and found["profile"]["first"][0][1] > 0
+    assert found["waits"]["waits per step"] == sum(found["waits"]["places"].values())
+    assert found["features"]["images/s, papers' resizing"] > 0
+
+
+@pytest.mark.slow  # inductor, and each recipe
+@pytest.mark.timeout(1200)
+def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
+    found = on_a_cpu(tmp_path, "--minutes", "18")
+    assert found["compile"]["all"]["compile"] is True
+    for name in ("imagenet64-cd", "lsun-cd", "channels-last", "imagenet64-ct"):
+        assert found[name]["micro_batch"] == 2 and found[name]["images_per_second"] > 0
