@@ -121,7 +121,7 @@ class Train(Section):
 
     steps: Positive
     global_batch: Positive
-    micro_batch: Positive
+    micro_batch: Positive  # of the run's identity: ask --plan or pipelines/benchmark.py train before the first start
     zero_stage: Literal[0, 1, 2] = 1
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # inside the network; everything else is fp32
     # fp16: the first one; halved at an overflow, doubled after 1,000 steps without one

@@ -84,6 +84,7 @@ def main(arguments: Sequence[str]) -> None:
             "--weights FILE and --out FOLDER go together, and without --ema and --checkpoint, which are of runs"
         )
     world = distributed.start()
+    measurement.set_arithmetic()
     torch.set_num_threads(
         1
     )  # the number of threads changes the last bits of an image; more cores are used by more ranks
@@ -213,6 +214,7 @@ def describe(
         "seeds": [options.seed, options.seed + options.n - 1],
         "labels": f"seed modulo {config.data.classes}" if config.data.classes else "none",
         "rounding": generation.ROUNDING,
+        "arithmetic": measurement.ARITHMETIC,
     }
     size = config.data.image_size
     sampling = {"ema": subject.ema, "precision": config.train.precision, "group": generation.group_size(size, size)}

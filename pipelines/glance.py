@@ -26,7 +26,7 @@ from cmdist.core import sampling, validation
 from cmdist.core.noise import Denoise, karras_sigmas
 from cmdist.core.solvers import heun_step
 from cmdist.data.images import ShardedImages
-from cmdist.evaluation import generation, pictures
+from cmdist.evaluation import generation, measurement, pictures
 from cmdist.evaluation.generation import Task
 from cmdist.runs import TrainedRun
 from cmdist.system import cli, storage
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def glance(run_url: str, step: int, spool: Path) -> None:
     """Look at a checkpoint, unless that has been done, and send what was seen."""
+    measurement.set_arithmetic()
     torch.set_num_threads(1)  # as in evaluation: the same weights give the same bits
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     begin = time.monotonic()

@@ -11,6 +11,7 @@ again would not help; 1: on other nodes, or later, it might.
 import argparse
 import contextlib
 import io
+import ipaddress
 import json
 import os
 import socket
@@ -85,9 +86,18 @@ def main(arguments: Sequence[str]) -> None:
     with failures.noted(f"device of rank {rank}", 1):
         device = check_device(local)
     codes, step = [1], 0
+    if local == 0 and several_nodes(size):
+        with failures.noted("host name", 2):
+            check_host_name()
     with failures.noted("collective", 1):
         world = distributed.start(PATIENCE)
-        check_collective(world, device)
+        failures.quiet, apart = not world.first, False  # every rank finds the same
+        with failures.noted("devices", 2):
+            distributed.check_apart(world)
+            apart = True
+        failures.quiet = False
+        if apart:
+            check_collective(world, device)
         mine = {"configuration": configuration.dump(config), "cmdist": cmdist.__version__, "torch": torch.__version__}
         everyone = distributed.gather(mine, world.control)
         with failures.noted("agreement", 2):
@@ -156,14 +166,65 @@ def check_data(config: Config) -> None:
 
 
 def check_device(local: int) -> torch.device:
-    """This rank's device computes. Raises ConfigError if Slurm gave GPUs to the job that torch does not see."""
-    given, seen = int(os.environ.get("SLURM_GPUS_ON_NODE", "0") or 0), torch.cuda.device_count()
-    if local < given and seen < given:
-        raise ConfigError(f"Slurm gave this node {given} GPUs, torch {torch.__version__} sees {seen}")
+    """This rank's device computes. Raises ConfigError if Slurm gave GPUs to the task that torch does not see."""
+    given, seen = gpus_given(local), torch.cuda.device_count()
+    if seen < given:
+        raise ConfigError(f"Slurm gave this task {given} GPUs, torch {torch.__version__} sees {seen}")
     device = torch.device("cuda", local % seen) if seen else torch.device("cpu")
     if torch.ones(64, 64, device=device).square().sum().item() != 4096:
         raise ConfigError(f"{device} computes nonsense")
     return device
+
+
+def gpus_given(local: int) -> int:
+    """How many GPUs Slurm lets this task see: those of its node, or its own with --gpus-per-task and --gpu-bind; 0 for
+    a task more than the node has GPUs.
+    """
+    node = int(os.environ.get("SLURM_GPUS_ON_NODE", "0") or 0)
+    own = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return min(node, len(own)) if own else node * (local < node)
+
+
+def several_nodes(size: int) -> bool:
+    """Whether the launcher says that the `size` ranks are on more than one node."""
+    nodes = os.environ.get("SLURM_NNODES") or os.environ.get("SLURM_JOB_NUM_NODES")
+    return int(nodes) > 1 if nodes else int(os.environ.get("LOCAL_WORLD_SIZE", size)) < size
+
+
+def check_host_name() -> None:
+    """Other nodes can reach this one by the address of its name, which gloo gives them. Raises ConfigError."""
+    name, first = socket.gethostname(), os.environ.get("MASTER_ADDR", "")
+    # If the first node is at loopback too, all are on this machine, or this is the first and the others will say it.
+    if os.environ.get("GLOO_SOCKET_IFNAME") or not at_loopback(name) or at_loopback(first):
+        return
+    cards = [card for _, card in socket.if_nameindex() if card != "lo"]
+    raise ConfigError(
+        f"the host name {name} gives gloo the loopback address, where other nodes do not reach this one: set "
+        f"GLOO_SOCKET_IFNAME to the network card between the nodes ({', '.join(cards) or 'none is here'}), and "
+        "NCCL_SOCKET_IFNAME as well if there are several (cluster/train.bash shows where), or mend /etc/hosts"
+    )
+
+
+def at_loopback(name: str) -> bool:
+    """Whether gloo takes a loopback address for this host name: the first that is this machine's own, and without
+    any the fall-back; for another machine's name, whether it means loopback here.
+    """
+    try:
+        found = [entry[4][0] for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    except OSError:
+        return name == socket.gethostname()
+    own = [address for address in found if bindable(str(address))] if name == socket.gethostname() else found
+    return not own or ipaddress.ip_address(str(own[0]).partition("%")[0]).is_loopback
+
+
+def bindable(address: str) -> bool:
+    """Whether an IP address is this machine's own."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def check_collective(world: World, device: torch.device) -> None:

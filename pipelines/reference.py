@@ -141,6 +141,7 @@ def main(arguments: Sequence[str]) -> None:
             "--reference is for evaluations"
         )
     world = distributed.start()
+    measurement.set_arithmetic()
     torch.set_num_threads(1)
     with distributed.failing_together(world):
         import_file(options, world) if is_file else measure(options, world)

@@ -13,7 +13,7 @@ import torch
 
 from cmdist import build
 from cmdist.errors import ConfigError
-from cmdist.evaluation import generation, pictures
+from cmdist.evaluation import generation, measurement, pictures
 from cmdist.evaluation.generation import Task
 from cmdist.system import cli, storage
 
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str]) -> None:
             "with --weights one configuration file is given, and no --ema: the file holds one set of weights"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    measurement.set_arithmetic()
     torch.set_num_threads(1)  # as in evaluation: the same seed gives the same bits
     blocks, layouts = [], set()
     for url in options.runs:

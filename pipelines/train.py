@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmdist import build, runs
+from cmdist import build, gpus, runs
 from cmdist import config as configuration
 from cmdist.checkpoints import sealed, search
 from cmdist.checkpoints.attempt import Attempt, attempt_at
@@ -31,7 +31,13 @@ from cmdist.tracking.mlflow import spool_folder
 from cmdist.train import resume
 from cmdist.train.assembly import make_trainer
 from cmdist.train.glance import Glances
+from cmdist.train.selfcheck import Checked
 from cmdist.train.trainer import Trainer
+
+FIXED = (
+    "train.micro_batch belongs to the run's identity: no start after the first can change it, so choose it now, by "
+    "this plan or by pipelines/benchmark.py train"
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -63,14 +69,17 @@ def main(arguments: Sequence[str]) -> None:
         help="print what the run would need (memory, FLOPs, GPU-hours), and end; needs no GPU",
     )
     parser.add_argument("--ranks", type=int, help="with --dry-run and --plan: the number of ranks (GPUs) to plan for")
-    parser.add_argument("--gpu-memory", type=float, default=80.0, help="with --plan: GB of a GPU (80)")
     parser.add_argument(
-        "--peak-tflops",
-        type=float,
-        help="with --plan: of a GPU in the run's precision (an A100's: fp32 156, others 312)",
+        "--gpu", default="a100", metavar="NAME", help=f"with --plan: {', '.join(gpus.GPUS)} (default %(default)s)"
     )
     parser.add_argument(
-        "--mfu", type=float, default=0.3, help="with --plan: the part of the peak that is assumed to be reached (0.3)"
+        "--gpu-memory", type=float, help="with --plan: GB of a GPU, if it is another than its name says"
+    )
+    parser.add_argument("--peak-tflops", type=float, help="with --plan: of a GPU in the run's precision, likewise")
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        help=f"with --plan: the part of the peak that is reached (what was measured on the GPU, else {gpus.ASSUMED})",
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_intermixed_args(arguments)
@@ -92,9 +101,10 @@ def main(arguments: Sequence[str]) -> None:
     if options.dry_run:
         return print_dry_run(config, net, ranks)
     if options.plan:
-        return print_plan(config, ranks, options.gpu_memory, options.peak_tflops, options.mfu)
-    world = distributed.start()
+        return print_plan(config, ranks, options.gpu, options.gpu_memory, options.peak_tflops, options.mfu)
+    world = distributed.start(config.train.hang_minutes * 60 + distributed.MARGIN)
     with distributed.failing_together(world):
+        distributed.check_apart(world)
         finished = train(config, world, options.resume)
         distributed.stop(world)
     if not finished:
@@ -114,10 +124,15 @@ def print_dry_run(config: Config, net: nn.Module, ranks: int) -> None:
     print(f"# images to be seen: {t.steps * t.global_batch:,}")
 
 
-def print_plan(config: Config, ranks: int, gpu_memory: float, peak_tflops: float | None, mfu: float) -> None:
-    """What the run would cost."""
-    t = config.train
-    peak_tflops = {"fp32": 156.0}.get(t.precision, 312.0) if peak_tflops is None else peak_tflops  # fp32 means TF32
+def print_plan(
+    config: Config, ranks: int, name: str, gpu_memory: float | None, peak_tflops: float | None, mfu: float | None
+) -> None:
+    """What the run would cost on GPUs of a name, of which the other arguments may say something else."""
+    t, gpu = config.train, gpus.gpu(name)
+    gpu_memory = gpu.memory if gpu_memory is None else gpu_memory
+    peak_tflops = gpu.peak(t.precision) if peak_tflops is None else peak_tflops
+    measured = gpu.utilisation if mfu is None else None
+    mfu = mfu if mfu is not None else gpu.utilisation or gpus.ASSUMED
     for name, value, most in (
         ("gpu-memory", gpu_memory, math.inf),
         ("peak-tflops", peak_tflops, math.inf),
@@ -131,7 +146,7 @@ def print_plan(config: Config, ranks: int, gpu_memory: float, peak_tflops: float
     share = config.micro_batches // ranks
     hours = found.gpu_hours(peak_tflops, mfu)
     each = f"ZeRO {t.zero_stage}, {t.precision}, {share} x {t.micro_batch} images"
-    print(f"plan of {config.run.name} on {ranks} GPUs of {gpu_memory:g} GB: {each}")
+    print(f"plan of {config.run.name} on {ranks} {name.upper()} GPUs of {gpu_memory:g} GB: {each}")
     print("\nmemory of each GPU                      GB")
     for part, size in found.memory.items():
         print(f"  {part:<34} {size / 1e9:>6.2f}")
@@ -148,9 +163,10 @@ def print_plan(config: Config, ranks: int, gpu_memory: float, peak_tflops: float
     print(f"images to be seen                     {found.images:,} in {t.steps:,} steps of {t.global_batch:,}")
     print(f"GPU-hours                             {hours:,.0f}, {hours / ranks / 24:,.1f} days on {ranks} GPUs,")
     print(
-        f"                                      if {mfu:.0%} of {peak_tflops:g} TFLOP/s are reached: an assumption, "
-        "not a measurement"
+        f"                                      if {mfu:.0%} of {peak_tflops:g} TFLOP/s are reached: "
+        + ("as was measured" if measured else f"an assumption, not a measurement on {name.upper()}s")
     )
+    print(f"\n{FIXED}")
 
 
 def train(config: Config, world: World, mode: str) -> bool:
@@ -276,7 +292,12 @@ def default_tracking_uri(config: Config) -> str:
 
 
 def report(
-    config: Config, trainer: Trainer, found: Checkpoint | None, changed: list[str], order: Order, checked: float | None
+    config: Config,
+    trainer: Trainer,
+    found: Checkpoint | None,
+    changed: list[str],
+    order: Order,
+    checked: Checked | None,
 ) -> None:
     """What the run starts from, in a few lines."""
     point = trainer.curriculum(trainer.step)
@@ -298,7 +319,7 @@ def report(
     if found:
         print(f"changed      {'; '.join(changed) or 'nothing'}")
     if checked is not None:
-        print(f"self-check   gradient through the engine differs from autograd's by {checked:.1e}")
+        print(f"self-check   {checked}")
     sys.stdout.flush()
 
 

@@ -26,7 +26,7 @@ DOORS = {
 # them.
 LAYERS = [
     {"errors", "seeding"},
-    {"system"},
+    {"system", "gpus"},
     {"core"},
     {"tracking"},
     {"data", "nets", "checkpoints"},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmdist import build, config
+from cmdist import build, config, gpus
 from cmdist.core.objectives.base import Draw, Networks
 from cmdist.errors import ConfigError
 from cmdist.plan import Counter, plan
@@ -107,7 +107,7 @@ def test_lsun_distillation_fits_80_gb(ranks: int) -> None:
     """LSUN: 2,238.7 GFLOP a forward pass; CD with Heun and LPIPS is six passes and VGG."""
     command = ["pipelines/train.py", "configs/lsun_bedroom256/cd.yaml", "--plan", "--ranks", str(ranks)]
     shown = subprocess.run([sys.executable, *command], cwd=ROOT, text=True, capture_output=True, check=True).stdout
-    assert f"on {ranks} GPUs of 80 GB" in shown
+    assert f"on {ranks} A100 GPUs of 80 GB" in shown
     assert "forward pass                          2,238.7 GFLOP an image" in shown
     assert "training                              13.558 TFLOP an image" in shown
     assert "fits" in shown and "does not fit" not in shown
@@ -124,6 +124,10 @@ def test_a_plan_that_does_not_fit_says_what_helps(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (
+            ["--gpu", "v1"],
+            "--gpu v1: a100, a100-40gb, h100, h100-pcie, h200, b200, a40, l40s are known; of others give",
+        ),
         (["--mfu", "0"], "--mfu 0: a number above 0 and up to 1 is needed"),
         (["--mfu", "1.5"], "--mfu 1.5: a number above 0 and up to 1 is needed"),
         (["--peak-tflops", "nan"], "--peak-tflops nan: a number above 0 is needed"),
@@ -148,6 +152,34 @@ def test_the_peak_is_that_of_the_precision(tmp_path: Path, capsys: pytest.Captur
     for precision, peak in (("fp32", 156), ("bf16", 312), ("fp16", 312)):
         pipeline("train").main([str(tmp_path / "narrow.yaml"), "--plan", f"train.precision={precision}"])
         assert f"if 30% of {peak} TFLOP/s are reached: an assumption, not a measurement" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gpu", "h100"], ["1 H100 GPUs of 80 GB", "30% of 989.5 TFLOP/s", "not a measurement on H100s"]),
+        (["--gpu", "H200", "train.precision=fp32"], ["1 H200 GPUs of 141 GB", "30% of 494.7 TFLOP/s"]),
+        (["--gpu", "h100", "--gpu-memory", "94", "--peak-tflops", "835"], ["of 94 GB", "30% of 835 TFLOP/s"]),
+        (["--mfu", "0.4"], ["1 A100 GPUs of 80 GB", "40% of 312 TFLOP/s"]),
+    ],
+)
+def test_a_gpu_has_the_peaks_of_its_data_sheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: list[str]
+) -> None:
+    (tmp_path / "narrow.yaml").write_text(NARROW)
+    pipeline("train").main([str(tmp_path / "narrow.yaml"), "--plan", "train.precision=bf16", *arguments])
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in says), shown
+    assert "train.micro_batch belongs to the run's identity" in shown
+
+
+def test_a_measured_utilisation_is_used_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(gpus.GPUS, "h100", gpus.Gpu(80, 1000, 500, utilisation=0.17))
+    (tmp_path / "narrow.yaml").write_text(NARROW)
+    pipeline("train").main([str(tmp_path / "narrow.yaml"), "--plan", "--gpu", "h100"])
+    assert "17% of 500 TFLOP/s are reached: as was measured" in capsys.readouterr().out
 
 
 def test_more_ranks_need_less_memory() -> None:

@@ -30,6 +30,8 @@ from cmdist.system.distributed import World
 WAIT = 20.0  # seconds that the loop waits for a save under way that goes well
 LAST_WAIT = 600.0  # seconds that the end of a run waits for a store that fails
 LONGEST_PAUSE = 30.0  # seconds between two tries
+# the longest that a last save may take beyond a step: its last try begins late, and the store's own patience is in it
+LONGEST_LAST = LAST_WAIT + LONGEST_PAUSE + 2 * storage.PATIENCE
 REWRITES = 3  # of a file that does not read back as it was written
 
 
@@ -78,7 +80,7 @@ class Saver:
         self._attempt, self._keep, self._max_missed = attempt, keep or Keep(0), max_missed
         self._number = attempt.number if attempt else 0
         # its own group: the messages of a save run beside those of training and must not mix with them
-        self._group = distributed.gloo_group(world.size)
+        self._group = distributed.gloo_group(world.size, longer=LONGEST_LAST)
         self.committed: int | None = None  # the last step that was, by this process
         self._job: _Job | None = None
         self._missed = 0

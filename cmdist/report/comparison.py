@@ -215,12 +215,15 @@ def differences(rows: Sequence[Row]) -> list[str]:
     for protocol, letter in list(letters.items())[1:]:
         usual = examples[next(iter(letters))].params
         here = examples[protocol].params
-        keys = [k for k in usual if k.startswith("protocol.") and here.get(k) != usual[k]]
+        # an older record may lack what newer ones say, as the arithmetic
+        keys = [k for k in usual | here if k.startswith("protocol.") and here.get(k) != usual.get(k)]
         kept = {column.metric for column in columns(rows) if column.protocol == protocol}
         where = ", ".join(
             f"{row.name} {f.metric}" for row in rows for m in sorted(kept, key=order) if (f := row.newest(m, protocol))
         )
-        what = "; ".join(f"{k.removeprefix('protocol.')} {here.get(k)}, not {usual[k]}" for k in keys)
+        what = "; ".join(
+            f"{k.removeprefix('protocol.')} {here.get(k, 'unknown')}, not {usual.get(k, 'unknown')}" for k in keys
+        )
         if where:
             lines.append(f"({letter}) not comparable with the rest: {where} ({what})")
     return lines

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from cmdist.errors import CmdistError, ConfigError
 
 _CAUSE = "cmdist/first-failure"
+PATIENCE = 7200.0  # seconds that ranks wait for each other where no step is watched, as in evaluation
+MARGIN = 60.0  # seconds that they wait longer than a watchdog, so that it speaks first
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ def place() -> tuple[int, int, int]:
     return rank, size, local
 
 
-def start(timeout: float = 600.0) -> World:
+def start(patience: float = PATIENCE) -> World:
     """Join the process group (NCCL with GPUs, else gloo); the same code for deepspeed, torchrun, srun and plain
-    python.
+    python. `patience`: seconds after which a rank that waits for others gives up, in every group.
     """
     rank, size, local = place()
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    # To DeepSpeed a local rank is the number of its GPU, which is 0 on every rank if each sees its own alone.
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(device.index if cuda else local))
     if size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))
@@ -62,11 +67,13 @@ def start(timeout: float = 600.0) -> World:
                 f"{size} ranks need the variable {name}; start with deepspeed, torchrun or cluster/train_lsun.sbatch, "
                 "which set it"
             )
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=timeout))
+    timeout = datetime.timedelta(seconds=patience)
+    # A group that does not say how long it waits, as DeepSpeed's, takes these and not the first group's.
+    dist.distributed_c10d.default_pg_timeout = timeout  # type: ignore[attr-defined]
+    dist.distributed_c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
     return World(rank, size, local, device, gloo_group(size))
 
 
@@ -77,9 +84,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def gloo_group(size: int) -> Any:
-    """A new gloo group of all `size` ranks with long patience; None for one rank. All ranks must call."""
-    return dist.new_group(backend="gloo", timeout=datetime.timedelta(hours=2)) if size > 1 else None
+def gloo_group(size: int, longer: float = 0.0) -> Any:
+    """A new gloo group of all `size` ranks, `longer` seconds more patient than the others; None for one rank. All ranks
+    must call.
+    """
+    timeout = dist.distributed_c10d.default_pg_timeout + datetime.timedelta(seconds=longer)  # type: ignore[attr-defined]
+    return dist.new_group(backend="gloo", timeout=timeout) if size > 1 else None
 
 
 def gather(value: Any, group: Any) -> list[Any]:
@@ -98,6 +108,23 @@ def agree(flag: bool, group: Any) -> bool:
     vote = torch.tensor([int(flag)])
     dist.all_reduce(vote, op=dist.ReduceOp.MAX, group=group)
     return bool(vote.item())
+
+
+def check_apart(world: World) -> None:
+    """No two ranks compute on one GPU, which NCCL refuses; all ranks must call, and find the same. Raises
+    ConfigError.
+    """
+    gpu = str(torch.cuda.get_device_properties(world.device).uuid) if world.device.type == "cuda" else None
+    users: dict[str, list[str]] = {}
+    for rank, name in enumerate(gather(gpu, world.control)):
+        if name is not None:
+            users.setdefault(name, []).append(str(rank))
+    for name, ranks in users.items():
+        if len(ranks) > 1:
+            raise ConfigError(
+                f"ranks {', '.join(ranks)} share one GPU ({name}), and NCCL needs one for each: start no more ranks on "
+                "a node than it has GPUs, and let each see all of them or one of its own"
+            )
 
 
 class StopRequest:
@@ -152,6 +179,6 @@ def failing_together(world: World) -> Iterator[None]:
 def stop(world: World) -> None:
     """Leave the process group, together."""
     if dist.is_initialized():
-        if world.size > 1:
-            dist.barrier()
+        if world.size > 1:  # by gloo: NCCL's barrier would make every GPU wait, in a kernel
+            dist.barrier(group=world.control)
         dist.destroy_process_group()

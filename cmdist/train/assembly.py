@@ -19,6 +19,7 @@ from cmdist.train.averages import Averages, Target
 from cmdist.train.engine import Engine
 from cmdist.train.meters import Clock, SigmaBuckets
 from cmdist.train.optim import make_optimizer
+from cmdist.train.selfcheck import Checked
 from cmdist.train.snapshots import Snapshots
 from cmdist.train.trainer import Schedule, Trainer
 
@@ -31,7 +32,7 @@ def make_trainer(
     run_url: str,
     run_id: str,
     attempt: Attempt,
-) -> tuple[Trainer, Order, float | None]:
+) -> tuple[Trainer, Order, Checked | None]:
     """Everything a run needs, at the step where it starts; the order of its samples, and the result of the
     self-check.
     """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import faulthandler
+import functools
 import resource
 import sys
 import time
@@ -12,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from cmdist import seeding
-from cmdist.checkpoints.saver import Saver
+from cmdist.checkpoints.saver import LONGEST_LAST, WAIT, Saver
 from cmdist.core.curricula import Curriculum, Point
 from cmdist.core.noise import onto
 from cmdist.core.objectives.base import Draw, Networks, Objective
@@ -25,7 +26,7 @@ from cmdist.train.averages import Averages, Target
 from cmdist.train.engine import Engine
 from cmdist.train.glance import Glances
 from cmdist.train.meters import Clock, SigmaBuckets
-from cmdist.train.selfcheck import self_check
+from cmdist.train.selfcheck import Checked, self_check
 from cmdist.train.snapshots import Snapshots
 
 MAX_SKIPPED = 50  # overflowing attempts at one step before the run is given up
@@ -71,14 +72,23 @@ class Trainer:
     step: int = 0
     pending: list[MicroBatch] = field(default_factory=list)  # read ahead by the self-check
 
-    def self_check(self, *, beta1: float, clip: float, weight_decay: float) -> float:
+    def self_check(self, *, beta1: float, clip: float, weight_decay: float) -> Checked:
         """The engine's gradient against autograd's, on the micro-batches of the first step, which stay there for it."""
+        self._watch()
         self.pending = [next(self.batches) for _ in range(self.engine.accumulation)]
         point = self.curriculum(self.step)
+
+        def loss(batch: MicroBatch, networks: Networks) -> torch.Tensor:
+            self._watch()
+            return self._losses(batch, point, networks)[1].mean()
+
         bare = dataclasses.replace(self.networks, student=self.networks.bare_student)
-        plain = [lambda b=b: self._losses(b, point, bare)[1].mean() for b in self.pending]
-        through = [lambda b=b: self._losses(b, point, self.networks)[1].mean() for b in self.pending]
-        return self_check(self.engine, plain, through, beta1=beta1, clip=clip, weight_decay=weight_decay)
+        plain = [functools.partial(loss, batch, bare) for batch in self.pending]
+        through = [functools.partial(loss, batch, self.networks) for batch in self.pending]
+        try:
+            return self_check(self.engine, plain, through, beta1=beta1, clip=clip, weight_decay=weight_decay)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     def fit(self) -> bool:
         """Train to the last step or to a stop request; True if the last step is done and committed."""
@@ -93,8 +103,7 @@ class Trainer:
         window, window_start = self.step, time.perf_counter()
         saved = stopping = False
         while self.step < self.schedule.steps and not stopping:
-            # a thread of C that needs no GIL, so a rank that is stuck in a collective ends too: exit code 1
-            faulthandler.dump_traceback_later(self.schedule.hang_seconds, exit=True)
+            self._watch()
             point = self.curriculum(self.step)
             loss = self.train_step(point)
             self.step += 1
@@ -115,6 +124,7 @@ class Trainer:
         bar.close()
         if not saved and self.step < self.schedule.steps:
             self.save(last=True)
+        self._watch(LONGEST_LAST)
         with self.clock.count("checkpoint_stall"):
             self.saver.wait()
         self._look()
@@ -122,6 +132,13 @@ class Trainer:
             self.glances.close()
         faulthandler.cancel_dump_traceback_later()
         return self.step >= self.schedule.steps
+
+    def _watch(self, longer: float = 0.0) -> None:
+        """End this process with all stacks and exit code 1 unless this is called again in time, or `longer` seconds
+        later.
+        """
+        # a thread of C that needs no GIL, so a rank that is stuck in a collective ends too
+        faulthandler.dump_traceback_later(self.schedule.hang_seconds + longer, exit=True)
 
     def _look(self) -> None:
         if self.glances is not None:
@@ -179,6 +196,7 @@ class Trainer:
         """Copy this rank's state to host memory and hand it to the saver; skipped if that is in trouble with the step
         before.
         """
+        self._watch(LONGEST_LAST if last else WAIT)  # the saver's own patience is no hang
         with self.clock.count("checkpoint_stall"):
             if not self.saver.ready(self.step, last):
                 return

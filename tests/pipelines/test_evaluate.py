@@ -89,7 +89,9 @@ def test_protocol_record_is_complete(evaluated, data):
             "seeds",
             "labels",
             "rounding",
+            "arithmetic",
         }
+        assert protocol["arithmetic"] == "float32 without TF32"
         assert protocol["extractor"] == json.loads((data / "index.json").read_text())["extractor"]["checksum"]
         assert protocol["reference"].startswith("sha256:") and protocol["n"] == 300 and protocol["seeds"] == [0, 299]
         assert (
@@ -143,6 +145,36 @@ def test_second_call_reuses_what_is_there(evaluated, capsys):
     assert capsys.readouterr().out.count("(made before)") == 2
     assert {path: path.stat().st_mtime_ns for path in (evaluated / "evaluations").iterdir()} == before
     assert len([r for r in stored(evaluated) if r["parent"]]) == 2
+
+
+def test_records_of_before_the_arithmetic_are_kept_and_not_taken_for_new_ones(run, capsys):
+    call(evaluate.main, run, "--n", "300", "--steps", "1")
+    (path,) = (run / "evaluations").glob("*.json")
+    old = json.loads(path.read_text())
+    del old["protocol"]["arithmetic"]
+    old["protocol_id"] = measurement.identity(old["protocol"])
+    old["measured"] = old["identity"] = "0" * 16
+    path.write_text(json.dumps(old))
+    older = path.rename(path.with_name("step-0000000010-fd_1step-0000000000000000.json"))
+    call(evaluate.main, run, "--n", "300", "--steps", "1")
+    assert "(made before)" not in capsys.readouterr().out
+    assert json.loads(older.read_text()) == old and len(list((run / "evaluations").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize("command", ["evaluate", "reference"])
+def test_figures_are_taken_without_tf32(monkeypatch, run, data, command):
+    """Torch's default is TF32 in the convolutions of GPUs, and an earlier configuration may have asked for more."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    seen, features = [], extractors.Extractor._run
+
+    def look(extractor, images, probabilities):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return features(extractor, images, probabilities)
+
+    monkeypatch.setattr(extractors.Extractor, "_run", look)
+    arguments = [run, "--n", "300", "--steps", "1"] if command == "evaluate" else ["reference", data, "--n", "300"]
+    call(evaluate.main, *arguments)
+    assert set(seen) == {(False, False)}
 
 
 def test_another_checkpoint_average_or_protocol_is_another_figure(run):

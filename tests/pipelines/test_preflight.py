@@ -1,10 +1,17 @@
 """Each thing that would stop a run is one line that names the node, and an exit code that says whether to try again."""
 
+import dataclasses
 import json
 import os
+import socket
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from cmdist import config as configuration
 from cmdist import runs
@@ -44,7 +51,7 @@ def test_each_failure_is_a_line(tmp_path: Path, digits: str) -> None:
         ("data: ", f"{tmp_path}/nodata"),
         ("weights: ", "nowhere is not a run folder"),
         ("run.root: ", f"{tmp_path}/file"),
-        ("device of rank 0: ", "Slurm gave this node 4 GPUs, torch"),
+        ("device of rank 0: ", "Slurm gave this task 4 GPUs, torch"),
         ("device of rank 1: ", "sees 0"),
     ):
         assert sum(f": {start}" in line and says in line for line in lines) == 1, (start, lines)
@@ -71,7 +78,7 @@ def test_a_missing_shard_of_a_remote_store(tmp_path: Path, digits: str) -> None:
 def test_a_lost_gpu_may_be_another_node_next_time(tmp_path: Path, digits: str) -> None:
     codes, lines = preflight(tmp_path, write_config(tmp_path, digits), gpus=1)
     assert codes == [1, 1]
-    assert len(lines) == 1 and ": device of rank 0: Slurm gave this node 1 GPUs" in lines[0]
+    assert len(lines) == 1 and ": device of rank 0: Slurm gave this task 1 GPUs" in lines[0]
 
 
 def test_weights_and_starts_that_are_not_there(tmp_path: Path, digits: str) -> None:
@@ -168,3 +175,126 @@ def test_starts_without_progress_are_counted(tmp_path: Path) -> None:
         count(path, 10, 2)
     count(path, 20, 2)
     assert json.loads(path.read_text()) == {"step": 20, "starts": 1}
+
+
+@pytest.fixture
+def preflight_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The script as a module, in a task that is given `variables` and sees `gpus`, which compute on the CPU here."""
+
+    def make(gpus: int, **variables: str) -> Any:
+        for name in ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES", "SLURM_NNODES", "GLOO_SOCKET_IFNAME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        ones = torch.ones
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(*shape))
+        return pipeline("preflight")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "local", "found"),
+    [
+        ("0,1,2,3", 4, 3, 3),  # --gpus-per-node=4: all tasks see all
+        ("2", 1, 2, 0),  # --gpus-per-task=1: each sees its own
+        ("0,1,2,3", 3, 1, None),  # one is lost
+        ("2", 0, 2, None),
+        ("", 0, 0, None),
+        ("0,1", 2, 2, 0),  # a third task: found by comparing GPUs
+    ],
+)
+def test_a_task_has_the_gpus_that_slurm_shows_it(
+    preflight_of: Callable[..., Any], visible: str, gpus: int, local: int, found: int | None
+) -> None:
+    module = preflight_of(gpus, SLURM_GPUS_ON_NODE="4", CUDA_VISIBLE_DEVICES=visible)
+    if found is None:
+        with pytest.raises(ValueError, match=r"Slurm gave this task \d GPUs, torch \S+ sees \d"):
+            module.check_device(local)
+    else:
+        assert module.check_device(local) == torch.device("cuda", found)
+
+
+def sharing(arguments: list[str]) -> None:
+    """Two ranks that find themselves on one GPU."""
+    from cmdist.system import distributed
+
+    apart = distributed.check_apart
+
+    def check(world: distributed.World) -> None:
+        torch.cuda.get_device_properties = lambda _: SimpleNamespace(uuid="GPU-7")  # type: ignore[assignment]
+        apart(dataclasses.replace(world, device=torch.device("cuda", 0)))
+
+    distributed.check_apart = check
+    on_node("node7", 0, arguments)
+
+
+def test_two_ranks_on_one_gpu_are_not_started_again(tmp_path: Path, digits: str) -> None:
+    ranks = Ranks(2, tmp_path / "log", sharing, [write_config(tmp_path, digits)])
+    assert ranks.join() == [2, 2]
+    lines = [line for line in ranks.text.splitlines() if line.startswith("preflight:")]
+    assert len(lines) == 1 and ": devices: ranks 0, 1 share one GPU (GPU-7), and NCCL needs one for each" in lines[0]
+
+
+HERE, THERE = "127.0.1.1", "10.0.0.1"  # of a name in /etc/hosts as Debian writes it, and of another node
+
+
+@pytest.mark.parametrize(
+    ("addresses", "variables", "refused"),
+    [
+        ({"node2": [HERE], "node1": [THERE]}, {}, True),
+        ({"node2": [], "node1": [THERE]}, {}, True),  # a name that nobody knows: gloo falls back to loopback
+        ({"node2": [THERE], "node1": [THERE]}, {}, True),  # an address that this machine does not have: so too
+        ({"node2": [HERE], "node1": [THERE]}, {"GLOO_SOCKET_IFNAME": "ib0"}, False),
+        ({"node2": [HERE], "node1": ["127.0.0.1"]}, {}, False),  # all nodes are one machine
+    ],
+)
+def test_a_host_name_at_loopback_names_the_variable_that_helps(
+    preflight_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    addresses: dict[str, list[str]],
+    variables: dict[str, str],
+    refused: bool,
+) -> None:
+    module = preflight_of(0, MASTER_ADDR="node1", **variables)
+
+    def resolve(name: str, *rest: Any, **more: Any) -> list[Any]:
+        if not addresses[name]:
+            raise socket.gaierror
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses[name]]
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "node2")
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "ib0"), (3, "eth0")])
+    if refused:
+        with pytest.raises(ValueError, match=r"host name node2 gives gloo the loopback address.*GLOO_SOCKET_IFNAME"):
+            module.check_host_name()
+    else:
+        module.check_host_name()
+
+
+def test_a_node_of_several_looks_at_its_name(preflight_of: Callable[..., Any]) -> None:
+    assert preflight_of(0, SLURM_NNODES="2").several_nodes(4) and not preflight_of(0, SLURM_NNODES="1").several_nodes(4)
+    assert preflight_of(0, SLURM_NNODES="", LOCAL_WORLD_SIZE="2").several_nodes(4)
+
+
+def on_a_node_at_loopback(arguments: list[str]) -> None:
+    """Gloo between two nodes of which the second cannot be reached by its name."""
+    module = pipeline("preflight")
+    os.environ.update(SLURMD_NODENAME=f"node{os.environ['RANK']}", SLURM_NNODES="2", LOCAL_RANK="0")
+    os.environ.pop("GLOO_SOCKET_IFNAME", None)
+    second = os.environ["RANK"] == "1"
+    module.at_loopback = lambda name: second and name == socket.gethostname()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["preflight.py", *arguments])
+        from cmdist.system import cli
+
+        cli.run(module.main)
+
+
+def test_a_node_at_loopback_is_not_started_again(tmp_path: Path, digits: str) -> None:
+    ranks = Ranks(2, tmp_path / "log", on_a_node_at_loopback, [write_config(tmp_path, digits)])
+    codes = ranks.join()
+    assert 2 in codes, ranks.text
+    assert "preflight: node1: host name: the host name " in ranks.text and "GLOO_SOCKET_IFNAME" in ranks.text

@@ -76,6 +76,17 @@ def test_protocols_never_share_a_column_unless_mixed():
     assert comparison.differences(found) == ["(B) not comparable with the rest: b fd_1step (n 300, not 5000)"]
 
 
+def test_figures_of_older_records_are_read_and_told_from_newer_ones():
+    """Records of before the arithmetic was in the protocol have a column of their own, whichever are more."""
+    new = {"protocol": "q", "protocol.arithmetic": "float32 without TF32"}
+    found = rows(child("a", {"fd_1step": 1.0}), child("b", {"fd_1step": 3.0}, **new))
+    (line,) = comparison.differences(found)
+    assert line.endswith("b fd_1step (arithmetic float32 without TF32, not unknown)")
+    found = rows(child("a", {"fd_1step": 2.0}), child("b", {"fd_1step": 3.0, "fd_2step": 1.0}, **new))
+    (line,) = comparison.differences(found)
+    assert line.endswith("a fd_1step (arithmetic unknown, not float32 without TF32)")
+
+
 def test_a_glance_beside_an_evaluation_of_the_same_step_needs_no_column():
     both = [child("a", {"fd_1step": 5.0}), child("a", {"fd_1step": 6.0}, protocol="glance", n=2000, start=1)]
     assert titles(rows(*both)) == ["FD one-step"]

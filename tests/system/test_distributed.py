@@ -1,0 +1,78 @@
+"""A process's place beside others: its GPU, and how long it waits for them; torch.cuda is patched."""
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from cmdist.errors import ConfigError
+from cmdist.system import distributed
+from cmdist.system.distributed import World
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets how many GPUs the process sees; what it did with them."""
+    done: dict[str, Any] = {}
+
+    def see(gpus: int, **variables: str) -> dict[str, Any]:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name, raising=False)  # and so put back at the end
+        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", **variables}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.update(device=device))
+        monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: done.update(backend=backend))
+        monkeypatch.setattr(dist, "new_group", lambda backend, timeout: done.update(control=timeout.total_seconds()))
+        for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+            monkeypatch.setattr(dist.distributed_c10d, name, None)
+        return done
+
+    return see
+
+
+@pytest.mark.parametrize(("gpus", "index"), [(1, 0), (8, 3)])
+def test_deepspeed_is_told_the_gpu_that_the_process_sees(node: Any, gpus: int, index: int) -> None:
+    """It calls set_device(LOCAL_RANK): task 3 of a node has GPU 0 if it sees its own alone (--gpus-per-task=1)."""
+    done = node(gpus, RANK="11", WORLD_SIZE="16", LOCAL_RANK="3")
+    world = distributed.start(100.0)
+    assert done["device"] == world.device == torch.device("cuda", index) and done["backend"] == "nccl"
+    assert os.environ["LOCAL_RANK"] == str(index) and (world.rank, world.local_rank) == (11, 3)
+    assert done["control"] == 100.0
+
+
+def test_without_gpus_the_local_rank_stays(node: Any) -> None:
+    node(0, SLURM_PROCID="5", SLURM_NTASKS="8", SLURM_LOCALID="1", SLURM_STEP_ID="0")
+    assert distributed.start().local_rank == 1 and os.environ["LOCAL_RANK"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("uuids", "sentence"),
+    [
+        (["a", "b", "c"], None),
+        (
+            ["a", "b", "a"],
+            r"ranks 0, 2 share one GPU \(a\), and NCCL needs one for each: start no more ranks on a node",
+        ),
+    ],
+)
+def test_two_ranks_on_one_gpu_are_a_sentence_on_every_rank(
+    monkeypatch: pytest.MonkeyPatch, uuids: list[str], sentence: str | None
+) -> None:
+    monkeypatch.setattr(distributed, "gather", lambda mine, group: uuids)
+    for rank, uuid in enumerate(uuids):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, uuid=uuid: SimpleNamespace(uuid=uuid))
+        world = World(rank, len(uuids), 0, torch.device("cuda", 0))
+        if sentence is None:
+            distributed.check_apart(world)
+        else:
+            with pytest.raises(ConfigError, match=sentence):
+                distributed.check_apart(world)
+
+
+def test_ranks_on_cpus_share_them() -> None:
+    distributed.check_apart(World())
