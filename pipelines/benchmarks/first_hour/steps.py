@@ -76,22 +76,24 @@ def self_checks(setup: Setup, tell: Tell) -> None:
                     *("train.precision=bf16", *(runs.SMALL if setup.small else ())),
                 ],
             )
-            tell({"digits": checked(digits, world, setup.out / "self-check")})
+            tell(checked("digits", digits, world, setup.out / "self-check"))
         else:
             tell({"digits": "no teacher was trained"})
         with filled(load(setup, "configs/imagenet64/cd.yaml")) as config:
-            tell({"ImageNet-64": checked(config, world, setup.out / "self-check")})
+            tell(checked("ImageNet-64", config, world, setup.out / "self-check"))
 
 
-def checked(config: Config, world: World, folder: Path) -> float:
-    """The self-check's difference at the start of a run. Raises CmdistError where it refuses."""
+def checked(name: str, config: Config, world: World, folder: Path) -> dict[str, float]:
+    """What the self-check finds at the start of a run: the engine's difference, and that between passes of autograd (0
+    if nobody had to know). Raises CmdistError where it refuses.
+    """
     changed = {"global_batch": config.train.micro_batch, "self_check": True}
     config = config.model_copy(update={"train": config.train.model_copy(update=changed)})
     data = build.dataset(config)
     trainer, _, found = make_trainer(config, world, data, None, str(folder), "check", Attempt(str(folder), 1, None))
     trainer.batches.close()
     assert found is not None
-    return found
+    return {name: found.difference, f"{name}, autograd's passes": found.spread}
 
 
 def profile(setup: Setup, tell: Tell, recipe: str) -> None:
