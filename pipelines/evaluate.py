@@ -85,9 +85,8 @@ def main(arguments: Sequence[str]) -> None:
         )
     world = distributed.start()
     measurement.set_arithmetic()
-    torch.set_num_threads(
-        1
-    )  # the number of threads changes the last bits of an image; more cores are used by more ranks
+    # the number of threads changes the last bits of an image; more cores are used by more ranks
+    torch.set_num_threads(1)
     with distributed.failing_together(world):
         evaluate(options, world)
         distributed.stop(world)
