@@ -78,12 +78,12 @@ def set_arithmetic(config: Config) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def denoiser(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.Denoiser:
+def model(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.Model:
     """`net` with EDM's scalings for a denoising run, else with those that keep the boundary condition."""
     n = config.noise
     if config.objective == "denoising":
-        return preconditioning.Denoiser(net, preconditioning.edm_scalings(n.sigma_data))
-    return preconditioning.Denoiser(net, preconditioning.consistency_scalings(n.sigma_data, n.sigma_min))
+        return preconditioning.Model(net, preconditioning.edm_scalings(n.sigma_data))
+    return preconditioning.Model(net, preconditioning.consistency_scalings(n.sigma_data, n.sigma_min))
 
 
 def distance(config: Config, device: torch.device | str = "cpu") -> distances.Distance:
@@ -112,6 +112,7 @@ def objective(config: Config, distance: distances.Distance) -> Objective:
         else partial(noise.lognormal_index, mean=loss.index_mean, std=loss.index_std)
     )
     return Consistency(
+        curriculum=curriculum(config),
         grid=partial(noise.karras_sigmas, sigma_min=n.sigma_min, sigma_max=n.sigma_max, rho=n.rho),
         index_draw=index_draw,
         distance=distance,
@@ -174,7 +175,7 @@ def dataset(config: Config) -> ShardedImages:
 
 def load_denoiser(
     run: TrainedRun, ema: float | None = None, device: torch.device | str = "cpu"
-) -> preconditioning.Denoiser:
+) -> preconditioning.Model:
     """The network of a checkpoint with the weights of an average, ready to call; evaluation mode, no gradient to the
     weights.
     """
@@ -183,10 +184,10 @@ def load_denoiser(
 
 def _ready(
     config: Config, weights: Mapping[str, torch.Tensor], where: str, device: torch.device | str
-) -> preconditioning.Denoiser:
+) -> preconditioning.Model:
     net = network(config)
     released.load(net, weights, where)
-    return denoiser(config, net.to(device).eval().requires_grad_(False))
+    return model(config, net.to(device).eval().requires_grad_(False))
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Model:
     weights: Mapping[str, torch.Tensor]
     where: str
 
-    def denoiser(self, device: torch.device | str = "cpu") -> preconditioning.Denoiser:
+    def denoiser(self, device: torch.device | str = "cpu") -> preconditioning.Model:
         """Ready to call; evaluation mode, no gradient to the weights."""
         return _ready(self.config, self.weights, self.where, device)
 
@@ -259,7 +260,7 @@ def teacher(config: Config, data: ShardedImages, device: torch.device) -> Denois
     return _teacher(config, load_denoiser(dataclasses.replace(run, config=theirs), device=device))
 
 
-def _teacher(config: Config, made: preconditioning.Denoiser) -> Denoise:
+def _teacher(config: Config, made: preconditioning.Model) -> Denoise:
     assert isinstance(made.net, nn.Module)
     compiled(config, made.net)
     return made

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 from cmdist import build, runs
 from cmdist.config import Config
 from cmdist.core import distances
-from cmdist.core.objectives.base import Draw, Networks
+from cmdist.core.objectives.base import Networks
 from cmdist.nets.lpips import Lpips
 from cmdist.train.engine import BUCKET
 
@@ -96,13 +96,13 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple[float, float
         for parameter in student.parameters():
             parameter.register_post_accumulate_grad_hook(_drop)  # gradients are a part of their own
         images, sigma = torch.zeros(b, channels, size, size), torch.ones(b)
-        draw = Draw(sigma, sigma / 2, torch.zeros_like(images), 0)
+        draw = objective.draw(images.shape, objective.at(0), torch.Generator())
         with Counter() as forward, torch.no_grad():
             student(images, sigma)
-        denoise, fixed = build.denoiser(unlabelled, student), build.denoiser(unlabelled, other)
+        denoise, fixed = build.model(unlabelled, student), build.model(unlabelled, other)
         networks = Networks(student=denoise, bare_student=denoise, target=fixed, teacher=fixed)
         with Counter() as step:
-            objective.loss(networks, images, None, draw).mean().backward()  # type: ignore[no-untyped-call]
+            objective.loss(networks, images, None, draw).minimised.mean().backward()  # type: ignore[no-untyped-call]
     return float(forward.flops), float(step.flops), float(step.peak)
 
 

@@ -9,6 +9,7 @@ from cmdist import config as configuration
 from cmdist.checkpoints import checkpoint as checkpoints
 from cmdist.checkpoints import search
 from cmdist.checkpoints.checkpoint import Checkpoint
+from cmdist.checkpoints.layout import weights_of_network
 from cmdist.config import Config
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.nets import released
@@ -94,4 +95,4 @@ def ema_weights(run: TrainedRun, ema: float | None = None) -> dict[str, torch.Te
     if decay not in run.checkpoint.emas:
         have = ", ".join(map(str, run.checkpoint.emas))
         raise CheckpointError(f"{run.checkpoint.url} has no average with decay {decay}; it has {have}")
-    return safetensors.torch.load(run.checkpoint.read_file(checkpoints.ema_file(decay)))
+    return weights_of_network(safetensors.torch.load(run.checkpoint.read_file(checkpoints.ema_file(decay))))

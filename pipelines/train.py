@@ -300,7 +300,7 @@ def report(
     checked: Checked | None,
 ) -> None:
     """What the run starts from, in a few lines."""
-    point = trainer.curriculum(trainer.step)
+    at = trainer.objective.at(trainer.step)
     samples = trainer.step * config.train.global_batch
     world = trainer.world.size
     print(f"run          {config.run.name}: {config.objective}, {trainer.engine.layout.total:,} parameters")
@@ -309,7 +309,8 @@ def report(
         f"step         {trainer.step:,} of {config.train.steps:,}   epoch {order.epoch(samples):,}  "
         f" samples seen {samples:,}"
     )
-    print(f"curriculum   N = {point.n_timesteps}, mu = {point.mu:.6g}")
+    if at:
+        print(f"curriculum   {', '.join(f'{name} = {value:.6g}' for name, value in at.items())}")
     was = f" (was {found.state['world_size']}, ZeRO {found.state['zero_stage']})" if found else ""
     share = config.micro_batches // world
     print(

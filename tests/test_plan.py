@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cmdist import build, config, gpus
-from cmdist.core.objectives.base import Draw, Networks
+from cmdist.core.objectives.base import Networks
+from cmdist.core.objectives.consistency import Pairs
 from cmdist.errors import ConfigError
 from cmdist.plan import Counter, plan
 from ranks import pipeline
@@ -85,11 +86,11 @@ def test_activations_are_those_of_a_real_pass() -> None:
     net, target = build.network(made), build.network(made).requires_grad_(False)
     for parameter in net.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    denoise, images = build.denoiser(made, net), torch.zeros(2, 3, 16, 16)
-    networks = Networks(denoise, denoise, target=build.denoiser(made, target))
-    draw = Draw(torch.ones(2), torch.ones(2) / 2, torch.zeros_like(images), 0)
+    denoise, images = build.model(made, net), torch.zeros(2, 3, 16, 16)
+    networks = Networks(denoise, denoise, target=build.model(made, target))
+    draw = Pairs(torch.ones(2), torch.zeros_like(images), 0, sigma_next=torch.ones(2) / 2)
     with Counter() as live:
-        build.objective(made, build.distance(made)).loss(networks, images, None, draw).mean().backward()
+        build.objective(made, build.distance(made)).loss(networks, images, None, draw).minimised.mean().backward()
     planned = plan(made, 1).memory["activations"]
     assert planned == pytest.approx(live.peak, rel=0.02)
     larger = plan(config.parse(NARROW, ["train.micro_batch=8"]), 1).memory["activations"]

@@ -5,11 +5,14 @@ rank. Slices are addressed by their place in the vector, so a run may come back 
 stage.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from cmdist.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,10 @@ class Layout:
     @classmethod
     def of(cls, module: nn.Module) -> "Layout":
         """The layout of a module's trainable parameters."""
-        return cls.make((name, tuple(p.shape)) for name, p in module.named_parameters() if p.requires_grad)
+        prefix = "net." if isinstance(module, Trained) else ""
+        return cls.make(
+            (name.removeprefix(prefix), tuple(p.shape)) for name, p in module.named_parameters() if p.requires_grad
+        )
 
     @classmethod
     def make(cls, entries: Iterable[tuple[str, Sequence[int]]]) -> "Layout":
@@ -36,6 +42,41 @@ class Layout:
             starts.append(total)
             total += torch.Size(shape).numel()
         return cls(tuple(names), tuple(shapes), tuple(starts), total)
+
+
+class Trained(nn.Module):
+    """A network, and what is trained beside it for the loss alone, e.g. a weighting head: one vector for both.
+
+    Called, it is the network; its weights keep the network's names, and `extra` stands before the names of the others.
+    """
+
+    def __init__(self, net: nn.Module, extra: nn.Module) -> None:
+        super().__init__()
+        self.net, self.extra = net, extra
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """The network's output."""
+        return self.net(*inputs)  # type: ignore[no-any-return]
+
+
+def network_of(module: nn.Module) -> nn.Module:
+    """The network of what is trained."""
+    return module.net if isinstance(module, Trained) else module
+
+
+def weights_of_network(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What belongs to the network among weights by name, as `Layout` names them."""
+    return {name: values for name, values in weights.items() if not name.startswith("extra.")}
+
+
+def refuse_untrained(module: nn.Module) -> None:
+    """Raise ConfigError if the module has a state that no checkpoint would hold: a saved buffer, a frozen parameter."""
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    if untrained := [name for name in module.state_dict() if name not in trained]:
+        raise ConfigError(
+            f"'{untrained[0]}' of the network is no trained parameter, and checkpoints hold nothing else: train it, or "
+            "make it a buffer that is not persistent"
+        )
 
 
 @dataclass(frozen=True)

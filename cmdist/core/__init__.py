@@ -1,8 +1,6 @@
-"""The paper (Song et al. 2023, arXiv:2303.01469) as functions of tensors. In reading order, with what each is of the
-paper:
+"""The paper (Song et al. 2023, arXiv:2303.01469) as functions of tensors, in reading order, with its place there.
 
-noise             the grid of noise levels, x + sigma z, draws of sigma      (section 5; Karras et al. 2022, "EDM",
-arXiv:2206.00364)
+noise             the grid of noise levels, x + sigma z, draws of sigma      (section 5; EDM, arXiv:2206.00364)
 preconditioning   a network becomes f with f(x, sigma_min) = x               (eq. 5, appendix C)
 solvers           the probability-flow ODE, Euler, Heun                      (eq. 2; EDM, Algorithm 1)
 distances         d(x, y)                                                    (section 4; improved CT: arXiv:2310.14189)

@@ -96,5 +96,5 @@ def consistency(
         start ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - start ** (1 / rho))
     ) ** rho  # (steps + 1, B), each image its own
     for now, then in zip(grid[:-1], grid[1:], strict=True):
-        wide = heun_step(denoise, wide, now, then, labels)
+        wide = heun_step(denoise, wide, now, labels, then)
     return wide.to(x.dtype)

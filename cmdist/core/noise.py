@@ -10,13 +10,14 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-Denoise = Callable[
-    [Tensor, Tensor, Tensor | None], Tensor
-]  # x (B, C, H, W), sigma (B,), labels (B,) or None -> (B, C, H, W)
-Weighting = Callable[[Tensor, Tensor], Tensor]  # sigma (B,), sigma_next (B,) -> (B,)
-IndexDraw = Callable[
-    [int, Tensor, torch.Generator], Tensor
-]  # B, descending sigmas (N,) on the CPU, generator -> (B,) in 0 ... N - 2
+# x (B, C, H, W), sigma (B,), labels (B,) or None -> denoised (B, C, H, W)
+Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+# x (B, C, H, W) at sigma (B,), sigma, labels (B,) or None, sigma_next (B,) -> x at sigma_next
+Jump = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+# sigma (B,), sigma_next (B,) -> (B,)
+Weighting = Callable[[Tensor, Tensor], Tensor]
+# B, descending sigmas (N,) on the CPU, generator -> (B,) in 0 ... N - 2
+IndexDraw = Callable[[int, Tensor, torch.Generator], Tensor]
 
 
 def karras_sigmas(

@@ -42,16 +42,30 @@ def consistency_scalings(sigma_data: float = 0.5, sigma_min: float = 0.002) -> C
     return scalings
 
 
-class Denoiser:
-    """A network with its scalings, as a plain callable x (B, C, H, W), sigma (B,), labels (B,) or None -> (B, C,
-    H, W).
+class Model:
+    """A network F with its scalings.
+
+    F takes (c_in x, c_noise, labels), and the c_noise of a second noise level where it is called with one.
     """
 
     def __init__(self, net: Callable[..., Tensor], scalings: Callable[[Tensor], Scalings]) -> None:
         self.net, self.scalings = net, scalings
 
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The network's part is computed in its own precision, the sums in x's."""
-        c_skip, c_out, c_in, c_noise = self.scalings(sigma)
-        out = self.net(expand(c_in, x) * x, c_noise, labels).to(x.dtype)
-        return expand(c_skip, x) * x + expand(c_out, x) * out
+    def __call__(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, sigma_next: Tensor | None = None
+    ) -> Tensor:
+        """x (B, C, H, W), sigma (B,), labels (B,) or None, sigma_next (B,) or None -> denoised, as x.
+
+        The network's part is computed in its own precision, the sums in x's.
+        """
+        scalings = self.scalings(sigma)
+        out = self._net(x, scalings, labels, sigma_next)
+        return expand(scalings.c_skip, x) * x + expand(scalings.c_out, x) * out
+
+    def raw(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, sigma_next: Tensor | None = None) -> Tensor:
+        """F alone, in x's precision."""
+        return self._net(x, self.scalings(sigma), labels, sigma_next)
+
+    def _net(self, x: Tensor, scalings: Scalings, labels: Tensor | None, sigma_next: Tensor | None) -> Tensor:
+        second = () if sigma_next is None else (self.scalings(sigma_next).c_noise,)
+        return self.net(expand(scalings.c_in, x) * x, scalings.c_noise, labels, *second).to(x.dtype)

@@ -1,21 +1,20 @@
 """The probability-flow ODE dx/dsigma = (x - D(x, sigma)) / sigma (EDM eq. 1 with sigma(t) = t) and its solvers."""
 
 import itertools
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cmdist.core.noise import Denoise, expand
+from cmdist.core.noise import Denoise, Jump, expand
 
 
 class Step(Protocol):
-    """x at sigma -> x at sigma_next, all (B, ...)."""
+    """A solver: with its denoiser bound it is a jump."""
 
-    def __call__(
-        self, denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None
-    ) -> Tensor:
-        """One step."""
+    def __call__(self, denoise: Denoise, x: Tensor, sigma: Tensor, labels: Tensor | None, sigma_next: Tensor) -> Tensor:
+        """x at sigma -> x at sigma_next, all (B, ...)."""
 
 
 def derivative(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
@@ -23,16 +22,14 @@ def derivative(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
     return (x - denoised) / expand(sigma, x)
 
 
-def euler_step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None) -> Tensor:
+def euler_step(denoise: Denoise, x: Tensor, sigma: Tensor, labels: Tensor | None, sigma_next: Tensor) -> Tensor:
     """First order, one evaluation."""
     d = derivative(x, sigma, denoise(x, sigma, labels))
     return x + expand(sigma_next - sigma, x) * d
 
 
-def heun_step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Second order, two evaluations (EDM, Algorithm 1); Euler's step where sigma_next is 0, its second evaluation
-    thrown away.
-    """
+def heun_step(denoise: Denoise, x: Tensor, sigma: Tensor, labels: Tensor | None, sigma_next: Tensor) -> Tensor:
+    """Second order, two evaluations (EDM, Algorithm 1); where sigma_next is 0 Euler's step, with the second unused."""
     d = derivative(x, sigma, denoise(x, sigma, labels))
     step = expand(sigma_next - sigma, x)
     ahead = x + step * d
@@ -42,13 +39,18 @@ def heun_step(denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, la
     return torch.where(expand(sigma_next == 0, x), ahead, x + step * (d + d_next) / 2)
 
 
-def integrate(step: Step, denoise: Denoise, x: Tensor, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:
-    """x at sigmas[0] -> x at sigmas[-1], through the grid sigmas (n,); a last step to 0 is Euler's (EDM, Algorithm 1).
+def walk(jump: Jump, x: Tensor, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:
+    """x at sigmas[0] -> x at sigmas[-1], by jumps between neighbours of the grid sigmas (n,).
 
     A grid on the CPU is best: its values are read by the host.
     """
-    levels = sigmas.tolist()
-    for sigma, sigma_next in itertools.pairwise(levels):
-        move = step if sigma_next > 0 else euler_step
-        x = move(denoise, x, x.new_full((len(x),), sigma), x.new_full((len(x),), sigma_next), labels)
+    for sigma, sigma_next in itertools.pairwise(sigmas.tolist()):
+        x = jump(x, x.new_full((len(x),), sigma), labels, x.new_full((len(x),), sigma_next))
     return x
+
+
+def integrate(step: Step, denoise: Denoise, x: Tensor, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:
+    """As `walk`, by a solver's steps; a last step to 0 is Euler's (EDM, Algorithm 1)."""
+    if float(sigmas[-1]) > 0:
+        return walk(partial(step, denoise), x, sigmas, labels)
+    return walk(partial(euler_step, denoise), walk(partial(step, denoise), x, sigmas[:-1], labels), sigmas[-2:], labels)

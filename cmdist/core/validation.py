@@ -38,7 +38,7 @@ def grid_errors(
     for t, s in itertools.pairwise(sigmas.tolist()):
         sigma, sigma_next = images.new_full((len(images),), t), images.new_full((len(images),), s)
         x = add_noise(images, sigma, noise)
-        along = None if teacher is None or step is None else step(teacher, x, sigma, sigma_next, labels)
+        along = None if teacher is None or step is None else step(teacher, x, sigma, labels, sigma_next)
         x_next = add_noise(images, sigma_next, noise) if along is None else along
         errors.append(rms(consistency(x, sigma, labels) - consistency(x_next, sigma_next, labels)))
     return torch.stack(errors)

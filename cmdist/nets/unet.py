@@ -152,8 +152,8 @@ class UNet(nn.Module):
     """The network F of a denoiser, for images of one size; its output is 0 at initialization.
 
     `attention_resolutions` are in pixels. The body runs under autocast to `precision`; the time embedding, the head and
-    the output keep the parameters' dtype (fp32). Raises ConfigError, with one sentence, for a shape that cannot be
-    built.
+    the output keep the parameters' dtype (fp32). `time_factor` multiplies c_noise before its sinusoids, the released
+    models' 1000. Raises ConfigError, with one sentence, for a shape that cannot be built.
     """
 
     def __init__(
@@ -173,13 +173,14 @@ class UNet(nn.Module):
         resblock_updown: bool = True,
         checkpoint_activations: bool = False,
         channels_last: bool = False,
+        time_factor: float = 1000.0,
         precision: Precision = "fp32",
     ) -> None:
         super().__init__()
         _check_shape(image_size, model_channels, channel_mult, attention_resolutions, head_channels, precision)
         self.image_size, self.num_classes = image_size, num_classes
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
-        self.model_channels, self.dropout = model_channels, dropout
+        self.model_channels, self.dropout, self.time_factor = model_channels, dropout, time_factor
         self.checkpoint_activations, self.precision = checkpoint_activations, precision
         # Of the activations only: weights stay contiguous, as slices of one flat vector; a convolution converts its
         # own.
@@ -237,7 +238,7 @@ class UNet(nn.Module):
         dtype = next(self.parameters()).dtype
         self._check_inputs(x, labels)
         with torch.autocast(x.device.type, enabled=False):  # the caller's autocast must not reach the time embedding
-            emb = self.time_embed(timestep_embedding(1000 * c_noise, self.model_channels).to(dtype))
+            emb = self.time_embed(timestep_embedding(self.time_factor * c_noise, self.model_channels).to(dtype))
             if labels is not None:
                 emb = emb + self.label_emb(labels)
             emb = F.silu(emb)

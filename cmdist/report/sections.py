@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -17,7 +18,7 @@ from cmdist.report.page import page
 from cmdist.report.svg import COLOURS, Point, Series, changes, chart, jumps, short
 from cmdist.system import storage
 
-LEVELS = "loss_sigma_"  # the metrics of the loss by noise level: loss_sigma_LOW_HIGH
+LEVEL = re.compile(r"(.+)_sigma_([\d.e+-]+)_([\d.e+-]+)")  # a quantity between two noise levels
 STRIP = 10  # images of a row of samples over training
 
 
@@ -192,35 +193,41 @@ def _training(rows: Sequence[Row]) -> str:
     return section("Training", text, _grid(plots))
 
 
-def _levels(row: Row) -> list[tuple[float, float, list[Point]]]:
-    """(low, high, points) of the loss between two noise levels, in order."""
+def _levels(row: Row, quantity: str) -> list[tuple[float, float, list[Point]]]:
+    """(low, high, points) of a quantity between two noise levels, in order."""
     found = []
     for name, points in row.histories.items():
-        if name.startswith(LEVELS):
-            low, high = name.removeprefix(LEVELS).split("_")
-            found.append((float(low), float(high), [(float(k), v) for k, v in points]))
+        if (match := LEVEL.fullmatch(name)) and match[1] == quantity:
+            found.append((float(match[2]), float(match[3]), [(float(k), v) for k, v in points]))
     return sorted(found)
 
 
 def _noise_levels(rows: Sequence[Row]) -> str:
+    """What the losses tell by noise level: the loss, and whatever else an objective tells."""
+    told = {match[1] for row in rows for name in row.histories if (match := LEVEL.fullmatch(name))}
+    return "".join(
+        _noise_levels_of(rows, quantity) for quantity in sorted(told, key=lambda name: (name != "loss", name))
+    )
+
+
+def _noise_levels_of(rows: Sequence[Row], quantity: str) -> str:
+    title = escape(quantity.replace("_", " "))
+    levels = [_levels(row, quantity) for row in rows]
+    logarithmic = all(v > 0 for of_row in levels for _, _, points in of_row for _, v in points)  # some are signed
     final = []
-    for number, row in enumerate(rows):
-        points = [((low * high) ** 0.5, sum(v for _, v in p[-5:]) / len(p[-5:])) for low, high, p in _levels(row) if p]
-        final.append(Series(row.name, number, points))
-    overview = chart("loss by noise level at the end", final, "σ", x_log=True, y_log=True)
+    for number, (row, of_row) in enumerate(zip(rows, levels, strict=True)):
+        ends = [((low * high) ** 0.5, sum(v for _, v in p[-5:]) / len(p[-5:])) for low, high, p in of_row if p]
+        final.append(Series(row.name, number, ends))
+    overview = chart(f"{title} by noise level at the end", final, "σ", x_log=True, y_log=logarithmic)
     cards = [("All runs <small>mean of the last five points</small>", overview)]
-    for number, row in enumerate(rows):
-        series = [
-            Series(f"σ {short(low)} – {short(high)}", n % COLOURS, p) for n, (low, high, p) in enumerate(_levels(row))
-        ]
-        drawn = chart(f"loss of {row.name} by noise level", series, "step", y_log=True)
+    for number, (row, of_row) in enumerate(zip(rows, levels, strict=True)):
+        series = [Series(f"σ {short(low)} – {short(high)}", n % COLOURS, p) for n, (low, high, p) in enumerate(of_row)]
+        drawn = chart(f"{title} of {row.name} by noise level", series, "step", y_log=logarithmic)
         cards.append((legend(number, row.name), f'<div class="levels">{drawn}</div>' if drawn else ""))
-    ends = [level for row in rows for low, high, _ in _levels(row) for level in (low, high)]
-    if not ends:
-        return ""
+    bounds = [level for of_row in levels for low, high, _ in of_row for level in (low, high)]
     ramp = "".join(f'<i class="c{n}"></i>' for n in range(COLOURS))
-    key = f'<div class="ramp levels">σ = {short(min(ends))}<div>{ramp}</div>{short(max(ends))}</div>'
-    return section("Loss by noise level", "", key + _grid(cards))
+    key = f'<div class="ramp levels">σ = {short(min(bounds))}<div>{ramp}</div>{short(max(bounds))}</div>'
+    return section(f"{title.capitalize()} by noise level", "", key + _grid(cards))
 
 
 def _image(images: Tensor, columns: int, alt: str) -> str:

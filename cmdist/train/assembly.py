@@ -15,7 +15,7 @@ from cmdist.data.order import Order, schedule
 from cmdist.data.reader import micro_batches
 from cmdist.system.distributed import StopRequest, World
 from cmdist.train import resume
-from cmdist.train.averages import Averages, Target
+from cmdist.train.averages import Averages, Copy
 from cmdist.train.engine import Engine
 from cmdist.train.meters import Clock, SigmaBuckets
 from cmdist.train.optim import make_optimizer
@@ -42,8 +42,8 @@ def make_trainer(
     net = build.network(config).to(world.device)
     if found is None:
         build.initialise(config, net)
-    target = Target(net) if build.needs_target(config) else None
-    for module in (net, target.module) if target else (net,):
+    copies = {"target": Copy(net)} if build.needs_target(config) else {}
+    for module in (net, *(each.module for each in copies.values())):
         build.compiled(config, module)
     optimizer = make_optimizer(o.kind, net.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     engine = Engine(
@@ -56,12 +56,12 @@ def make_trainer(
         loss_scale=t.loss_scale if t.precision == "fp16" else None,
     )
     step = found.step if found else 0
-    objective, curriculum = build.objective(config, build.distance(config, world.device)), build.curriculum(config)
+    objective = build.objective(config, build.distance(config, world.device))
     networks = Networks(
-        student=build.denoiser(config, engine),
-        target=build.denoiser(config, target.module) if target else None,
+        student=build.model(config, engine),
+        target=build.model(config, copies["target"].module) if "target" in copies else None,
         teacher=build.teacher(config, data, world.device),
-        bare_student=build.denoiser(config, engine.module),
+        bare_student=build.model(config, engine.module),
     )
     order = Order(data.counts, config.run.seed, config.data.block_shards)
     batches = micro_batches(
@@ -82,15 +82,14 @@ def make_trainer(
         engine=engine,
         objective=objective,
         networks=networks,
-        curriculum=curriculum,
         conditional=bool(config.data.classes),
         learning_rate=build.lr_schedule(config),
         averages=averages,
-        target=target,
+        copies=copies,
         batches=batches,
         buckets=SigmaBuckets(config.noise.sigma_min, config.noise.sigma_max, world.device),
         clock=Clock(devices=world.size),
-        snapshots=Snapshots(engine, averages, target),
+        snapshots=Snapshots(engine, averages, copies),
         saver=Saver(
             run_url,
             run_id,
@@ -111,6 +110,6 @@ def make_trainer(
     )
     checked = trainer.self_check(beta1=o.betas[0], clip=o.clip, weight_decay=o.weight_decay) if t.self_check else None
     if found is not None:
-        resume.load(found, engine, trainer.averages, target)
+        resume.load(found, engine, trainer.averages, copies)
         trainer.clock = Clock.resumed(found.state["clock"], world.size)
     return trainer, order, checked

@@ -1,6 +1,4 @@
-"""Averages of the weights: EMAs for evaluation, on this rank's slice of the fp32 weights, and the target network of
-consistency models.
-"""
+"""EMAs of the weights for evaluation, on this rank's slice of them, and whole copies of the network for the loss."""
 
 import copy
 
@@ -31,25 +29,25 @@ class Averages:
         self.slices[decay].copy_(values)
 
 
-class Target:
-    """The target network theta^-: a full fp32 copy, moved towards the student by mu(k) (paper, Algorithms 2 and 3)."""
+class Copy:
+    """A full fp32 copy of what is trained: the target theta^-, or a teacher that takes the student's weights."""
 
     def __init__(self, student: nn.Module) -> None:
         self.module = copy.deepcopy(student).requires_grad_(False)
 
     @torch.no_grad()
     def update(self, student: nn.Module, mu: float) -> None:
-        """theta^- <- mu theta^- + (1 - mu) theta; mu in [0, 1)."""
+        """theta^- <- mu theta^- + (1 - mu) theta (paper, Algorithms 2 and 3); mu in [0, 1)."""
         torch._foreach_lerp_(
             [p.data for p in self.module.parameters()], [p.data for p in student.parameters()], 1.0 - mu
         )
 
     def pieces(self, layout: Layout, start: int, stop: int) -> list[Piece]:
-        """[start, stop) of the target as flat views of live memory; every rank holds all of it and saves a part."""
+        """[start, stop) of the copy as flat views of live memory; every rank holds all of it and saves a part."""
         return overlap(self._pieces(layout), start, stop)
 
     def load(self, layout: Layout, start: int, values: Tensor) -> None:
-        """Set the whole target from each rank's slice; all ranks must call."""
+        """Set the whole copy from each rank's slice; all ranks must call."""
         for first, part in all_slices(values, start):
             load_slice(self._pieces(layout), first, part)
 

@@ -173,6 +173,12 @@ class Engine:
         elif kind == "master":
             self._engine.optimizer.update_lp_params()
 
+    def zero_moments(self) -> None:
+        """Let the optimizer start afresh; all ranks must call."""
+        for kind in KINDS[1:]:
+            self.load(kind, torch.zeros(self.stop - self.start))
+        self.optimizer_step = 0
+
     @property
     def optimizer_step(self) -> int:
         """How many steps the optimizer has taken."""

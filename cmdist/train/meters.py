@@ -1,7 +1,7 @@
 """What the loop measures: where the time goes, and the loss by noise level."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -66,29 +66,41 @@ class Clock:
 
 
 class SigmaBuckets:
-    """Mean loss by noise level: one bucket for each factor of about four between sigma_min and sigma_max."""
+    """Means by noise level of what a loss tells: one bucket for each factor of about four between the sigmas."""
 
     def __init__(self, sigma_min: float, sigma_max: float, device: torch.device, count: int = 8) -> None:
         self._edges = torch.logspace(
             torch.tensor(sigma_min).log10().item(), torch.tensor(sigma_max).log10().item(), count + 1
         )
         self._inner = self._edges[1:-1].to(device)
-        self._sums = torch.zeros(2, count, device=device, dtype=torch.float64)
+        self._sums: dict[str, Tensor] = {}  # (2, count): sums and counts
 
-    def add(self, sigma: Tensor, losses: Tensor) -> None:
-        """Losses (B,) at noise levels (B,)."""
+    def add(self, name: str, sigma: Tensor, values: Tensor) -> None:
+        """Values (B,) of a quantity at noise levels (B,)."""
+        if name not in self._sums:
+            self._sums[name] = torch.zeros(2, len(self._edges) - 1, device=values.device, dtype=torch.float64)
         bucket = torch.bucketize(sigma, self._inner)
-        self._sums[0].index_add_(0, bucket, losses.detach().double())
-        self._sums[1].index_add_(0, bucket, torch.ones_like(losses, dtype=torch.float64))
+        self._sums[name][0].index_add_(0, bucket, values.detach().double())
+        self._sums[name][1].index_add_(0, bucket, torch.ones_like(values, dtype=torch.float64))
 
-    def take(self) -> list[list[float]]:
-        """[sums, counts] of the buckets since the last call."""
-        taken = self._sums.tolist()
-        self._sums.zero_()
-        return taken  # type: ignore[no-any-return]
+    def take(self) -> dict[str, list[list[float]]]:
+        """[sums, counts] of the buckets since the last call, by quantity."""
+        taken = {name: sums.tolist() for name, sums in self._sums.items()}
+        for sums in self._sums.values():
+            sums.zero_()
+        return taken
 
-    def metrics(self, taken: list[list[list[float]]]) -> dict[str, float]:
-        """Means over the ranks' `take()`s; buckets that saw nothing are left out."""
-        total = torch.tensor(taken, dtype=torch.float64).sum(0)
-        names = [f"loss_sigma_{a:.3g}_{b:.3g}" for a, b in zip(self._edges, self._edges[1:], strict=False)]
-        return {name: float(s / n) for name, s, n in zip(names, total[0], total[1], strict=True) if n > 0}
+    def metrics(self, taken: Sequence[Mapping[str, list[list[float]]]]) -> dict[str, float]:
+        """Means over the ranks' `take()`s: NAME_sigma_LOW_HIGH of each bucket that saw something.
+
+        Of what is told beside the loss, also NAME, the mean over all noise levels.
+        """
+        means: dict[str, float] = {}
+        for name in taken[0]:
+            sums, counts = torch.tensor([rank[name] for rank in taken], dtype=torch.float64).sum(0)
+            if name != "loss" and counts.sum() > 0:
+                means[name] = float(sums.sum() / counts.sum())
+            for low, high, total, count in zip(self._edges, self._edges[1:], sums, counts, strict=False):
+                if count > 0:
+                    means[f"{name}_sigma_{low:.3g}_{high:.3g}"] = float(total / count)
+        return means

@@ -11,7 +11,7 @@ from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
 from cmdist.system import distributed, storage
 from cmdist.system.distributed import World
-from cmdist.train.averages import Averages, Target
+from cmdist.train.averages import Averages, Copy
 from cmdist.train.engine import KINDS, Engine
 from cmdist.train.loss_scale import LossScale
 
@@ -122,8 +122,8 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
             )
 
 
-def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, target: Target | None) -> None:
-    """Read this rank's slices of weights, moments, averages and target; all ranks must call."""
+def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, copies: Mapping[str, Copy]) -> None:
+    """Read this rank's slices of weights, moments, averages and copies; all ranks must call."""
     if checkpoint.layout != engine.layout:
         raise CheckpointError(
             f"{checkpoint.url} holds another network: {checkpoint.layout.total} weights, this one has "
@@ -137,8 +137,8 @@ def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, target: Tar
         engine.loss_scale = LossScale(**checkpoint.state["loss_scale"])
     for decay in averages.slices:
         averages.load(decay, checkpoint.read_ema(decay, start, stop))
-    if target is not None:
-        target.load(engine.layout, start, checkpoint.read_state("target", start, stop))
+    for name, each in copies.items():
+        each.load(engine.layout, start, checkpoint.read_state(name, start, stop))
     checkpoint.release()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmdist import seeding
 from cmdist.errors import CmdistError
-from cmdist.train.engine import KINDS, Engine
+from cmdist.train.engine import Engine
 
 ATTEMPTS = 50  # at a step that overflows: each halves the loss scale
 NOISE = 0.02  # standard deviation that stands in for weights that are 0
@@ -134,9 +134,7 @@ def _by_engine(
             break
     device = next(engine.module.parameters()).device
     found = engine.slice("exp_avg", device) / (1.0 - beta1) - weight_decay * engine.slice("master", device)
-    for kind in KINDS[1:]:
-        engine.load(kind, torch.zeros(engine.stop - engine.start, device=device))
-    engine.optimizer_step = 0
+    engine.zero_moments()
     engine.loss_scale = first_scale
     return found, scale, taken
 

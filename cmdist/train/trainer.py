@@ -14,15 +14,14 @@ from tqdm import tqdm
 
 from cmdist import seeding
 from cmdist.checkpoints.saver import LONGEST_LAST, WAIT, Saver
-from cmdist.core.curricula import Curriculum, Point
 from cmdist.core.noise import onto
-from cmdist.core.objectives.base import Draw, Networks, Objective
+from cmdist.core.objectives.base import At, Draw, Losses, Networks, Objective
 from cmdist.data.reader import MicroBatch
 from cmdist.errors import CmdistError
 from cmdist.system import distributed
 from cmdist.system.distributed import StopRequest, World
 from cmdist.tracking.journal import Tracker
-from cmdist.train.averages import Averages, Target
+from cmdist.train.averages import Averages, Copy
 from cmdist.train.engine import Engine
 from cmdist.train.glance import Glances
 from cmdist.train.meters import Clock, SigmaBuckets
@@ -55,11 +54,10 @@ class Trainer:
     engine: Engine
     objective: Objective
     networks: Networks
-    curriculum: Curriculum
     conditional: bool  # whether the networks are given labels
     learning_rate: Callable[[int], float]
     averages: Averages
-    target: Target | None
+    copies: dict[str, Copy]  # "target", "teacher": what the loss needs of the student's past
     batches: Generator[MicroBatch, None, None]  # of this rank, from `step` on
     buckets: SigmaBuckets
     clock: Clock
@@ -76,11 +74,11 @@ class Trainer:
         """The engine's gradient against autograd's, on the micro-batches of the first step, which stay there for it."""
         self._watch()
         self.pending = [next(self.batches) for _ in range(self.engine.accumulation)]
-        point = self.curriculum(self.step)
+        at = self.objective.at(self.step)
 
         def loss(batch: MicroBatch, networks: Networks) -> torch.Tensor:
             self._watch()
-            return self._losses(batch, point, networks)[1].mean()
+            return self._losses(batch, at, networks)[1].minimised.mean()
 
         bare = dataclasses.replace(self.networks, student=self.networks.bare_student)
         plain = [functools.partial(loss, batch, bare) for batch in self.pending]
@@ -104,8 +102,8 @@ class Trainer:
         saved = stopping = False
         while self.step < self.schedule.steps and not stopping:
             self._watch()
-            point = self.curriculum(self.step)
-            loss = self.train_step(point)
+            at = self.objective.at(self.step)
+            loss = self.train_step(at)
             self.step += 1
             saved = False
             self.saver.check()
@@ -114,9 +112,10 @@ class Trainer:
             last = self.step == self.schedule.steps
             if last or self.step % self.schedule.log_every == 0:
                 seconds = time.perf_counter() - window_start
-                self._log(point, loss, images_per_second=(self.step - window) * self.schedule.global_batch / seconds)
+                self._log(at, loss, images_per_second=(self.step - window) * self.schedule.global_batch / seconds)
                 window, window_start = self.step, time.perf_counter()
-                bar.set_postfix_str(f"loss {self._shown:.4g}, N {point.n_timesteps}, mu {point.mu:.4g}")
+                shown = {"loss": self._shown, **at}
+                bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
             if last or stopping or self.step % self.schedule.checkpoint_every == 0:
                 self.save(last or stopping)
                 saved = True
@@ -150,8 +149,8 @@ class Trainer:
         if self.tracker is not None:
             self.tracker.close(status)
 
-    def train_step(self, point: Point) -> torch.Tensor:
-        """One optimizer step at `point` of the curriculum; the losses (M/world,) of this rank's micro-batches."""
+    def train_step(self, at: At) -> torch.Tensor:
+        """One optimizer step with the numbers `at`; the losses (M/world,) of this rank's micro-batches."""
         with self.clock.count("data_wait"):
             micro_batches = [
                 self.pending.pop(0) if self.pending else next(self.batches) for _ in range(self.engine.accumulation)
@@ -159,12 +158,13 @@ class Trainer:
         for key, why in (replaced for batch in micro_batches for replaced in batch.replaced):
             tqdm.write(f"warning: {why}; another sample stands in for {key}", file=sys.stderr)
         with self.clock.count("useful"):
+            self._act()
             self.engine.set_lr(self.learning_rate(self.step))
             # without a scale to halve, the next one would be the same
             attempts = MAX_SKIPPED if self.engine.loss_scale.dynamic else 1
             for _ in range(attempts):
-                done = [self._micro_step(batch, point) for batch in micro_batches]
-                losses = torch.stack([each.mean() for _, each in done])
+                done = [self._micro_step(batch, at) for batch in micro_batches]
+                losses = torch.stack([each.minimised.mean() for _, each in done])
                 if self._taken:  # else an overflow: nothing has moved, and the same step is tried again
                     break
             else:
@@ -173,23 +173,33 @@ class Trainer:
                     "lower optimizer.lr"
                 )
             for sigma, each in done:
-                self.buckets.add(sigma, each)
+                for name, values in {"loss": each.minimised, **each.told}.items():
+                    self.buckets.add(name, sigma, values)
             self.averages.update()
-            if self.target is not None:
-                self.target.update(self.engine.module, point.mu)
+            if "target" in self.copies:
+                self.copies["target"].update(self.engine.module, at["mu"])
         return losses
 
-    def _micro_step(self, batch: MicroBatch, point: Point) -> tuple[torch.Tensor, torch.Tensor]:
-        draw, losses = self._losses(batch, point, self.networks)
-        self.engine.backward(losses.mean())
-        self._taken = self.engine.step()
-        return draw.sigma, losses.detach()
+    def _act(self) -> None:
+        """What the objective asks for before this step; a run that comes back here does it again."""
+        acts = self.objective.acts(self.step)
+        if acts.teacher_is_student:
+            self.copies["teacher"].update(self.engine.module, 0.0)
+        if acts.zero_moments:
+            self.engine.zero_moments()
 
-    def _losses(self, batch: MicroBatch, point: Point, networks: Networks) -> tuple[Draw, torch.Tensor]:
+    def _micro_step(self, batch: MicroBatch, at: At) -> tuple[torch.Tensor, Losses]:
+        draw, losses = self._losses(batch, at, self.networks)
+        self.engine.backward(losses.minimised.mean())
+        self._taken = self.engine.step()
+        told = {name: each.detach() for name, each in losses.told.items()}
+        return draw.sigma, Losses(losses.minimised.detach(), told)
+
+    def _losses(self, batch: MicroBatch, at: At, networks: Networks) -> tuple[Draw, Losses]:
         device = self.world.device
         images = onto(batch.images, device)
         labels = onto(batch.labels, device) if self.conditional and batch.labels is not None else None
-        draw = self.objective.draw(images.shape, point, seeding.generator(device, self.seed, "draw", batch.number))
+        draw = self.objective.draw(images.shape, at, seeding.generator(device, self.seed, "draw", batch.number))
         return draw, self.objective.loss(networks, images, labels, draw)
 
     def save(self, last: bool) -> None:
@@ -204,7 +214,7 @@ class Trainer:
             state["loss_scale"] = self.engine.loss_scale.state()
             self.saver.save(self.step, self.snapshots.take(state), last)
 
-    def _log(self, point: Point, losses: torch.Tensor, images_per_second: float) -> None:
+    def _log(self, at: At, losses: torch.Tensor, images_per_second: float) -> None:
         peak = (
             torch.cuda.max_memory_allocated()
             if self.world.device.type == "cuda"
@@ -220,14 +230,13 @@ class Trainer:
                 self.step,
                 {
                     "loss": self._shown,
-                    "n_timesteps": point.n_timesteps,
-                    "mu": point.mu,
                     "lr": self.learning_rate(self.step - 1),
                     "gradient_norm": self.engine.gradient_norm(),
                     "images_per_second": images_per_second,
                     "peak_memory_gb": max(rank[2] for rank in gathered) / 1e9,
                     "images_seen": self.step * self.schedule.global_batch,
                 }
+                | dict(at)
                 | self.buckets.metrics([rank[1] for rank in gathered])
                 | self.clock.metrics(),
             )

@@ -114,7 +114,7 @@ def measure(config: configuration.Config, world: World, steps: int, warm_up: int
 
 def take(trainer: Trainer) -> None:
     """One step of the loop, without logging and checkpoints."""
-    trainer.train_step(trainer.curriculum(trainer.step))
+    trainer.train_step(trainer.objective.at(trainer.step))
     trainer.step += 1
 
 

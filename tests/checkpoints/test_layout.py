@@ -1,7 +1,20 @@
+import pytest
 import torch
 from torch import nn
 
-from cmdist.checkpoints.layout import Layout, Piece, load_slice, overlap, read_slice, whole
+from cmdist.checkpoints.layout import (
+    Layout,
+    Piece,
+    Trained,
+    load_slice,
+    network_of,
+    overlap,
+    read_slice,
+    refuse_untrained,
+    weights_of_network,
+    whole,
+)
+from cmdist.errors import ConfigError
 
 
 def test_the_vector_runs_through_the_parameters_in_order() -> None:
@@ -38,3 +51,38 @@ def test_overlap_gives_views() -> None:
     (piece,) = overlap([Piece(5, memory)], 7, 9)
     piece.tensor.fill_(1.0)
     assert memory.nonzero().view(-1).tolist() == [2, 3]
+
+
+class Head(nn.Module):
+    """Something that is trained beside a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+
+
+def test_what_is_trained_beside_a_network_comes_after_it_and_leaves_its_names() -> None:
+    net = nn.Linear(2, 2)
+    alone, together = Layout.of(net), Layout.of(Trained(net, Head()))
+    assert together.names == (*alone.names, "extra.weight")
+    assert together.starts[: len(alone.starts)] == alone.starts and together.total == alone.total + 3
+    weights = dict.fromkeys(together.names, torch.zeros(1))
+    assert tuple(weights_of_network(weights)) == alone.names
+    x = torch.randn(1, 2)
+    assert torch.equal(Trained(net, Head())(x), net(x)) and network_of(Trained(net, Head())) is net
+
+
+@pytest.mark.parametrize("spoilt", ["buffer", "frozen"])
+def test_a_state_that_no_checkpoint_would_hold_is_refused(spoilt: str) -> None:
+    net = nn.Linear(2, 2)
+    refuse_untrained(net)
+    net.register_buffer("table", torch.zeros(2), persistent=False)
+    refuse_untrained(net)
+    if spoilt == "buffer":
+        net.register_buffer("mean", torch.zeros(2))
+    else:
+        net.bias.requires_grad_(False)
+    with pytest.raises(
+        ConfigError, match=rf"'{'mean' if spoilt == 'buffer' else 'bias'}' of the network is no trained"
+    ):
+        refuse_untrained(net)

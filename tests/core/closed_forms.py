@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmdist.core.exact import FiniteDataSet, Gaussian, GaussianMixture
 from cmdist.core.noise import Denoise
+from cmdist.core.objectives.consistency import Pairs
 
 DOUBLE = torch.float64
 SHAPE = (1, 2, 2)
@@ -99,3 +100,8 @@ ENUMERABLE = {
     "mixture": Case(GaussianMixture(PIXELS, 0.3, WEIGHTS[:3]), PIXELS, 0.3, WEIGHTS[:3] / WEIGHTS[:3].sum()),
     "finite": CASES["finite"],
 }
+
+
+def pairs(sigma: Tensor, sigma_next: Tensor, noise: Tensor, seed: int = 0) -> Pairs:
+    """A draw of given neighbours."""
+    return Pairs(sigma, noise, seed, sigma_next=sigma_next)

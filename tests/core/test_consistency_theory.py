@@ -6,15 +6,16 @@ random.
 
 import pytest
 import torch
-from closed_forms import CASES, DOUBLE, ENUMERABLE, Case, flow, posterior, randn, slopes
+from closed_forms import CASES, DOUBLE, ENUMERABLE, Case, flow, pairs, posterior, randn, slopes
 from torch import Tensor
 
 from cmdist.core import distances, noise
+from cmdist.core.curricula import Constant
 from cmdist.core.distances import Distance
 from cmdist.core.noise import Weighting, add_noise, karras_sigmas
 from cmdist.core.objectives.base import Draw, Networks
 from cmdist.core.objectives.consistency import Consistency
-from cmdist.core.preconditioning import Denoiser, consistency_scalings
+from cmdist.core.preconditioning import Model, consistency_scalings
 from cmdist.core.solvers import Step, euler_step, heun_step
 
 # Above about half the distance of two images of the finite data set, where its paths part and only huge N would show
@@ -29,13 +30,13 @@ def all_pairs(case: Case, steps: int, samples: int) -> tuple[Tensor, Draw]:
     sigmas, shape = karras_sigmas(steps + 1, SIGMA_MIN, SIGMA_MAX, dtype=DOUBLE), case.means.shape[1:]
     images = case.means[torch.arange(samples) % len(case.means)] + case.std * randn(samples, *shape, seed=1)
     sigma, sigma_next = (s.repeat_interleave(samples) for s in (sigmas[:-1], sigmas[1:]))
-    return images.repeat(steps, 1, 1, 1), Draw(
+    return images.repeat(steps, 1, 1, 1), pairs(
         sigma, sigma_next, randn(samples, *shape, seed=2).repeat(steps, 1, 1, 1), 0
     )
 
 
 def objective(distance: Distance, weighting: Weighting, step: Step | None) -> Consistency:
-    return Consistency(karras_sigmas, noise.uniform_index, distance, weighting, step)
+    return Consistency(Constant(2), karras_sigmas, noise.uniform_index, distance, weighting, step)
 
 
 @pytest.mark.parametrize(("weighting", "lost"), WEIGHTINGS)
@@ -59,7 +60,7 @@ def test_the_exact_consistency_function_is_the_fixed_point_of_distillation(
     for steps in (64, 128):
         images, draw = all_pairs(case, steps, samples=6)
         nets = Networks(exact, exact, None, case.denoise)
-        losses.append(objective(distance, weighting, step).loss(nets, images, None, draw).mean().item())
+        losses.append(objective(distance, weighting, step).loss(nets, images, None, draw).minimised.mean().item())
     assert slopes(losses) == pytest.approx([power * (order + 1) - lost], abs=0.1 * power)
 
 
@@ -74,12 +75,12 @@ def test_another_function_is_no_fixed_point(name: str) -> None:
         loss = objective(distances.l2, noise.uniform, heun_step).loss(
             Networks(case.denoise, case.denoise, None, case.denoise), images, None, draw
         )
-        scaled.append((loss / (draw.sigma - draw.sigma_next) ** 2).mean().item())
+        scaled.append((loss.minimised / (draw.sigma - draw.sigma_next) ** 2).mean().item())
     assert scaled[1] == pytest.approx(scaled[0], rel=0.1)
     assert scaled[1] > 1e-3
 
 
-def small_student(pixels: int, seed: int) -> tuple[Denoiser, list[Tensor]]:
+def small_student(pixels: int, seed: int) -> tuple[Model, list[Tensor]]:
     """A smooth network with the boundary condition, and its parameters."""
     shapes = ((pixels + 1, 16), (16,), (16, pixels))
     weights = [(0.5 * randn(*shape, seed=10 * seed + i)).requires_grad_() for i, shape in enumerate(shapes)]
@@ -88,7 +89,7 @@ def small_student(pixels: int, seed: int) -> tuple[Denoiser, list[Tensor]]:
         hidden = torch.cat([x.flatten(1), c_noise[:, None]], 1) @ weights[0] + weights[1]
         return (hidden.tanh() @ weights[2]).view_as(x)
 
-    return Denoiser(net, consistency_scalings(0.5, SIGMA_MIN)), weights
+    return Model(net, consistency_scalings(0.5, SIGMA_MIN)), weights
 
 
 def relative_differences(
@@ -104,14 +105,14 @@ def relative_differences(
     nets, found = Networks(student, student, target, case.denoise), []
     for steps in all_steps:
         images, draw = all_pairs(case, steps, samples=4)
-        loss = objective(distance, weighting, step).loss(nets, images, None, draw).mean()
+        loss = objective(distance, weighting, step).loss(nets, images, None, draw).minimised.mean()
         distillation = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
 
         x = add_noise(images, draw.sigma, draw.noise)
         sources, probabilities = posterior(case, x, draw.sigma)
         q, z = len(sources), (x - sources) / draw.sigma.view(-1, 1, 1, 1)
-        draws = Draw(draw.sigma.repeat(q), draw.sigma_next.repeat(q), z.flatten(0, 1), 0)
-        losses = objective(distance, weighting, None).loss(nets, sources.flatten(0, 1), None, draws)
+        draws = pairs(draw.sigma.repeat(q), draw.sigma_next.repeat(q), z.flatten(0, 1), 0)
+        losses = objective(distance, weighting, None).loss(nets, sources.flatten(0, 1), None, draws).minimised
         expected = (probabilities.flatten() * losses).sum() / len(images)
         training = torch.cat([g.flatten() for g in torch.autograd.grad(expected, weights)])
         found.append(((training - distillation).norm() / distillation.norm()).item())

@@ -1,33 +1,39 @@
 """What holds for every objective: pure draws, deterministic losses, gradient in the student only, shared dropout."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from closed_forms import ENUMERABLE, posterior, randn
+from closed_forms import ENUMERABLE, pairs, posterior, randn
 from torch import Tensor, nn
 
 from cmdist.core import distances, noise
-from cmdist.core.curricula import Point
+from cmdist.core.curricula import Constant
 from cmdist.core.exact import FiniteDataSet
 from cmdist.core.noise import Denoise, karras_sigmas, onto
-from cmdist.core.objectives.base import Draw, Networks, Objective, draw_noise, same_dropout
+from cmdist.core.objectives.base import Networks, Objective, draw_noise, same_dropout
 from cmdist.core.objectives.consistency import Consistency
 from cmdist.core.objectives.denoising import Denoising
-from cmdist.core.preconditioning import Denoiser, consistency_scalings, edm_scalings
+from cmdist.core.preconditioning import Model, consistency_scalings, edm_scalings
 from cmdist.core.solvers import euler_step, heun_step
 
 B, SHAPE = 6, (1, 3, 3)
-POINT = Point(11, 0.9)
-CT = Consistency(karras_sigmas, noise.uniform_index, distances.l2, noise.uniform)
+CURRICULUM = Constant(11, 0.9)
+AT = {"n_timesteps": 11, "mu": 0.9}
+CT = Consistency(CURRICULUM, karras_sigmas, noise.uniform_index, distances.l2, noise.uniform)
 OBJECTIVES: dict[str, Objective] = {
     "denoising": Denoising(),
-    "cd_euler": Consistency(karras_sigmas, noise.uniform_index, distances.l1, noise.uniform, euler_step),
-    "cd_heun": Consistency(karras_sigmas, noise.uniform_index, distances.l2, noise.uniform, heun_step),
+    "cd_euler": Consistency(CURRICULUM, karras_sigmas, noise.uniform_index, distances.l1, noise.uniform, euler_step),
+    "cd_heun": Consistency(CURRICULUM, karras_sigmas, noise.uniform_index, distances.l2, noise.uniform, heun_step),
     "ct": CT,
     "ict": Consistency(
-        karras_sigmas, partial(noise.lognormal_index, std=2.0), distances.pseudo_huber(0.01), noise.inverse_gap
+        CURRICULUM,
+        karras_sigmas,
+        partial(noise.lognormal_index, std=2.0),
+        distances.pseudo_huber(0.01),
+        noise.inverse_gap,
     ),
 }
 PAIRS = {name: objective for name, objective in OBJECTIVES.items() if name != "denoising"}
@@ -53,7 +59,7 @@ class Net(nn.Module):
 def net(seed: int) -> tuple[Net, Denoise]:
     torch.manual_seed(seed)
     made = Net()
-    return made, Denoiser(made, consistency_scalings())
+    return made, Model(made, consistency_scalings())
 
 
 def generator(seed: int) -> torch.Generator:
@@ -67,24 +73,24 @@ IMAGES, LABELS = torch.rand(B, *SHAPE, generator=generator(1)) * 2 - 1, torch.te
 def test_a_draw_is_a_pure_function_of_its_generator(name: str) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first, other = (OBJECTIVES[name].draw((B, *SHAPE), POINT, generator(seed)) for seed in (5, 6))
+    first, other = (OBJECTIVES[name].draw((B, *SHAPE), AT, generator(seed)) for seed in (5, 6))
     assert torch.equal(torch.get_rng_state(), before)  # nothing comes from the global state
     torch.manual_seed(2)
-    again = OBJECTIVES[name].draw((B, *SHAPE), POINT, generator(5))
-    for field in ("sigma", "sigma_next", "noise"):
+    again = OBJECTIVES[name].draw((B, *SHAPE), AT, generator(5))
+    for field in (name for name in vars(first) if name != "dropout_seed"):
         assert torch.equal(getattr(again, field), getattr(first, field))
         assert getattr(first, field).dtype == torch.float32
     assert again.dropout_seed == first.dropout_seed != other.dropout_seed
     assert not torch.equal(first.noise, other.noise)
     assert not torch.equal(first.sigma, other.sigma)
     assert first.noise.shape == (B, *SHAPE)
-    assert first.sigma.shape == first.sigma_next.shape == (B,)
+    assert first.sigma.shape == (B,)
 
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("n", [2, 11, 151])
 def test_a_drawn_pair_is_two_neighbours_of_the_grid(name: str, n: int) -> None:
-    draw = PAIRS[name].draw((500, *SHAPE), Point(n, 0.0), generator(3))
+    draw = PAIRS[name].draw((500, *SHAPE), {"n_timesteps": n, "mu": 0.0}, generator(3))
     grid = karras_sigmas(n)
     i = torch.searchsorted(-grid, -draw.sigma)
     assert torch.equal(grid[i], draw.sigma)
@@ -93,8 +99,7 @@ def test_a_drawn_pair_is_two_neighbours_of_the_grid(name: str, n: int) -> None:
 
 
 def test_a_denoising_draw_has_one_lognormal_level() -> None:
-    draw = Denoising(-0.4, 1.0).draw((50_000, 1, 1, 1), POINT, generator(4))
-    assert draw.sigma is draw.sigma_next
+    draw = Denoising(-0.4, 1.0).draw((50_000, 1, 1, 1), AT, generator(4))
     logs = draw.sigma.log()
     assert logs.mean().item() == pytest.approx(-0.4, abs=0.02)
     assert logs.std().item() == pytest.approx(1.0, abs=0.02)
@@ -112,20 +117,20 @@ def test_dropout_seeds_fill_their_range() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_loss_is_deterministic_and_leaves_the_global_random_state(name: str, labels: Tensor | None) -> None:
     objective = OBJECTIVES[name]
-    draw = objective.draw((B, *SHAPE), POINT, generator(7))
+    draw = objective.draw((B, *SHAPE), AT, generator(7))
     (_, student), (_, target) = net(1), net(2)
     nets = Networks(student, student, target, FiniteDataSet(IMAGES, LABELS))
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    first = objective.loss(nets, IMAGES, labels, draw)
+    first = objective.loss(nets, IMAGES, labels, draw).minimised
     assert first.shape == (B,)
     assert first.dtype == torch.float32
     assert (first > 0).all()
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(321)  # another global state, used by nobody
-    assert torch.equal(objective.loss(nets, IMAGES, labels, draw), first)
-    other = Draw(draw.sigma, draw.sigma_next, draw.noise, draw.dropout_seed + 1)
-    assert not torch.equal(objective.loss(nets, IMAGES, labels, other), first)  # another dropout mask
+    assert torch.equal(objective.loss(nets, IMAGES, labels, draw).minimised, first)
+    other = replace(draw, dropout_seed=draw.dropout_seed + 1)
+    assert not torch.equal(objective.loss(nets, IMAGES, labels, other).minimised, first)  # another dropout mask
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -134,21 +139,21 @@ def test_losses_belong_to_their_image(name: str) -> None:
     neighbours.
     """
     objective = OBJECTIVES[name]
-    draw = objective.draw((B, *SHAPE), POINT, generator(8))
+    draw = objective.draw((B, *SHAPE), AT, generator(8))
     _, student = net(1)
     nets = Networks(student, student, None, FiniteDataSet(IMAGES))
     changed = IMAGES.clone()
     changed[2] = 0.5
-    same = objective.loss(nets, changed, LABELS, draw) == objective.loss(nets, IMAGES, LABELS, draw)
+    same = objective.loss(nets, changed, LABELS, draw).minimised == objective.loss(nets, IMAGES, LABELS, draw).minimised
     assert same.tolist() == [True, True, False, True, True, True]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradient_reaches_the_student_only(name: str) -> None:
     objective = OBJECTIVES[name]
-    draw = objective.draw((B, *SHAPE), POINT, generator(9))
+    draw = objective.draw((B, *SHAPE), AT, generator(9))
     (student_net, student), (target_net, target), (teacher_net, teacher) = net(1), net(2), net(3)
-    objective.loss(Networks(student, student, target, teacher), IMAGES, LABELS, draw).mean().backward()
+    objective.loss(Networks(student, student, target, teacher), IMAGES, LABELS, draw).minimised.mean().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in student_net.parameters())
     assert all(p.grad is None for other in (target_net, teacher_net) for p in other.parameters())
 
@@ -157,12 +162,12 @@ def test_gradient_reaches_the_student_only(name: str) -> None:
 def test_without_a_target_the_student_is_its_own_without_gradient(name: str) -> None:
     """mu = 0: the same loss and gradient as with a copy of the student as target."""
     objective = PAIRS[name]
-    draw = objective.draw((B, *SHAPE), POINT, generator(10))
+    draw = objective.draw((B, *SHAPE), AT, generator(10))
     student_net, student = net(1)
     copy = deepcopy(student_net)
     results = []
-    for target in (None, Denoiser(copy, consistency_scalings())):
-        loss = objective.loss(Networks(student, student, target, FiniteDataSet(IMAGES)), IMAGES, LABELS, draw)
+    for target in (None, Model(copy, consistency_scalings())):
+        loss = objective.loss(Networks(student, student, target, FiniteDataSet(IMAGES)), IMAGES, LABELS, draw).minimised
         results.append([loss, *torch.autograd.grad(loss.mean(), list(student_net.parameters()))])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -180,7 +185,7 @@ def test_the_engine_is_called_once_and_the_bare_student_makes_the_target(name: s
 
         return call
 
-    draw = PAIRS[name].draw((B, *SHAPE), POINT, generator(11))
+    draw = PAIRS[name].draw((B, *SHAPE), AT, generator(11))
     PAIRS[name].loss(Networks(recorder("engine"), recorder("bare"), None, FiniteDataSet(IMAGES)), IMAGES, LABELS, draw)
     assert sorted(calls) == [("bare", False), ("engine", True)]
 
@@ -194,7 +199,7 @@ def test_student_and_target_share_their_dropout_mask(name: str) -> None:
     )  # the teacher has dropout too and must not disturb
     masks = []
     for seed in (12, 13):
-        draw = PAIRS[name].draw((B, *SHAPE), POINT, generator(seed))
+        draw = PAIRS[name].draw((B, *SHAPE), AT, generator(seed))
         PAIRS[name].loss(Networks(student, student, target, teacher), IMAGES, LABELS, draw)
         assert torch.equal(student_net.masks[-1], target_net.masks[-1])
         assert set(student_net.masks[-1].unique().tolist()) == {0.0, 2.0}
@@ -247,8 +252,8 @@ def test_the_host_waits_for_no_gpu(name: str) -> None:
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        draw = OBJECTIVES[name].draw(images.shape, POINT, draws)
-        OBJECTIVES[name].loss(networks, images, labels, draw).mean().backward()
+        draw = OBJECTIVES[name].draw(images.shape, AT, draws)
+        OBJECTIVES[name].loss(networks, images, labels, draw).minimised.mean().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -266,9 +271,9 @@ def test_the_pair_is_what_the_algorithms_say(name: str) -> None:
 
         return call
 
-    draw = objective.draw((B, *SHAPE), POINT, generator(14))
+    draw = objective.draw((B, *SHAPE), AT, generator(14))
     nets = Networks(recorder("student", 0.5), recorder("bare", 9.0), recorder("target", 0.25), teacher)
-    loss = objective.loss(nets, IMAGES, LABELS, draw)
+    loss = objective.loss(nets, IMAGES, LABELS, draw).minimised
     s, t = (v.view(-1, 1, 1, 1) for v in (draw.sigma, draw.sigma_next))
     x = IMAGES + s * draw.noise
     if name.startswith("cd"):
@@ -289,7 +294,7 @@ def test_the_pair_is_what_the_algorithms_say(name: str) -> None:
 
 
 def test_distillation_without_a_teacher_is_a_mistake_of_the_caller() -> None:
-    draw = OBJECTIVES["cd_heun"].draw((B, *SHAPE), POINT, generator(15))
+    draw = OBJECTIVES["cd_heun"].draw((B, *SHAPE), AT, generator(15))
     _, student = net(1)
     with pytest.raises(AssertionError, match="needs a teacher"):
         OBJECTIVES["cd_heun"].loss(Networks(student, student), IMAGES, LABELS, draw)
@@ -310,11 +315,15 @@ def test_the_exact_denoiser_minimises_the_denoising_loss(name: str, sigma_data: 
     images, weights = posterior(case, x, sigma)
     q = len(images)
     z = (x - images) / sigma.view(-1, 1, 1, 1)
-    draw = Draw(sigma.repeat(q), sigma.repeat(q), z.flatten(0, 1), 0)
+    draw = pairs(sigma.repeat(q), sigma.repeat(q), z.flatten(0, 1), 0)
 
     def expected(shift: Tensor) -> Tensor:
         student: Denoise = lambda x, sigma, labels: case.denoise(x, sigma, labels) + shift.repeat(q, 1, 1, 1)  # noqa: E731
-        loss = Denoising(sigma_data=sigma_data).loss(Networks(student, student), images.flatten(0, 1), None, draw)
+        loss = (
+            Denoising(sigma_data=sigma_data)
+            .loss(Networks(student, student), images.flatten(0, 1), None, draw)
+            .minimised
+        )
         return (weights * loss.view(q, n)).sum(0)
 
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
@@ -331,10 +340,14 @@ def test_the_denoising_loss_of_a_plain_network_starts_near_one() -> None:
     sigma_data^2.
     """
     images = 0.5 * torch.randn(20_000, 1, 2, 2, generator=generator(16))
-    zero = Denoiser(lambda x, c_noise, labels: torch.zeros_like(x), edm_scalings())
+    zero = Model(lambda x, c_noise, labels: torch.zeros_like(x), edm_scalings())
     for level in (0.01, 0.5, 20.0):
         sigma = torch.full((20_000,), level)
-        loss = Denoising().loss(
-            Networks(zero, zero), images, None, Draw(sigma, sigma, draw_noise(images.shape, generator(17))[0], 0)
+        loss = (
+            Denoising()
+            .loss(
+                Networks(zero, zero), images, None, pairs(sigma, sigma, draw_noise(images.shape, generator(17))[0], 0)
+            )
+            .minimised
         )
         assert loss.mean().item() == pytest.approx(1, abs=0.03)

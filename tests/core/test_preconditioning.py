@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmdist.core.noise import karras_sigmas
-from cmdist.core.preconditioning import Denoiser, consistency_scalings, edm_scalings
+from cmdist.core.preconditioning import Model, consistency_scalings, edm_scalings
 
 SIGMAS = [0.002, 0.0021, 0.01, 0.3, 0.5, 1.0, 7.5, 80.0]
 SIGMA_DATAS = [0.5, 0.3, 0.6, 0.1, 0.123, 0.7, 1.0, 2.0]
@@ -59,7 +59,7 @@ def test_the_exact_network_of_a_denoiser_has_unit_variance() -> None:
 def test_boundary_condition_holds_bit_for_bit(sigma_data: float, sigma_min: float, dtype: torch.dtype) -> None:
     x = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=dtype) * 3
     for out in (torch.randn_like(x), torch.full_like(x, 1e30), torch.full_like(x, -1e30)):
-        f = Denoiser(lambda x, c_noise, labels, out=out: out, consistency_scalings(sigma_data, sigma_min))
+        f = Model(lambda x, c_noise, labels, out=out: out, consistency_scalings(sigma_data, sigma_min))
         for sigma in (
             torch.full((4,), sigma_min, dtype=dtype),
             karras_sigmas(18, sigma_min, dtype=dtype)[-1].expand(4),
@@ -77,7 +77,7 @@ def test_a_denoiser_calls_its_network_once_with_scaled_input() -> None:
         return torch.full_like(x, 2.0)
 
     x, sigma, labels = torch.randn(3, 1, 2, 2), torch.tensor([0.1, 1.0, 80.0]), torch.tensor([4, 5, 6])
-    found = Denoiser(net, edm_scalings())(x, sigma, labels)
+    found = Model(net, edm_scalings())(x, sigma, labels)
     assert len(calls) == 1
     scaled, c_noise, given = calls[0]
     assert given is labels
@@ -92,7 +92,7 @@ def test_a_denoiser_calls_its_network_once_with_scaled_input() -> None:
 @pytest.mark.parametrize("theirs", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_sums_keep_the_images_precision_whatever_the_network_returns(theirs: torch.dtype) -> None:
     x = 80 * torch.randn(4, 1, 2, 2)
-    found = Denoiser(lambda x, c_noise, labels: torch.zeros_like(x, dtype=theirs), edm_scalings())(
+    found = Model(lambda x, c_noise, labels: torch.zeros_like(x, dtype=theirs), edm_scalings())(
         x, torch.full((4,), 80.0)
     )
     assert found.dtype == torch.float32

@@ -54,7 +54,7 @@ def test_steps_are_exact_for_straight_paths(step: Step, order: int) -> None:
         torch.tensor([80.0, 3.0, 0.5, 0.002], dtype=DOUBLE),
         torch.tensor([2.0, 0.0, 0.4, 0.0], dtype=DOUBLE),
     )
-    found = step(lambda x, sigma, labels: image.expand_as(x), x, sigma, sigma_next)
+    found = step(lambda x, sigma, labels: image.expand_as(x), x, sigma, None, sigma_next)
     torch.testing.assert_close(
         found, image + (x - image) * (sigma_next / sigma).view(-1, 1, 1, 1), rtol=1e-12, atol=1e-12
     )
@@ -63,8 +63,8 @@ def test_steps_are_exact_for_straight_paths(step: Step, order: int) -> None:
 def test_heun_is_the_mean_of_the_two_slopes_and_euler_at_zero() -> None:
     case, x = CASES["mixture"], randn(3, *SHAPE, seed=6)
     sigma, sigma_next = torch.tensor([2.0, 2.0, 0.5], dtype=DOUBLE), torch.tensor([1.0, 0.0, 0.3], dtype=DOUBLE)
-    found = heun_step(case.denoise, x, sigma, sigma_next)
-    ahead = euler_step(case.denoise, x, sigma, sigma_next)
+    found = heun_step(case.denoise, x, sigma, None, sigma_next)
+    ahead = euler_step(case.denoise, x, sigma, None, sigma_next)
     assert torch.equal(found[1], ahead[1])
     for i in (0, 2):
         s, t = sigma[i].item(), sigma_next[i].item()
@@ -98,7 +98,7 @@ def test_a_grid_that_ends_at_zero_costs_the_papers_evaluations(step: Step, evalu
 def test_a_step_never_waits_for_the_device(step: Step) -> None:
     """Tensors of the meta device have no values: whatever looks at one on the host, as `bool(...)` does, fails."""
     x, sigma = torch.empty(2, *SHAPE, device="meta"), torch.empty(2, device="meta")
-    assert step(lambda x, sigma, labels: 0.5 * x, x, sigma, sigma).shape == x.shape
+    assert step(lambda x, sigma, labels: 0.5 * x, x, sigma, None, sigma).shape == x.shape
 
 
 @pytest.mark.parametrize("step", [euler_step, heun_step])

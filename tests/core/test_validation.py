@@ -39,7 +39,7 @@ def test_pairs_of_the_same_noise_in_closed_form():
 def test_a_perfect_student_has_no_error_along_the_exact_trajectories(case):
     denoise = CASES[case].denoise
     exact = lambda x, sigma, labels: exact_consistency(denoise, x, sigma, MIN, steps=250)  # noqa: E731
-    exact_step = lambda teacher, x, sigma, sigma_next, labels: flow(teacher, x, sigma, sigma_next, 100)  # noqa: E731
+    exact_step = lambda teacher, x, sigma, labels, sigma_next: flow(teacher, x, sigma, sigma_next, 100)  # noqa: E731
     assert grid_errors(exact, IMAGES, NOISE, grid(5), None, denoise, exact_step).max() < 1e-3
     assert grid_errors(exact, IMAGES, NOISE, grid(5)).max() > 0.02  # the other pair is not on a trajectory
 

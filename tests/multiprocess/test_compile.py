@@ -25,16 +25,16 @@ def losses(config_path: str, overrides: list[str], out: str) -> None:
     found: list[float] = []
     with attempt_at(run_url, world) as attempt:
         trainer, _, _ = make_trainer(c, world, build.dataset(c), None, run_url, "id", attempt)
-        compiled = [trainer.engine.module, trainer.target.module]
+        compiled = [trainer.engine.module, trainer.copies["target"].module]
         assert all((m._compiled_call_impl is not None) == c.train.compile for m in compiled)
         assert trainer.engine.layout.names == tuple(name for name, _ in build.network(c).named_parameters())
         # a new network is silent: its last convolutions are 0, and no dropout mask would be seen in the losses
         engine = trainer.engine
         noise = torch.randn(engine.layout.total, generator=torch.Generator().manual_seed(0))
         engine.load("master", engine.slice("master") + 0.1 * noise[engine.start : engine.stop])
-        trainer.target.update(engine.module, 0.0)
+        trainer.copies["target"].update(engine.module, 0.0)
         for _ in range(STEPS):
-            found += trainer.train_step(trainer.curriculum(trainer.step)).tolist()
+            found += trainer.train_step(trainer.objective.at(trainer.step)).tolist()
             trainer.step += 1
         trainer.close("FINISHED")
     Path(out).write_text(json.dumps(found))

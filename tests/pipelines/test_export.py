@@ -78,7 +78,7 @@ def test_diffusers_makes_the_same_images(tmp_path: Path, name: str) -> None:
 
     noises = torch.randn(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([1, 4, 9]) if c.data.classes else None
-    denoise = build.denoiser(c, net)
+    denoise = build.model(c, net)
 
     def theirs(**arguments: object) -> Tensor:
         generator = torch.Generator().manual_seed(7)

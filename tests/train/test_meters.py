@@ -1,8 +1,9 @@
 import time
 
 import pytest
+import torch
 
-from cmdist.train.meters import Clock
+from cmdist.train.meters import Clock, SigmaBuckets
 
 
 def test_device_hours_add_up_over_attempts_on_other_numbers_of_devices(monkeypatch):
@@ -29,3 +30,20 @@ def test_a_checkpoint_from_before_device_hours_can_be_resumed():
         "saved_at": time.time(),
     }
     assert Clock.resumed(state, 4).metrics()["device_hours"] < 0.01
+
+
+def test_whatever_is_told_has_a_mean_by_noise_level_and_may_be_negative():
+    buckets = SigmaBuckets(0.01, 100.0, torch.device("cpu"), count=4)
+    sigma = torch.tensor([0.02, 0.03, 50.0])
+    buckets.add("loss", sigma, torch.tensor([1.0, 3.0, 5.0]))
+    buckets.add("tangent", sigma, torch.tensor([-1.0, -3.0, 8.0]))
+    here, elsewhere = buckets.take(), {name: [[0.0] * 4, [0.0] * 4] for name in ("loss", "tangent")}
+    found = buckets.metrics([here, elsewhere])
+    assert found == {
+        "loss_sigma_0.01_0.1": 2.0,
+        "loss_sigma_10_100": 5.0,
+        "tangent": pytest.approx(4 / 3),
+        "tangent_sigma_0.01_0.1": -2.0,
+        "tangent_sigma_10_100": 8.0,
+    }
+    assert buckets.metrics([buckets.take()]) == {}, "what was taken counts once"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmdist.checkpoints.layout import Layout, Piece, overlap
-from cmdist.train.averages import Target
+from cmdist.train.averages import Copy
 from cmdist.train.engine import KINDS
 from cmdist.train.snapshots import Snapshots
 
@@ -34,15 +34,15 @@ def expected(pieces: Sequence[Piece]) -> Tensor:
     return torch.cat([piece.tensor for piece in pieces])[START:STOP].clone()
 
 
-def make() -> tuple[Any, Any, Target]:
+def make() -> tuple[Any, Any, Copy]:
     engine = FakeEngine()
-    target = Target(engine.module)
+    target = Copy(engine.module)
     return engine, SimpleNamespace(slices={0.9: torch.randn(STOP - START), 0.99: torch.randn(STOP - START)}), target
 
 
 def test_it_is_a_copy_and_the_next_one_takes_its_place() -> None:
     engine, averages, target = make()
-    snapshots = Snapshots(engine, averages, target)
+    snapshots = Snapshots(engine, averages, {"target": target})
     places = set()
     for number in range(3):
         wanted = {kind: expected(engine.live[kind]) for kind in KINDS}
@@ -64,7 +64,7 @@ def test_it_is_a_copy_and_the_next_one_takes_its_place() -> None:
 def test_without_a_target_and_without_averages() -> None:
     engine, averages, _ = make()
     averages.slices = {}
-    taken = Snapshots(engine, averages, None).take({})
+    taken = Snapshots(engine, averages, {}).take({})
     assert list(taken.vectors) == list(KINDS) and taken.averages == {}
 
 
@@ -86,7 +86,7 @@ def test_beside_a_gpu_it_is_pinned_once_and_waited_for_once(monkeypatch: pytest.
     monkeypatch.setattr(torch, "empty", make_room)
     monkeypatch.setattr(torch.Tensor, "copy_", copy_to)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: asked.append("wait"))
-    snapshots = Snapshots(engine, averages, target)
+    snapshots = Snapshots(engine, averages, {"target": target})
     assert asked == [("room", True)]
     for _ in range(2):
         asked.clear()
@@ -99,7 +99,7 @@ def test_on_a_gpu() -> None:
     engine, averages, _ = make()
     engine.module.cuda()
     engine.live = {kind: [Piece(p.start, p.tensor.cuda()) for p in pieces] for kind, pieces in engine.live.items()}
-    snapshots = Snapshots(engine, averages, Target(engine.module))
+    snapshots = Snapshots(engine, averages, {"target": Copy(engine.module)})
     taken = snapshots.take({})
     assert all(v.is_pinned() for v in taken.vectors.values())
     assert all(torch.equal(taken.vectors[kind], expected(engine.live[kind]).cpu()) for kind in KINDS)

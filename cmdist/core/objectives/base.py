@@ -1,54 +1,78 @@
-"""What an objective is: all randomness of a micro-batch in `draw`, and a deterministic loss for each image in
-`loss`.
-"""
+"""What an objective is: the numbers of a step, all randomness of a micro-batch, a deterministic loss of each image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cmdist.core.curricula import Point
 from cmdist.core.noise import Denoise
+from cmdist.core.preconditioning import Model
 
 _DROPOUT = 0x3B9D_51E7_A6C4_082F  # any fixed number: masks must not be made of the same random numbers as the noise
+
+At = Mapping[str, float]  # the numbers of a step by name: what is logged, e.g. n_timesteps and mu
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What an objective may call. Only `student` is ever called with gradient."""
+    """What an objective may call. Only `student` and `extra` are ever called with gradient."""
 
-    student: Denoise
-    bare_student: Denoise  # the same weights without the engine around them, for what must not go through it
-    target: Denoise | None = None  # theta^-; None: mu = 0, the student itself without gradient
+    student: Model
+    bare_student: Model  # the same weights without the engine around them, for what must not go through it
+    target: Model | None = None  # theta^-; None: the student itself without gradient
     teacher: Denoise | None = None  # phi, in evaluation mode; None: consistency training
+    frozen: Denoise | None = None  # a helper that never changes: a boundary, a guide
+    extra: Callable[..., Tensor] | None = None  # what is trained beside the student, e.g. a weighting head
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The random part of a micro-batch of B images."""
+    """All that a loss depends on beside B images, their labels and weights; an objective adds its own."""
 
     sigma: Tensor  # (B,)
-    sigma_next: Tensor  # (B,), nearer the data; equal to sigma where an objective has one noise level only
     noise: Tensor  # (B, C, H, W), unit normal
     dropout_seed: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What is minimised, and what is only told: each (B,), of any sign."""
+
+    minimised: Tensor
+    told: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Acts:
+    """What happens before a step, once, and is repeated by a run that comes back at that very step."""
+
+    teacher_is_student: bool = False  # the teacher takes the student's weights
+    zero_moments: bool = False  # the optimizer starts afresh
 
 
 class Objective(Protocol):
     """What is minimised."""
 
-    def draw(self, shape: Sequence[int], point: Point, generator: torch.Generator) -> Draw:
+    def at(self, step: int) -> At:
+        """The numbers of a step; `mu`, if it is among them, is the decay of the target in that step."""
+
+    def acts(self, step: int) -> Acts:
+        """What happens before a step."""
+
+    def draw(self, shape: Sequence[int], at: At, generator: torch.Generator) -> Draw:
         """All randomness of a micro-batch of images (B, C, H, W), on the generator's device."""
 
-    def loss(self, networks: Networks, images: Tensor, labels: Tensor | None, draw: Draw) -> Tensor:
-        """(B,) losses of images (B, C, H, W) in [-1, 1]; the same for the same arguments."""
+    def loss(self, networks: Networks, images: Tensor, labels: Tensor | None, draw: Draw) -> Losses:
+        """Losses of images (B, C, H, W) in [-1, 1]; the same for the same arguments."""
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, int]:
-    """Unit normal noise of `shape`, and a seed for dropout masks, from the generator's own seed: a draw of it would be
-    waited for.
+    """Unit normal noise of `shape`, and a seed for dropout masks.
+
+    The seed comes from the generator's own: a draw of it would be waited for.
     """
     noise = torch.randn(tuple(shape), generator=generator, device=generator.device)
     return noise, generator.initial_seed() ^ _DROPOUT
@@ -56,9 +80,7 @@ def draw_noise(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor
 
 @contextmanager
 def same_dropout(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, dropout masks on `device` follow from `seed`: the same for student and target. The global state is as
-    before afterwards.
-    """
+    """Inside, dropout masks on `device` follow from `seed`; the global state is as before afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -1,6 +1,4 @@
-"""Consistency distillation (paper, Algorithm 2) and training (Algorithm 3) in one body; improved CT is CT with other
-arguments.
-"""
+"""Consistency distillation (paper, Algorithm 2) and training (Algorithm 3); improved CT is CT with other arguments."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,48 +6,65 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmdist.core.curricula import Point
+from cmdist.core.curricula import Curriculum
 from cmdist.core.distances import Distance
 from cmdist.core.noise import IndexDraw, Weighting, add_noise, onto
-from cmdist.core.objectives.base import Draw, Networks, draw_noise, same_dropout
+from cmdist.core.objectives.base import Acts, At, Draw, Losses, Networks, draw_noise, same_dropout
 from cmdist.core.solvers import Step
 
 
 @dataclass(frozen=True)
+class Pairs(Draw):
+    """Neighbours of the grid."""
+
+    sigma_next: Tensor  # (B,), nearer the data
+
+
+@dataclass(frozen=True)
 class Consistency:
-    """E weighting d(f(x, sigma), f^-(x_next, sigma_next)) over neighbours of the grid of N noise levels (eqs. 7 and
-    10).
+    """E weighting d(f(x, sigma), f^-(x_next, sigma_next)) over neighbours of the grid of N levels (eqs. 7 and 10).
 
     x_next comes from x by one `solver_step` of the teacher's ODE (distillation), or is the image with the same noise at
     sigma_next (training, no solver): written as image + sigma_next noise, which keeps the digits that an Euler step
     would lose.
     """
 
+    curriculum: Curriculum
     grid: Callable[[int], Tensor]  # N -> descending sigmas (N,), on the CPU
     index_draw: IndexDraw
     distance: Distance
     weighting: Weighting
     solver_step: Step | None = None
 
-    def draw(self, shape: Sequence[int], point: Point, generator: torch.Generator) -> Draw:
-        """A pair of neighbours of the grid of point.n_timesteps for each image."""
-        sigmas = self.grid(point.n_timesteps)
+    def at(self, step: int) -> At:
+        """N and mu."""
+        point = self.curriculum(step)
+        return {"n_timesteps": point.n_timesteps, "mu": point.mu}
+
+    def acts(self, step: int) -> Acts:
+        """Nothing but learning happens."""
+        return Acts()
+
+    def draw(self, shape: Sequence[int], at: At, generator: torch.Generator) -> Pairs:
+        """A pair of neighbours of the grid for each image."""
+        sigmas = self.grid(int(at["n_timesteps"]))
         i = self.index_draw(shape[0], sigmas, generator)
         sigmas = onto(sigmas, generator.device)
-        return Draw(sigmas[i], sigmas[i + 1], *draw_noise(shape, generator))
+        return Pairs(sigmas[i], *draw_noise(shape, generator), sigma_next=sigmas[i + 1])
 
-    def loss(self, networks: Networks, images: Tensor, labels: Tensor | None, draw: Draw) -> Tensor:
-        """(B,) weighted distances; gradient only through the student's value at sigma."""
+    def loss(self, networks: Networks, images: Tensor, labels: Tensor | None, draw: Draw) -> Losses:
+        """Weighted distances; gradient only through the student's value at sigma."""
+        assert isinstance(draw, Pairs)
         x = add_noise(images, draw.sigma, draw.noise)
         with torch.no_grad():
             if self.solver_step is None:
                 x_next = add_noise(images, draw.sigma_next, draw.noise)
             else:
                 assert networks.teacher is not None, "distillation needs a teacher"
-                x_next = self.solver_step(networks.teacher, x, draw.sigma, draw.sigma_next, labels)
+                x_next = self.solver_step(networks.teacher, x, draw.sigma, labels, draw.sigma_next)
             target = networks.target or networks.bare_student
             with same_dropout(draw.dropout_seed, images.device):
                 goal = target(x_next, draw.sigma_next, labels)
         with same_dropout(draw.dropout_seed, images.device):
             found = networks.student(x, draw.sigma, labels)
-        return self.weighting(draw.sigma, draw.sigma_next) * self.distance(found, goal)
+        return Losses(self.weighting(draw.sigma, draw.sigma_next) * self.distance(found, goal))

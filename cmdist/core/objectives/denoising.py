@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmdist.core.curricula import Point
 from cmdist.core.noise import add_noise, edm_weight, lognormal_sigma
-from cmdist.core.objectives.base import Draw, Networks, draw_noise, same_dropout
+from cmdist.core.objectives.base import Acts, At, Draw, Losses, Networks, draw_noise, same_dropout
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,21 @@ class Denoising:
     sigma_std: float = 1.2
     sigma_data: float = 0.5
 
-    def draw(self, shape: Sequence[int], point: Point, generator: torch.Generator) -> Draw:
-        """Noise levels do not depend on the curriculum."""
-        sigma = lognormal_sigma(shape[0], self.sigma_mean, self.sigma_std, generator)
-        return Draw(sigma, sigma, *draw_noise(shape, generator))
+    def at(self, step: int) -> At:
+        """Every step is like every other."""
+        return {}
 
-    def loss(self, networks: Networks, images: Tensor, labels: Tensor | None, draw: Draw) -> Tensor:
-        """(B,) weighted squared errors."""
+    def acts(self, step: int) -> Acts:
+        """Nothing but learning happens."""
+        return Acts()
+
+    def draw(self, shape: Sequence[int], at: At, generator: torch.Generator) -> Draw:
+        """Log-normal noise levels."""
+        sigma = lognormal_sigma(shape[0], self.sigma_mean, self.sigma_std, generator)
+        return Draw(sigma, *draw_noise(shape, generator))
+
+    def loss(self, networks: Networks, images: Tensor, labels: Tensor | None, draw: Draw) -> Losses:
+        """Weighted squared errors."""
         with same_dropout(draw.dropout_seed, images.device):
             denoised = networks.student(add_noise(images, draw.sigma, draw.noise), draw.sigma, labels)
-        return edm_weight(draw.sigma, self.sigma_data) * (denoised - images).square().flatten(1).mean(1)
+        return Losses(edm_weight(draw.sigma, self.sigma_data) * (denoised - images).square().flatten(1).mean(1))

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cmdist.core.curricula import Constant
 from cmdist.core.distances import l2
 from cmdist.core.noise import karras_sigmas, uniform, uniform_index
-from cmdist.core.objectives.base import Draw, Networks
-from cmdist.core.objectives.consistency import Consistency
-from cmdist.core.preconditioning import Denoiser, consistency_scalings
+from cmdist.core.objectives.base import Networks
+from cmdist.core.objectives.consistency import Consistency, Pairs
+from cmdist.core.preconditioning import Model, consistency_scalings
 from cmdist.core.solvers import Step
 from cmdist.core.studies.fixed_points import hermite
 from cmdist.core.studies.line import Line
@@ -21,7 +22,7 @@ from cmdist.core.studies.line import Line
 class Student(NamedTuple):
     """A smooth function of one parameter that keeps the boundary condition."""
 
-    f: Denoiser
+    f: Model
     parameter: Tensor  # scalar
 
 
@@ -32,7 +33,7 @@ def student(value: float, sigma_data: float = 0.5, sigma_min: float = 0.002) -> 
     def net(x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         return (parameter * x).tanh()
 
-    return Student(Denoiser(net, consistency_scalings(sigma_data, sigma_min)), parameter)
+    return Student(Model(net, consistency_scalings(sigma_data, sigma_min)), parameter)
 
 
 def noisy(line: Line, sigma: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
@@ -54,7 +55,7 @@ def loss(
     """The expected loss over all pairs of the descending grid `sigmas` (N,), squared distance and weight 1, by the
     objective that trains networks: distillation by `step`, or training without one.
     """
-    objective = Consistency(karras_sigmas, uniform_index, l2, uniform, step)
+    objective = Consistency(Constant(2), karras_sigmas, uniform_index, l2, uniform, step)
     x, chance = noisy(line, sigmas[:-1], nodes[0])
     sigma, sigma_next = (s[:, None].expand_as(x).flatten() for s in (sigmas[:-1], sigmas[1:]))
     x, chances = x.flatten(), chance.repeat(len(sigmas) - 1) / (len(sigmas) - 1)
@@ -71,8 +72,8 @@ def loss(
         images = drawn.flatten()
         x, sigma, sigma_next = (v[:, None].expand(-1, drawn[0].numel()).flatten() for v in (x, sigma, sigma_next))
         noise = (x - images) / sigma
-    draw = Draw(sigma, sigma_next, noise[:, None], 0)
-    expected: Tensor = chances @ objective.loss(nets, images[:, None], None, draw)
+    draw = Pairs(sigma, noise[:, None], 0, sigma_next=sigma_next)
+    expected: Tensor = chances @ objective.loss(nets, images[:, None], None, draw).minimised
     return expected
 
 
