@@ -55,7 +55,7 @@ def stood_in(config: Config, folder: Path) -> Config:
         "train": t.model_copy(update={"global_batch": t.micro_batch, "self_check": False}),
         "init": None,
     }
-    if config.objective == "consistency_distillation":
+    if config.teacher not in (None, "exact"):
         changes["teacher"] = str(folder / "edm_random.pt")
         net = build.network(config)
         for parameter in net.parameters():

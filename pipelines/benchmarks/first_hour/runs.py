@@ -34,16 +34,16 @@ def machine(setup: Setup, tell: Tell) -> None:
     device = torch.device(setup.device)
     found = surroundings.describe(World(device=device))
     tell({"device": found["device"], **found["packages"], "CUDA": found["CUDA"] or "none", "environment": found})
-    if setup.device == "cuda":
-        card = torch.cuda.get_device_properties(device)
-        tell({"GB": card.total_memory / 1e9, "capability": f"{card.major}.{card.minor}"})
-        tell({"NCCL": ".".join(map(str, torch.cuda.nccl.version())), "smi": _said(["nvidia-smi"])})
     data = digits_data(setup)
     overrides = [f"data.url={data}", f"run.root={setup.out / 'runs'}"]
     done = _python("pipelines/preflight.py", setup, EDM, *overrides)
     if done.returncode:
         raise CmdistError(done.stderr.strip() or f"pre-flight ended with {done.returncode}")
     tell({"pre-flight": done.stdout.strip().splitlines()[-1]})
+    if setup.device == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        tell({"GB": card.total_memory / 1e9, "capability": f"{card.major}.{card.minor}"})
+        tell({"NCCL": ".".join(map(str, torch.cuda.nccl.version())), "smi": _said(["nvidia-smi"])})
 
 
 def digits(setup: Setup, tell: Tell) -> None:
