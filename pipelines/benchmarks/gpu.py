@@ -37,7 +37,7 @@ PARTS = (
     Part("lsun-cd", "LSUN CD", 0.2, "steps:step", (_LSUN, "loss.distance=lpips")),
     Part("micro-batch-64", "ImageNet-64 CD, twice the micro-batch", 0.15, "steps:step", (_CD, "micro-batch x 2")),
     Part("channels-last", "ImageNet-64 CD, channels_last", 0.15, "steps:step", (_CD, "network.channels_last=true")),
-    Part("compile", "ImageNet-64 CD, compiled", 0.4, "steps:step", (_CD, "train.compile=true")),
+    Part("compile", "ImageNet-64 CD, compiled", 0.3, "steps:step", (_CD, "train.compile=true")),
     Part("imagenet64-ct", "ImageNet-64 CT", 0.15, "steps:step", (_CT,)),
     Part("other-objectives", "ImageNet-64, objectives beside CD and CT", 0.2, "steps:others"),
     Part("profile", "two steps of ImageNet-64 CD in torch's profiler", 0.15, "steps:profile", (_CD,)),

@@ -33,6 +33,7 @@ SMALL = (
     *("network.attention_resolutions=[8]", "network.head_channels=32", "data.classes=0", "train.micro_batch=2"),
     "loss.distance=l2",  # LPIPS looks at 224 pixels, which takes a core seconds; one part asks for it again
 )
+SMALLEST = ("network.channel_mult=[1]", "network.attention_resolutions=[]")  # of those that a core has to compile
 KNOWN = {"denoising", "consistency_distillation", "consistency_training"}
 
 
@@ -194,7 +195,8 @@ class Waits(TorchDispatchMode):
 def load(setup: Setup, recipe: str, *overrides: str) -> Config:
     """A recipe that starts from nothing, shrunken for a CPU; 'micro-batch x 2' is an override, too."""
     plain = [override for override in overrides if "=" in override]
-    config = configuration.load(recipe, ["init=null", *(SMALL if setup.small else ()), *plain])
+    small = [*SMALL, *(SMALLEST if "train.compile=true" in plain else ())] if setup.small else []
+    config = configuration.load(recipe, ["init=null", *small, *plain])
     train = config.train
     micro_batch = train.micro_batch * (2 if "micro-batch x 2" in overrides else 1)
     changed = {"micro_batch": micro_batch, "global_batch": micro_batch}
