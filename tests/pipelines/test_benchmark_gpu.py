@@ -140,7 +140,7 @@ def test_the_path_of_each_kind_of_part_runs_on_a_cpu(tmp_path: Path) -> None:
     found = on_a_cpu(tmp_path, "--minutes", "25", "--only", *names)
     assert "1 ranks on cpu" in found["machine"]["pre-flight"] and found["machine"]["torch"] == torch.__version__
     assert "step-0000000015" in found["digits"]["committed"] and "on cpu" in found["digits"]["ranks"]
-    assert 0 <= found["self-check"]["digits"] < 1e-3 and 0 <= found["self-check"]["ImageNet-64"] < 1e-3
+    assert 0 <= found["self-check"]["digits"] < 0.1 and 0 <= found["self-check"]["ImageNet-64"] < 0.1
     assert found["deterministic"]["different"] == "none" and found["deterministic"]["files"] >= 3
     assert found["ceilings"]["copy on the device GB/s"] > 0
     assert found["micro-batch-64"]["micro_batch"] == 4 and found["micro-batch-64"]["all"]["precision"] == "bf16"
