@@ -23,7 +23,7 @@ from cmdist.data.cache import Cache, default_folder
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import ConfigError, DataError
 from cmdist.nets import released
-from cmdist.nets.lpips import fingerprint, load_lpips
+from cmdist.nets.lpips import load_lpips
 from cmdist.nets.unet import UNet
 from cmdist.runs import TrainedRun, ema_weights, open_run, uses_lpips
 from cmdist.system import storage
@@ -123,7 +123,7 @@ def objective(config: Config, distance: distances.Distance) -> Objective:
 
 def curriculum(config: Config) -> curricula.Curriculum:
     """N(k) and mu(k)."""
-    c, steps = config.curriculum, config.train.steps
+    c, steps = config.curriculum, config.curriculum.total_steps or config.train.steps
     if c.kind == "constant":
         return curricula.Constant(c.n_timesteps, c.mu)
     if c.kind == "paper":
@@ -143,7 +143,7 @@ def lr_schedule(config: Config) -> Callable[[int], float]:
     return partial(
         learning_rate,
         lr=o.lr,
-        total_steps=config.train.steps,
+        total_steps=o.decay_end or config.train.steps,
         warmup_steps=o.warmup_steps,
         decay_fraction=o.decay_fraction,
     )
@@ -289,26 +289,3 @@ def initialise(config: Config, net: nn.Module) -> None:
     assert url is not None
     weights = released.read(url, config.network.head_channels) if released.is_file(url) else ema_weights(open_run(url))
     released.load(net, weights, f"init: {url}")
-
-
-def identity(config: Config, index_hash: str) -> dict[str, Any]:
-    """What a run may not change when it is resumed."""
-    return {
-        "run.seed": config.run.seed,
-        "objective": config.objective,
-        "data (index hash)": index_hash,
-        "data.flip": config.data.flip,
-        "data.block_shards": config.data.block_shards,
-        "data.classes": config.data.classes,
-        "train.global_batch": config.train.global_batch,
-        "train.micro_batch": config.train.micro_batch,
-        "train.ema": list(config.train.ema),
-        "network": config.network.model_dump(mode="json", exclude={"channels_last"}),
-        "optimizer.kind": config.optimizer.kind,
-        "target network": needs_target(config),
-        **(
-            {"loss.lpips_weights": fingerprint(config.loss.lpips_weights)}
-            if uses_lpips(config) and config.loss.lpips_weights
-            else {}
-        ),
-    }

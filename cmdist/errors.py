@@ -21,6 +21,12 @@ class CheckpointError(CmdistError):
     """A checkpoint that is damaged, of another run, or does not fit what is asked of it."""
 
 
+class FormatError(CmdistError):
+    """A file of a newer format than this version reads."""
+
+    exit_code = 2
+
+
 class LookupFailed(CmdistError):
     """The store could not be searched for checkpoints: not the same as 'there are none'."""
 

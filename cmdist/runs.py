@@ -13,7 +13,7 @@ from cmdist.checkpoints.layout import weights_of_network
 from cmdist.config import Config
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.nets import released
-from cmdist.nets.lpips import SOURCE
+from cmdist.nets.lpips import SOURCE, fingerprint
 from cmdist.system import storage
 
 
@@ -57,7 +57,7 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A committed checkpoint together with the configuration of its run."""
+    """A committed checkpoint together with the configuration that it was trained with."""
 
     checkpoint: Checkpoint
     config: Config
@@ -74,17 +74,50 @@ def open_run(url: str, step: int | None = None) -> TrainedRun:
     """
     run_url, _, name = url.rstrip("/").rpartition("/checkpoints/")
     chosen, url = (url, run_url) if run_url and name.startswith("step-") else ("", url)
-    try:
-        config_url = storage.join(url, "config.yaml")
-        config = configuration.parse(storage.read(config_url).decode(), where=config_url)
-    except FileNotFoundError:
-        raise CheckpointError(f"{url} is not a run folder: it has no config.yaml") from None
+    if not storage.exists(storage.join(url, "config.yaml")):
+        raise CheckpointError(f"{url} is not a run folder: it has no config.yaml")
     if chosen:
-        return TrainedRun(search.open_folder(chosen), config)
-    found = search.open_checkpoint(url, step) if step is not None else search.newest(url)
+        found: Checkpoint | None = search.open_folder(chosen)
+    else:
+        found = search.open_checkpoint(url, step) if step is not None else search.newest(url)
     if found is None:
         raise CheckpointError(f"{url} has no committed checkpoint yet")
-    return TrainedRun(found, config)
+    return TrainedRun(found, config_of(found))
+
+
+BEFORE = "config-of-format-1.yaml"  # what an older version wrote: its checkpoints do not know their configuration
+
+
+def config_of(checkpoint: Checkpoint) -> Config:
+    """The configuration that a checkpoint was trained with; where things are is what its run's config.yaml says now.
+
+    Raises CheckpointError if nothing says it, ConfigError, FormatError.
+    """
+    run_url, where = checkpoint.url.rpartition("/checkpoints/")[0], f"{checkpoint.url}/state.json"
+    newest = _read_config(storage.join(run_url, "config.yaml"))
+    if "config" in checkpoint.state:
+        own = configuration.of_tree(checkpoint.state["config"], where)
+    else:
+        old = _read_config(storage.join(run_url, BEFORE)) or newest
+        if old is None:
+            raise CheckpointError(f"{run_url} is not a run folder: it has no config.yaml")
+        own = configuration.overlaid(old, checkpoint.state.get("known", {}), where)
+    return configuration.at_places_of(own, newest) if newest is not None else own
+
+
+def _read_config(url: str) -> Config | None:
+    try:
+        return configuration.fixed(configuration.parse(storage.read(url).decode(), where=url))
+    except FileNotFoundError:
+        return None
+
+
+def measured(config: Config, index_hash: str) -> dict[str, str]:
+    """Hashes of what a run learns from, by the key that names it."""
+    found = {"data.url": index_hash}
+    if uses_lpips(config) and config.loss.lpips_weights:
+        found["loss.lpips_weights"] = fingerprint(config.loss.lpips_weights)
+    return found
 
 
 def ema_weights(run: TrainedRun, ema: float | None = None) -> dict[str, torch.Tensor]:

@@ -25,7 +25,8 @@ import reference  # pipelines/reference.py
 import torch
 from tqdm import tqdm
 
-from cmdist import build, runs
+from cmdist import build, migrations, runs
+from cmdist.checkpoints import record as record_of_run
 from cmdist.checkpoints.checkpoint import checksum, ema_file
 from cmdist.config import Config
 from cmdist.core.noise import Denoise
@@ -233,7 +234,7 @@ def describe(
 def read_records(folder: str, step: int) -> list[dict[str, Any]]:
     """What has been measured of a step."""
     names = [name for name in storage.names(folder) if name.startswith(f"step-{step:010d}-") and name.endswith(".json")]
-    return [json.loads(storage.read(storage.join(folder, name))) for name in names]
+    return [migrations.EVALUATION.migrate(json.loads(storage.read(f"{folder}/{name}")), name) for name in names]
 
 
 def find(records: Sequence[dict[str, Any]], base: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
@@ -305,9 +306,8 @@ def make(
         )
         storage.write(f"{record['stem']}.png", picture)
         storage.write(f"{record['stem']}.npz", pictures.pack(images, columns))
-        storage.write(
-            f"{record['stem']}.json", json.dumps(record, indent=1).encode()
-        )  # last: with it the figures are there
+        text = json.dumps(migrations.EVALUATION.stamp(record), indent=1).encode()
+        storage.write(f"{record['stem']}.json", text)  # last: with it the figures are there
         records.append(record)
     storage.remove(parts)
     return records
@@ -315,7 +315,7 @@ def make(
 
 def log(run_url: str, records: Sequence[dict[str, Any]]) -> None:
     """Write the figures into MLflow; if it cannot be reached, say how to do that later."""
-    run = json.loads(storage.read(storage.join(run_url, "run.json")))
+    run = record_of_run.read(run_url)
     if run["tracking_uri"] == "none":
         return
     courier.deliver(tracking.spool_folder(run_url))

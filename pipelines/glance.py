@@ -21,6 +21,7 @@ import evaluate  # pipelines/evaluate.py
 import torch
 
 from cmdist import build, runs, seeding
+from cmdist.checkpoints import record
 from cmdist.checkpoints.checkpoint import ema_file
 from cmdist.core import sampling, validation
 from cmdist.core.noise import Denoise, karras_sigmas
@@ -59,22 +60,22 @@ def glance(run_url: str, step: int, spool: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     begin = time.monotonic()
     run = runs.open_run(run_url, step)
-    tracked = json.loads(storage.read(storage.join(run_url, "run.json")))["tracking_uri"] != "none"
+    tracked = record.read(run_url)["tracking_uri"] != "none"
     weights = f"xxh3:{run.checkpoint.commit['files'][ema_file(run.config.train.ema[0])]['xxh3']}"
     stem = storage.join(run_url, "glances", f"step-{step:010d}")
     if not storage.exists(f"{stem}.json") or json.loads(storage.read(f"{stem}.json"))["weights"] != weights:
         data, denoise = build.dataset(run.config), build.load_denoiser(run, device=device)
         grids = sample_grids(run, denoise, device, stem, spool)
         figures = {} if run.config.objective == "denoising" else validate(run, data, denoise, device)
-        record = {
+        seen = {
             "step": step,
             "weights": weights,
             "ema": run.config.train.ema[0],
             "device": device.type,
             "images": IMAGES,
         }
-        record |= {"code": environment.git_commit(), "values": figures, "seconds": time.monotonic() - begin}
-        storage.write(f"{stem}.json", json.dumps(record, indent=1).encode())
+        seen |= {"code": environment.git_commit(), "values": figures, "seconds": time.monotonic() - begin}
+        storage.write(f"{stem}.json", json.dumps(seen, indent=1).encode())
         if tracked:
             send(spool, step, figures, grids)
     print(f"step {step}: seen after {time.monotonic() - begin:.1f} s", flush=True)
@@ -176,8 +177,8 @@ def send(spool: Path, step: int, figures: dict[str, float], grids: Sequence[Path
     if figures:
         records.append({"kind": "metrics", "time": now(), "step": step, "values": figures})
     journal = Journal(spool)
-    for record in records:
-        journal.append(record)
+    for each in records:
+        journal.append(each)
     journal.close()
 
 

@@ -22,13 +22,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from tqdm import tqdm
 
-from cmdist.config import Config, Evaluation
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import ConfigError, DataError
 from cmdist.evaluation import extractors, measurement, references
 from cmdist.evaluation.extractors import METRICS, Extractor
 from cmdist.evaluation.metrics.frechet import Moments, frechet_distance
 from cmdist.evaluation.references import Reference
+from cmdist.schema import Config, Evaluation
 from cmdist.system import distributed, storage
 from cmdist.system.distributed import World
 

@@ -3,9 +3,7 @@
 import argparse
 import json
 import math
-import os
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +13,23 @@ from torch import nn
 
 from cmdist import build, gpus, runs
 from cmdist import config as configuration
-from cmdist.checkpoints import sealed, search
+from cmdist.checkpoints import record
 from cmdist.checkpoints.attempt import Attempt, attempt_at
-from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.config import Config
 from cmdist.data.images import ShardedImages
 from cmdist.data.order import Order
-from cmdist.errors import CheckpointError, ConfigError
+from cmdist.errors import ConfigError
 from cmdist.plan import plan
 from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
 from cmdist.tracking import environment
 from cmdist.tracking.journal import Tracker
 from cmdist.tracking.mlflow import spool_folder
-from cmdist.train import resume
+from cmdist.train import resume, start
 from cmdist.train.assembly import make_trainer
 from cmdist.train.glance import Glances
 from cmdist.train.selfcheck import Checked
+from cmdist.train.start import Start
 from cmdist.train.trainer import Trainer
 
 FIXED = (
@@ -173,43 +171,38 @@ def train(config: Config, world: World, mode: str) -> bool:
     """Train, or go on training, until the last step or a request to stop; whether the last step is done."""
     run_url = storage.join(storage.absolute(config.run.root), config.run.name)
     data = build.dataset(config)
-    record, changed = read_run(run_url, config, world)
+    known = start.read_run(run_url, config, world)
     if not storage.exists(storage.join(run_url, "run.json")):  # before a folder is made for it
         runs.check_weights(config, run_url, mode)
     with attempt_at(run_url, world) as attempt:
-        found = resume.find(run_url, record["id"], mode, world)
-        if found is not None:
-            resume.check_identity(found, build.identity(config, data.index_hash))
-            if found.step >= config.train.steps:
-                if world.first:
-                    print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
-                return True
-        return go_on(config, world, data, found, run_url, record, changed, attempt)
+        found = resume.find(run_url, known["id"], mode, world)
+        begun = start.start_from(config, found, run_url, data.index_hash, world)
+        if found is not None and found.step >= config.train.steps:
+            if world.first:
+                print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
+            return True
+        return go_on(begun, world, data, run_url, known, attempt)
 
 
 def go_on(
-    config: Config,
-    world: World,
-    data: ShardedImages,
-    found: Checkpoint | None,
-    run_url: str,
-    record: dict[str, Any],
-    changed: list[str],
-    attempt: Attempt,
+    begun: Start, world: World, data: ShardedImages, run_url: str, known: dict[str, Any], attempt: Attempt
 ) -> bool:
     """Train from a checkpoint, or from the beginning; whether the last step is done."""
-    trainer, order, checked = make_trainer(config, world, data, found, run_url, record["id"], attempt)
+    config = begun.config
+    trainer, order, checked = make_trainer(
+        config, world, data, begun.found, run_url, known["id"], attempt, begun.measured
+    )
     attempt.begin(trainer.step)
     if world.first:
-        sealed.write(storage.join(run_url, "run.json"), sealed.seal(record))
-        storage.write(storage.join(run_url, "config.yaml"), configuration.dump(config).encode())
-        report(config, trainer, found, changed, order, checked)
+        record.write(run_url, known)
+        start.write_config(run_url, config)
+        report(begun, trainer, order, checked)
         if config.train.glance_every:
             command = [sys.executable, str(Path(__file__).with_name("glance.py")), run_url]
             log = spool_folder(run_url) / "glance.log"
             trainer.glances = Glances(command, config.train.glance_every, config.train.glance_device, log, trainer.step)
-        if record["tracking_uri"] != "none":
-            trainer.tracker = start_tracker(config, world, run_url, record, attempt.number)
+        if known["tracking_uri"] != "none":
+            trainer.tracker = start_tracker(config, world, run_url, known, attempt.number)
     status = "FAILED"
     try:
         finished = trainer.fit()
@@ -224,14 +217,14 @@ def go_on(
     return finished
 
 
-def start_tracker(config: Config, world: World, run_url: str, record: dict[str, Any], attempt: int) -> Tracker:
+def start_tracker(config: Config, world: World, run_url: str, known: dict[str, Any], attempt: int) -> Tracker:
     """The run in MLflow, with the configuration and the environment of this attempt as artifacts."""
     found, spool = environment.describe(world), spool_folder(run_url)
     tracker = Tracker.start(
-        uri=record["tracking_uri"],
-        experiment=record["experiment"],
+        uri=known["tracking_uri"],
+        experiment=known["experiment"],
         name=config.run.name,
-        key=record["id"],
+        key=known["id"],
         params=configuration.flat(config),
         tags={
             "cmdist.run": run_url,
@@ -253,53 +246,9 @@ def start_tracker(config: Config, world: World, run_url: str, record: dict[str, 
     return tracker
 
 
-def read_run(run_url: str, config: Config, world: World) -> tuple[dict[str, Any], list[str]]:
-    """What run.json says, or will say at the first start; and what has changed in the configuration since. All ranks
-    must call.
-    """
-    return resume.together(world, lambda: look_at_run(run_url, config) if world.first else None)[0]  # type: ignore[no-any-return]
-
-
-def look_at_run(run_url: str, config: Config) -> tuple[dict[str, Any], list[str]]:
-    """As `read_run`, on one rank."""
-    record_url, config_url = storage.join(run_url, "run.json"), storage.join(run_url, "config.yaml")
-    if storage.exists(record_url):
-        try:
-            record = sealed.read(record_url, must=False)
-            _ = record["id"], record["tracking_uri"]
-        except (ValueError, LookupError) as error:
-            if isinstance(error, OSError):  # of the store
-                raise
-            raise CheckpointError(
-                f"{record_url} is damaged ({error}); without it nobody knows which run this is"
-            ) from error
-    else:
-        left = search.newest(run_url)  # of a run whose run.json was lost
-        key = left.commit["run"] if left else uuid.uuid4().hex
-        uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
-        storage.check_url(uri)
-        record = {"id": key, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
-    if not storage.exists(config_url):
-        return record, []
-    before = configuration.parse(storage.read(config_url).decode(), where=config_url)
-    return record, resume.changes(configuration.flat(before), configuration.flat(config))
-
-
-def default_tracking_uri(config: Config) -> str:
-    """SQLite below run.root; in the working directory if that is an object store."""
-    root = storage.local_path(config.run.root)
-    return f"sqlite:///{(root or Path.cwd()).absolute() / 'mlflow.db'}"
-
-
-def report(
-    config: Config,
-    trainer: Trainer,
-    found: Checkpoint | None,
-    changed: list[str],
-    order: Order,
-    checked: Checked | None,
-) -> None:
+def report(begun: Start, trainer: Trainer, order: Order, checked: Checked | None) -> None:
     """What the run starts from, in a few lines."""
+    config, found, changed = begun.config, begun.found, begun.changed
     at = trainer.objective.at(trainer.step)
     samples = trainer.step * config.train.global_batch
     world = trainer.world.size
@@ -319,6 +268,8 @@ def report(
     )
     if found:
         print(f"changed      {'; '.join(changed) or 'nothing'}")
+    for sentence in start.ends_of_schedules(config):
+        print(f"schedule     {sentence}")
     if checked is not None:
         print(f"self-check   {checked}")
     sys.stdout.flush()

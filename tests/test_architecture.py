@@ -27,15 +27,18 @@ DOORS = {
 LAYERS = [
     {"errors", "seeding"},
     {"system", "gpus"},
-    {"core"},
+    {"core", "migrations"},
     {"tracking"},
     {"data", "nets", "checkpoints"},
     {"evaluation"},
     {"train", "report"},
+    {"schema"},
     {"config"},
+    {"identity"},
     {"runs"},
     {"build"},
     {"plan", "train.assembly", "theory"},
+    {"train.start"},
 ]
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 

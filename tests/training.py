@@ -57,7 +57,7 @@ def files(run: Path | str, step: int) -> dict[str, Any]:
 def vectors(run: Path | str, step: int) -> dict[str, torch.Tensor]:
     """The whole of every vector of a checkpoint, whatever the number of ranks that wrote it."""
     found = search.open_checkpoint(str(run), step)
-    kinds = ["master", "exp_avg", "exp_avg_sq", *(["target"] if found.state["identity"]["target network"] else [])]
+    kinds = ["master", "exp_avg", "exp_avg_sq", *(["target"] if found.has("target") else [])]
     total = found.layout.total
     return {kind: found.read_state(kind, 0, total) for kind in kinds} | {
         f"ema {d}": found.read_ema(d, 0, total) for d in found.emas

@@ -25,6 +25,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from cmdist import migrations
 from cmdist.checkpoints.layout import Layout
 from cmdist.errors import CheckpointError, Damaged
 from cmdist.system import storage
@@ -109,8 +110,8 @@ class Checkpoint:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """state.json, its checksum verified."""
-        return json.loads(self.read_file("state.json"))  # type: ignore[no-any-return]
+        """state.json, its checksum verified, as today's format has it. Raises FormatError."""
+        return migrations.STATE.migrate(json.loads(self.read_file("state.json")), f"{self.url}/state.json")
 
     @cached_property
     def layout(self) -> Layout:
@@ -126,6 +127,10 @@ class Checkpoint:
     def whole(self) -> bool:
         """Whether training can go on from it: all but the averages may have been thinned out."""
         return any(name.startswith("slices-") for name in self.commit["files"])
+
+    def has(self, kind: str) -> bool:
+        """Whether a vector (master, target, ...) is in the slices."""
+        return bool(self.state["slices"]) and kind in self._header(self.state["slices"][0]["file"])[1]
 
     def read_file(self, name: str) -> bytes:
         """A whole file, verified. Raises CheckpointError if there is none, Damaged naming it if it is not what was

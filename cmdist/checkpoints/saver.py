@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cmdist import migrations
 from cmdist.checkpoints import checkpoint, sealed
 from cmdist.checkpoints.attempt import Attempt
 from cmdist.checkpoints.checkpoint import Checkpoint
@@ -266,7 +267,7 @@ class Saver:
             ],
         }
         files = {name: entry for rank in ranks for name, entry in rank["files"].items()}
-        job.state = json.dumps(state, indent=1).encode()
+        job.state = json.dumps(migrations.STATE.stamp(state), indent=1).encode()
         self._write(job.url, files, "state.json", [job.state])
         commit = {
             "format": checkpoint.FORMAT,

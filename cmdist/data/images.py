@@ -18,12 +18,13 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cmdist import migrations
 from cmdist.data.cache import Cache, NoRoomError, Remote, default_folder
 from cmdist.data.decode import BadImageError, decode
 from cmdist.errors import DataError
 from cmdist.system import storage
 
-FORMAT = 1
+FORMAT = migrations.INDEX.format
 INDEX, SAMPLES, PREPARING = "index.json", "index.npz", "preparing.json"
 SHARD_NAME = re.compile(r"[^/\\:]+\.tar")
 OPEN_FILES = 128  # shards that a process keeps open
@@ -237,8 +238,9 @@ def _read_index(url: str) -> dict[str, Any]:
         index = json.loads(storage.read(where))
     except ValueError as error:
         raise DataError(f"{where} is damaged: {error}") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise DataError(f"{where} is not an index of format {FORMAT}")
+    if not isinstance(index, dict) or "format" not in index:
+        raise DataError(f"{where} is not an index of a data set")
+    index = index | migrations.INDEX.migrate(index, where)  # its own `format` stays: it is part of the index's hash
     if missing := [key for key in _KEYS if key not in index]:
         raise DataError(f"{where} is damaged: {', '.join(missing)} is missing")
     if not index["shards"] or not index["count"]:

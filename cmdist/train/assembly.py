@@ -1,9 +1,12 @@
 """From a configuration to a trainer: every object that a run needs, at the step where it starts."""
 
+from collections.abc import Mapping
+
 import torch
 
 import cmdist
 from cmdist import build, seeding
+from cmdist import config as configuration
 from cmdist.checkpoints.attempt import Attempt
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.checkpoints.retention import Keep
@@ -32,9 +35,10 @@ def make_trainer(
     run_url: str,
     run_id: str,
     attempt: Attempt,
+    measured: Mapping[str, str] | None = None,
 ) -> tuple[Trainer, Order, Checked | None]:
     """Everything a run needs, at the step where it starts; the order of its samples, and the result of the
-    self-check.
+    self-check. `measured`: hashes of what is learned from.
     """
     t, o = config.train, config.optimizer
     build.set_arithmetic(config)
@@ -101,7 +105,8 @@ def make_trainer(
         ),
         tracker=None,
         describe={
-            "identity": build.identity(config, data.index_hash),
+            "config": configuration.written(config),
+            "measured": dict(measured or {}),
             "zero_stage": t.zero_stage,
             "code_version": cmdist.__version__,
         },

@@ -108,20 +108,6 @@ def together(world: World, look: Any, share: bool = True) -> Any:
     return [value for value, _ in results] if share else mine
 
 
-def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with another seed, batch, micro-batch, data set or network than the checkpoint's. Raises
-    CheckpointError.
-    """
-    was = checkpoint.state["identity"]
-    for name, now in identity.items():
-        if was.get(name) != now:
-            raise CheckpointError(
-                f"{checkpoint.url} was trained with {name} = {_short(was.get(name))} and cannot go on with "
-                f"{_short(now)}: "
-                f"set it back, or start a new run with another run.name"
-            )
-
-
 def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, copies: Mapping[str, Copy]) -> None:
     """Read this rank's slices of weights, moments, averages and copies; all ranks must call."""
     if checkpoint.layout != engine.layout:
@@ -135,22 +121,12 @@ def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, copies: Map
     engine.optimizer_step = checkpoint.state["optimizer_step"]
     if engine.loss_scale.dynamic and checkpoint.state["loss_scale"]["dynamic"]:  # precision may change between attempts
         engine.loss_scale = LossScale(**checkpoint.state["loss_scale"])
+    missing = [f"average with decay {decay}" for decay in averages.slices if decay not in checkpoint.emas]
+    missing += [name for name in copies if not checkpoint.has(name)]
+    if missing:
+        raise CheckpointError(f"{checkpoint.url} holds no {missing[0]}, which this run needs to go on from there")
     for decay in averages.slices:
         averages.load(decay, checkpoint.read_ema(decay, start, stop))
     for name, each in copies.items():
         each.load(engine.layout, start, checkpoint.read_state(name, start, stop))
     checkpoint.release()
-
-
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """'key: old -> new' for each entry of two flat configurations that differ."""
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -84,7 +84,7 @@ def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path, digits: str) ->
         ("run.seed=5", "run.seed = 0 and cannot go on with 5"),
         ("train.global_batch=32", "train.global_batch = 16 and cannot go on with 32"),
         ("train.micro_batch=8", "train.micro_batch = 4 and cannot go on with 8"),
-        ("network.model_channels=16", "network ="),
+        ("network.model_channels=16", "network.model_channels = 8 and cannot go on with 16"),
     ],
 )
 def test_another_identity_is_refused(tmp_path: Path, digits: str, change: str, says: str) -> None:

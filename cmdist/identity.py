@@ -1,0 +1,86 @@
+"""Whether a run may go on under another configuration than its checkpoint's: key by key, as the schema's marks say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cmdist import config as configuration
+from cmdist.errors import CheckpointError
+from cmdist.schema import Config, Kind
+
+HEADINGS: dict[Kind, str] = {
+    "identity": "may not change in a run",
+    "content": "may move, but what is there may not change in a run",
+    "warned": "may change, with a warning: numbers change, not what is learned",
+    "free": "may change",
+    "place": "may change: where things are",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key whose value is not what it was; of kind `content` the values are hashes."""
+
+    key: str
+    kind: Kind
+    was: Any
+    now: Any
+
+
+def changes(was: Config, now: Config, was_measured: Mapping[str, str], now_measured: Mapping[str, str]) -> list[Change]:
+    """What differs. `measured` has the hashes of what keys of kind `content` name; one that is unknown is no change."""
+    before, after, found = configuration.by_key(was), configuration.by_key(now), []
+    for key, mark in configuration.marks().items():
+        if mark.kind == "content":
+            hashes = was_measured.get(key), now_measured.get(key)
+            if None not in hashes and hashes[0] != hashes[1]:
+                found.append(Change(key, "content", *hashes))
+            elif before[key] != after[key]:
+                found.append(Change(key, "place", before[key], after[key]))
+        elif before[key] != after[key]:
+            found.append(Change(key, mark.kind, before[key], after[key]))
+    return found
+
+
+def refuse(found: list[Change], url: str) -> None:
+    """Raise CheckpointError if the run of the checkpoint at `url` would be another one."""
+    other = [change for change in found if change.kind in ("identity", "content")]
+    if other:
+        each = "; ".join(f"{c.key} = {_shown(c, c.was)} and cannot go on with {_shown(c, c.now)}" for c in other)
+        raise CheckpointError(
+            f"{url} was trained with {each}: set it back, start a new run with another run.name, "
+            f"or one from here with another run.name and --resume {url}"
+        )
+
+
+def _shown(change: Change, value: Any) -> str:
+    return f"{value} (of what it names)" if change.kind == "content" else str(value)
+
+
+def page() -> str:
+    """docs/keys.md: every key with its meaning, its default, and whether it may change."""
+    lines = ["# Every key of a configuration", "", "Made from `cmdist/schema.py` by `python -m cmdist.identity`.", ""]
+    lines += ["Between two starts of a run, a key", ""]
+    lines += [f"- `{kind}`: {text}" for kind, text in HEADINGS.items()]
+    lines += ["", "A change of the first two kinds is refused: take another `run.name`, and with `--resume URL` go on"]
+    lines += ["from a checkpoint of the first run there.", ""]
+    lines += ["| key | default | between two starts | what it is |", "|---|---|---|---|"]
+    for key, mark in configuration.marks().items():
+        lines.append(f"| `{key}` | {_default(key)} | {mark.kind} | {mark.what} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(key: str) -> str:
+    model: Any = Config
+    *sections, leaf = key.split(".")
+    for section in sections:
+        model = model.model_fields[section].annotation
+    field = model.model_fields[leaf]
+    if field.is_required():
+        return "must be given"
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    return f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else value}`"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,85 @@
+"""The formats of a run's files: an older file is brought up when it is read, a newer one is refused.
+
+A step takes the whole tree of one format and returns that of the next. It must leave alone what is new already: a file
+that says no format counts as one of format 1, people write configurations by hand, and a tree may hold some keys only.
+To add a step, append it to its kind:
+
+    def _objective_as_a_section(tree: Tree) -> Tree:       # format 2 -> 3
+        ...
+    CONFIG = Kind("configuration", (_first_with_a_format, _objective_as_a_section))
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cmdist.errors import FormatError
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file; `steps[i]` makes a tree of format i + 2 from one of i + 1, both without the key `format`."""
+
+    name: str
+    steps: tuple[Callable[[Tree], Tree], ...] = ()
+
+    @property
+    def format(self) -> int:
+        """What is written today."""
+        return len(self.steps) + 1
+
+    def stamp(self, tree: Tree) -> Tree:
+        """The tree as it is written: `format` first."""
+        return {"format": self.format} | tree
+
+    def migrate(self, tree: Tree, where: str) -> Tree:
+        """A copy as today's code writes it, without `format`. Raises FormatError for a newer one, naming `where`."""
+        tree = copy.deepcopy(tree)
+        version = tree.pop("format", 1)
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise FormatError(f"{where}: format {version!r} is none; that of a {self.name} is 1 to {self.format}")
+        if version > self.format:
+            raise FormatError(
+                f"{where} is a {self.name} of format {version}; this version of cmdist reads up to {self.format}, "
+                "use a newer one"
+            )
+        for step in self.steps[version - 1 :]:
+            tree = step(tree)
+        return tree
+
+
+def _first_with_a_format(tree: Tree) -> Tree:
+    return tree
+
+
+def _state_knows_its_configuration(tree: Tree) -> Tree:
+    """Format 1 listed some keys of the configuration as the run's identity, and measured files among them."""
+    old = tree.pop("identity", {})
+    known: Tree = {}
+    for name in ("run.seed", "objective", "optimizer.kind", "network"):
+        _put(known, name, old)
+    for name in ("flip", "block_shards", "classes"):
+        _put(known, f"data.{name}", old)
+    for name in ("global_batch", "micro_batch", "ema"):
+        _put(known, f"train.{name}", old)
+    measured = {"data.url": old.get("data (index hash)"), "loss.lpips_weights": old.get("loss.lpips_weights")}
+    # `config` is missing: the run's config.yaml was the only one; what is known of it for certain goes over that
+    return tree | {"known": known, "measured": {key: value for key, value in measured.items() if value is not None}}
+
+
+def _put(tree: Tree, name: str, old: Tree) -> None:
+    if name in old:
+        *sections, leaf = name.split(".")
+        for section in sections:
+            tree = tree.setdefault(section, {})
+        tree[leaf] = old[name]
+
+
+CONFIG = Kind("configuration", (_first_with_a_format,))
+STATE = Kind("state.json", (_state_knows_its_configuration,))
+RUN = Kind("run.json", (_first_with_a_format,))
+EVALUATION = Kind("record of an evaluation", (_first_with_a_format,))
+INDEX = Kind("index of a data set")

@@ -1,0 +1,100 @@
+"""What a run starts from: run.json, the checkpoint, and the configuration that follows from both."""
+
+import os
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmdist import config as configuration
+from cmdist import identity, runs
+from cmdist.checkpoints import record, search
+from cmdist.checkpoints.checkpoint import Checkpoint
+from cmdist.config import Config
+from cmdist.system import storage
+from cmdist.system.distributed import World
+from cmdist.train import resume
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run at one of its starts: with the configuration that holds from here on, and what has changed since."""
+
+    config: Config
+    found: Checkpoint | None
+    measured: dict[str, str]  # hashes of what the run learns from
+    changed: list[str]
+
+
+def read_run(run_url: str, config: Config, world: World) -> dict[str, Any]:
+    """What run.json says, or will say at the first start. All ranks must call."""
+    return resume.together(world, lambda: _look_at_run(run_url, config) if world.first else None)[0]  # type: ignore[no-any-return]
+
+
+def _look_at_run(run_url: str, config: Config) -> dict[str, Any]:
+    if storage.exists(record.url(run_url)):
+        return record.read(run_url)
+    left = search.newest(run_url)  # of a run whose run.json was lost
+    key = left.commit["run"] if left else uuid.uuid4().hex
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
+    storage.check_url(uri)
+    return {"id": key, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
+
+
+def default_tracking_uri(config: Config) -> str:
+    """SQLite below run.root; in the working directory if that is an object store."""
+    root = storage.local_path(config.run.root)
+    return f"sqlite:///{(root or Path.cwd()).absolute() / 'mlflow.db'}"
+
+
+def start_from(config: Config, found: Checkpoint | None, run_url: str, index_hash: str, world: World) -> Start:
+    """`config` with what the run has fixed, after a comparison with the checkpoint's own. All ranks must call.
+
+    From a checkpoint of another run everything may be changed that its weights allow. Raises CheckpointError.
+    """
+    measured = runs.measured(config, index_hash)
+    if found is None:
+        return Start(configuration.fixed(config), None, measured, [])
+    before: Config = resume.together(world, lambda: runs.config_of(found) if world.first else None)[0]
+    config = configuration.continued(config, before)
+    differences = identity.changes(before, config, found.state.get("measured", {}), measured)
+    if found.url.startswith(f"{run_url}/"):
+        identity.refuse(differences, found.url)
+    for change in differences:
+        if change.kind == "warned" and world.first:
+            print(
+                f"warning: {change.key} was {change.was} and is {change.now} from step {found.step} on: "
+                "the same run with other rounding or another pace",
+                file=sys.stderr,
+            )
+    changed = [f"{change.key}: {change.was} -> {change.now}" for change in differences]
+    return Start(config, found, measured, sorted(changed))
+
+
+def write_config(run_url: str, config: Config) -> None:
+    """config.yaml of this start; what a version without formats wrote there stays beside it, for its checkpoints."""
+    where, before = storage.join(run_url, "config.yaml"), storage.join(run_url, runs.BEFORE)
+    if storage.exists(where) and not storage.exists(before):
+        text = storage.read(where)
+        if not text.startswith(b"format:"):
+            storage.write(before, text)
+    storage.write(where, configuration.dump(config).encode())
+
+
+def ends_of_schedules(config: Config) -> list[str]:
+    """What no longer moves before the run's last step, in sentences with what can be done about it."""
+    o, c, last = config.optimizer, config.curriculum, config.train.steps
+    told = []
+    if o.decay_fraction and o.decay_end is not None and o.decay_end < last:
+        told.append(
+            f"the learning rate is 0 from step {o.decay_end:,} on, where its fall ends as it was fixed at the first "
+            f"start: optimizer.decay_end={last} lets it fall over the last {o.decay_fraction:g} of {last:,} steps "
+            "instead, and optimizer.decay_fraction=0 keeps it constant"
+        )
+    if c.kind != "constant" and c.total_steps is not None and c.total_steps < last:
+        told.append(
+            f"N and mu stay as they are from step {c.total_steps:,} on, where the curriculum ends as it was fixed at "
+            "the first start (curriculum.total_steps)"
+        )
+    return told

@@ -1,0 +1,238 @@
+"""What may change between two starts of a run: found from the marks in the schema, so that no key can be forgotten."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from cmdist import build, config, identity, runs
+from cmdist.checkpoints import search
+from cmdist.errors import CheckpointError
+from cmdist.schema import Config
+from ranks import pipeline, train
+from training import OBJECTIVES, committed, files, write_config
+
+BASE = """
+objective: consistency_distillation
+teacher: runs/edm
+run: {name: a}
+data: {url: x, image_size: 8, channels: 1, classes: 10}
+network: {model_channels: 16, channel_mult: [1, 2], num_res_blocks: 1}
+curriculum: {kind: paper}
+loss: {distance: lpips, lpips_weights: vgg.pth}
+optimizer: {lr: 1.0e-3, decay_fraction: 0.5}
+train: {steps: 10, global_batch: 64, micro_batch: 32}
+"""
+MARKS = config.marks()
+OF_KIND = {kind: [key for key, mark in MARKS.items() if mark.kind == kind] for kind in identity.HEADINGS}
+OTHERS = {  # where neither another choice nor a little more would do
+    "run.root": "elsewhere",
+    "run.name": "b",
+    "data.channels": 3,
+    "data.cache_gib": 1.5,
+    "network.channel_mult": [1, 2, 2],
+    "network.attention_resolutions": [4],
+    "noise.sigma_min": 0.003,
+    "noise.sigma_max": 79.5,
+    "loss.huber_c": 0.1,
+    "curriculum.mu0": 0.5,
+    "optimizer.betas": [0.5, 0.9],
+    "train.ema": [0.5],
+    "train.global_batch": 128,
+    "train.micro_batch": 16,
+    "train.glance_device": "0",
+    "sampling.times": [80.0, 0.7],
+    "evaluation.references": {"fid": "elsewhere"},
+}
+
+
+def was() -> Config:
+    return config.fixed(config.parse(BASE))
+
+
+def another(key: str) -> Any:
+    """A possible value that is not the one in BASE."""
+    value = config.by_key(was())[key]
+    if key in OTHERS:
+        return OTHERS[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        choices = [c for c in get_args(field(key).annotation) if isinstance(c, int) and c != value]
+        return choices[0] if choices else value + 1
+    if isinstance(value, float):
+        return value / 2 if value else 0.25
+    choices = [c for c in get_args(field(key).annotation) if isinstance(c, str) and c != value]
+    return choices[0] if choices else 7 if "Positive" in str(field(key).annotation) else "elsewhere"
+
+
+def field(key: str) -> Any:
+    model: Any = Config
+    *sections, leaf = key.split(".")
+    for section in sections:
+        model = model.model_fields[section].annotation
+    return model.model_fields[leaf]
+
+
+def changed(key: str) -> tuple[Config, Any]:
+    """BASE with another value of one key, past the checks of what fits together."""
+    value = another(key)
+    section, _, leaf = key.rpartition(".")
+    before = was()
+    if not section:
+        return before.model_copy(update={leaf: value}), value
+    part = getattr(before, section)
+    made = type(part).model_validate(part.model_dump() | {leaf: tuple(value) if isinstance(value, list) else value})
+    assert getattr(made, leaf) != getattr(part, leaf), "the test must change it"
+    return before.model_copy(update={section: made}), config.by_key(before.model_copy(update={section: made}))[key]
+
+
+def leaves(model: Any, prefix: str = "") -> Iterator[str]:
+    for name, each in model.model_fields.items():
+        if hasattr(each.annotation, "model_fields"):
+            yield from leaves(each.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_key_has_a_mark() -> None:
+    assert list(MARKS) == list(leaves(Config)) and all(mark.what for mark in MARKS.values())
+    assert {mark.kind for mark in MARKS.values()} == set(identity.HEADINGS)
+
+
+@pytest.mark.parametrize("key", OF_KIND["identity"])
+def test_another_value_of_what_a_run_is_is_refused_with_both(key: str) -> None:
+    now, value = changed(key)
+    before = config.by_key(was())[key]
+    with pytest.raises(CheckpointError) as error:
+        identity.refuse(identity.changes(was(), now, {}, {}), "runs/a/checkpoints/step-1")
+    assert f"trained with {key} = {before} and cannot go on with {value}: " in str(error.value)
+    assert "another run.name and --resume runs/a/checkpoints/step-1" in str(error.value)
+
+
+@pytest.mark.parametrize("key", [*OF_KIND["free"], *OF_KIND["warned"], *OF_KIND["place"]])
+def test_another_value_of_the_rest_goes_on_and_is_told(key: str) -> None:
+    now, value = changed(key)
+    found = identity.changes(was(), now, {}, {})
+    identity.refuse(found, "url")
+    assert [(c.key, c.kind, c.was, c.now) for c in found] == [(key, MARKS[key].kind, config.by_key(was())[key], value)]
+
+
+@pytest.mark.parametrize("key", OF_KIND["content"])
+def test_what_is_learned_from_may_move_but_not_change(key: str) -> None:
+    now, _ = changed(key)
+    identity.refuse(identity.changes(was(), now, {key: "xxh3:1"}, {key: "xxh3:1"}), "url")
+    assert identity.changes(was(), now, {key: "xxh3:1"}, {key: "xxh3:1"})[0].kind == "place"
+    with pytest.raises(CheckpointError, match=f"{key} = xxh3:1 .* cannot go on with xxh3:2"):
+        identity.refuse(identity.changes(was(), was(), {key: "xxh3:1"}, {key: "xxh3:2"}), "url")
+
+
+def test_long_values_are_shown_in_full() -> None:
+    long = [1.0 - 2.0**-n for n in range(1, 30)]
+    now = config.parse(BASE, [f"train.ema={long}"])
+    with pytest.raises(CheckpointError) as error:
+        identity.refuse(identity.changes(was(), now, {}, {}), "url")
+    assert str(long) in str(error.value)
+
+
+def test_the_page_of_the_keys_is_current() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "keys.md").read_text()
+    assert page == identity.page(), "python -m cmdist.identity > docs/keys.md"
+
+
+def test_a_new_key_with_its_default_refuses_no_resume(tmp_path: Path, digits: str) -> None:
+    """As a later version adds one: the checkpoint's configuration does not have it."""
+    path = write_config(tmp_path, digits)
+    assert train(1, tmp_path / "a.log", path, "train.steps=2").join() == [0]
+    found = search.newest(f"{tmp_path}/runs/small")
+    assert found is not None
+    tree = found.state["config"]
+    for section, key in (("network", "resblock_updown"), ("noise", "rho"), ("loss", "index")):
+        del tree[section][key]
+    now = config.fixed(config.load(path, ["train.steps=2"]))
+    assert identity.changes(config.of_tree(tree, "state.json"), now, {}, {}) == []
+
+
+def test_the_curriculum_and_the_learning_rate_keep_their_lengths() -> None:
+    """A run that is made longer: N, mu and lr of the steps to come are those of the first start."""
+    ct = ["objective=consistency_training", "loss.distance=l2"]
+    first = config.fixed(config.parse(BASE, ct))
+    longer = config.continued(config.parse(BASE, [*ct, "train.steps=40"]), first)
+    assert (longer.curriculum.total_steps, longer.optimizer.decay_end) == (10, 10)
+    for step in range(12):
+        assert build.curriculum(longer)(step) == build.curriculum(first)(step)
+        assert build.lr_schedule(longer)(step) == build.lr_schedule(first)(step)
+    assert build.lr_schedule(longer)(10) == 0 < build.lr_schedule(longer)(9)
+    doubling = [*ct, "curriculum.kind=doubling", "train.steps=1200000"]
+    again = config.continued(config.parse(BASE, doubling), config.fixed(config.parse(BASE, doubling[:-1])))
+    assert build.curriculum(again)(9) == build.curriculum(config.parse(BASE, doubling[:-1]))(9)
+    # K is the run's; a new fall of the learning rate is the user's to begin
+    with pytest.raises(CheckpointError, match="curriculum.total_steps = 10 and cannot go on with 40"):
+        moved = config.continued(config.parse(BASE, [*ct, "curriculum.total_steps=40"]), first)
+        identity.refuse(identity.changes(first, moved, {}, {}), "url")
+    new = config.continued(config.parse(BASE, [*ct, "train.steps=40", "optimizer.decay_end=40"]), first)
+    assert build.lr_schedule(new)(20) == new.optimizer.lr and build.lr_schedule(new)(30) == new.optimizer.lr / 2
+    constant = config.continued(config.parse(BASE, [*ct, "train.steps=40", "optimizer.decay_fraction=0"]), first)
+    assert build.lr_schedule(constant)(39) == constant.optimizer.lr
+
+
+def test_a_longer_run_through_the_command(tmp_path: Path, digits: str) -> None:
+    """It is told where its schedules end, its checkpoints keep their own configuration, and another one is refused."""
+    path = write_config(tmp_path, digits)
+    common = [*OBJECTIVES["ct"], "optimizer.decay_fraction=0.5"]
+    run = tmp_path / "runs" / "small"
+    straight = train(1, tmp_path / "straight.log", path, *common, "run.name=straight", "train.steps=6")
+    assert straight.join() == [0], straight.text
+    assert train(1, tmp_path / "a.log", path, *common, "train.steps=6", "train.checkpoint_every=3").join() == [0]
+    assert files(run, 6) == files(tmp_path / "runs" / "straight", 6)
+    longer = train(1, tmp_path / "b.log", path, *common, "train.steps=8", "sampling.ode_steps=5", "data.workers=1")
+    assert longer.join() == [0], longer.text
+    for line in (
+        "the learning rate is 0 from step 6 on",
+        "optimizer.decay_end=8 lets it fall over the last 0.5 of 8 steps",
+        "N and mu stay as they are from step 6 on",
+        "changed      data.workers: 0 -> 1; sampling.ode_steps: 18 -> 5; train.checkpoint_every: 3 -> 10; "
+        "train.steps: 6 -> 8",
+    ):
+        assert line in longer.text, longer.text
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert (written["curriculum"]["total_steps"], written["optimizer"]["decay_end"]) == (6, 6)
+    own = {step: runs.open_run(str(run), step).config for step in (6, 8)}
+    assert [own[step].sampling.ode_steps for step in (6, 8)] == [18, 5]
+    assert own[6].data.workers == 0 and own[6].train.steps == 6
+    before = files(run, 8)
+    refused = train(1, tmp_path / "c.log", path, *common, "train.steps=10", "noise.sigma_data=0.9", "data.flip=true")
+    assert refused.join() == [1]
+    says = "noise.sigma_data = 0.5 and cannot go on with 0.9"
+    assert says in refused.text and "data.flip = False and cannot go on with True; " in refused.text
+    assert files(run, 8) == before and not committed(run, 10)
+    assert yaml.safe_load((run / "config.yaml").read_text()) == written
+    # under another name, from there, it may
+    url = f"--resume={run}"
+    other = [*common, "train.steps=10", "noise.sigma_data=0.9", "run.name=other", "train.precision=bf16", url]
+    branch = train(1, tmp_path / "d.log", path, *other)
+    assert branch.join() == [0], branch.text
+    assert "step         8 of 10" in branch.text and "noise.sigma_data: 0.5 -> 0.9" in branch.text
+    assert "warning: train.precision was fp32 and is bf16 from step 8 on" in branch.text
+    ended = runs.open_run(f"{tmp_path}/runs/other").config
+    assert (ended.noise.sigma_data, ended.curriculum.total_steps) == (0.9, 6)
+
+
+def test_each_checkpoint_is_used_with_its_own_configuration(tmp_path: Path, digits: str) -> None:
+    """An older version let noise.sigma_data change in a run: evaluation of the step before must not follow."""
+    path = write_config(tmp_path, digits)
+    run = tmp_path / "runs" / "small"
+    assert train(1, tmp_path / "a.log", path, "train.steps=2").join() == [0]
+    pipeline("sample").main([str(run), "--rows", "1", "--out", f"{tmp_path}/a.png"])
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    tree["noise"]["sigma_data"], tree["data"]["url"] = 0.9, "moved"
+    (run / "config.yaml").write_text(json.dumps(tree))
+    opened = runs.open_run(str(run)).config
+    assert (opened.noise.sigma_data, opened.data.url) == (0.5, "moved")  # where things are, today's is right
+    pipeline("sample").main([str(run), "--rows", "1", "--out", f"{tmp_path}/b.png"])
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    pipeline("export").main([str(run), "--format", "safetensors", "--out", f"{tmp_path}/out"])
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["noise"]["sigma_data"] == 0.5
