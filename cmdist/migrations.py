@@ -10,6 +10,8 @@ To add a step, append it to its kind:
 """
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +80,25 @@ def _put(tree: Tree, name: str, old: Tree) -> None:
         tree[leaf] = old[name]
 
 
+def _figures_know_their_arithmetic(tree: Tree) -> Tree:
+    """A CPU has always computed figures in float32; of a GPU's, in TF32 or not, nobody knows, and they are made again.
+
+    The file keeps its name, and MLflow the figures under `identity`.
+    """
+    parts = ("title", "step", "protocol", "protocol_id", "sampling", "checkpoint")
+    if tree.get("device") == "cpu" and tree.keys() >= {*parts}:
+        tree["protocol"].setdefault("arithmetic", "float32 without TF32")
+        tree["protocol_id"] = _name(tree["protocol"])
+        tree["measured"] = _name({k: tree[k] for k in parts} | {"checkpoint": tree["checkpoint"]["weights"]})
+    return tree
+
+
+def _name(content: Tree) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
 CONFIG = Kind("configuration", (_first_with_a_format,))
 STATE = Kind("state.json", (_state_knows_its_configuration,))
 RUN = Kind("run.json", (_first_with_a_format,))
-EVALUATION = Kind("record of an evaluation", (_first_with_a_format,))
+EVALUATION = Kind("record of an evaluation", (_figures_know_their_arithmetic,))
 INDEX = Kind("index of a data set")

@@ -16,6 +16,7 @@ from PIL import Image
 from cmdist import build, config, migrations, runs
 from cmdist.checkpoints import record, search
 from cmdist.errors import FormatError
+from cmdist.evaluation import measurement
 from fixtures.make_format_3 import RUNS, STEPS, STOP, STUDENT, arithmetic, norms, sha256, weights
 from ranks import Ranks, pipeline, run_pipeline
 from runs import call
@@ -73,10 +74,14 @@ def test_an_old_run_is_evaluated_again_with_the_same_figures(
     for path in records:
         path.unlink()
     call(evaluate, f"runs/{name}", "--n", "128", "--metrics", "fd")
-    for path, before in records.items():
-        now = json.loads(path.read_text())  # under the same name: the same protocol, weights and sampler
+    made = {record["title"]: record for record in map(json.loads, (p.read_text() for p in there.glob("*.json")))}
+    assert len(made) == len(records)
+    for before in records.values():
+        now = made[before["title"]]
         assert now["format"] == migrations.EVALUATION.format
-        assert now["measured"] == before["measured"] and now["protocol"] == before["protocol"]
+        brought_up = migrations.EVALUATION.migrate(before, "x")
+        assert now["measured"] == brought_up["measured"] and now["protocol"] == brought_up["protocol"]
+        assert now["protocol"] == before["protocol"] | {"arithmetic": measurement.ARITHMETIC}
         if SAME_BITS:
             assert (now["metrics"], now["images"]) == (before["metrics"], before["images"])
         assert now["metrics"] == pytest.approx(before["metrics"], rel=1e-3)
