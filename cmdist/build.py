@@ -1,6 +1,5 @@
 """From configuration to objects: one plain place to see what runs for `objective: consistency_distillation`."""
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,8 +24,9 @@ from cmdist.errors import ConfigError, DataError
 from cmdist.nets import released
 from cmdist.nets.lpips import load_lpips
 from cmdist.nets.unet import UNet
-from cmdist.runs import TrainedRun, ema_weights, open_run, uses_lpips
+from cmdist.runs import TrainedRun, Weights, ema_weights, open_run, uses_lpips
 from cmdist.system import storage
+from cmdist.system.distributed import World
 from cmdist.train.optim import learning_rate
 
 SOLVERS = {"euler": solvers.euler_step, "heun": solvers.heun_step}
@@ -86,12 +86,12 @@ def model(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.M
     return preconditioning.Model(net, preconditioning.consistency_scalings(n.sigma_data, n.sigma_min))
 
 
-def distance(config: Config, device: torch.device | str = "cpu") -> distances.Distance:
+def distance(config: Config, device: torch.device | str = "cpu", world: World | None = None) -> distances.Distance:
     """d(x, y) of a consistency objective. Raises ConfigError if LPIPS' weights are not there."""
     loss = config.loss
     if uses_lpips(config):
         assert loss.lpips_weights is not None
-        return distances.lpips(load_lpips(loss.lpips_weights, loss.lpips_pooling, device))
+        return distances.lpips(load_lpips(loss.lpips_weights, loss.lpips_pooling, device, world))
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
     plain: dict[str, distances.Distance] = {
         "l1": distances.l1,
@@ -149,11 +149,13 @@ def lr_schedule(config: Config) -> Callable[[int], float]:
     )
 
 
-def dataset(config: Config) -> ShardedImages:
-    """The data set of a run. Raises DataError if its index is not what the configuration says."""
+def dataset(config: Config, world: World | None = None) -> ShardedImages:
+    """The data set of a run; all ranks of a `world` must call. Raises DataError if its index is not what the
+    configuration says.
+    """
     d = config.data
     folder = Path(d.cache) if d.cache else default_folder()
-    data = open_dataset(d.url, Cache(folder, int(d.cache_gib * 2**30) if d.cache_gib else None))
+    data = open_dataset(d.url, Cache(folder, int(d.cache_gib * 2**30) if d.cache_gib else None), world=world)
     sizes = sorted(shard["size"] for shard in data.index["shards"])
     needed = sum(sizes[-(2 * d.block_shards + 1) :])
     if d.cache_gib and storage.local_path(d.url) is None and d.cache_gib * 2**30 < needed:
@@ -222,7 +224,9 @@ def open_model(
     return Model(file.rpartition("/")[2], config, released.read(file, config.network.head_channels, qkv_order), file)
 
 
-def teacher(config: Config, data: ShardedImages, device: torch.device) -> Denoise | None:
+def teacher(
+    config: Config, data: ShardedImages, device: torch.device, weights: Weights | None = None
+) -> Denoise | None:
     """The denoiser that distillation follows: a trained run, a file, or the data's closed form. Raises CheckpointError,
     ConfigError.
 
@@ -231,16 +235,17 @@ def teacher(config: Config, data: ShardedImages, device: torch.device) -> Denois
     if config.objective != "consistency_distillation":
         return None
     assert config.teacher is not None
+    weights = weights or Weights()
     if config.teacher == "exact":
         return exact_teacher(data, device, conditional=bool(config.data.classes))
     if released.is_file(config.teacher):
         released.check_kind(config.teacher, denoising=True)
-        weights = released.read(config.teacher, config.network.head_channels)
+        found = weights.file(config.teacher, config.network.head_channels)
         return _teacher(
             config,
-            _ready(config.model_copy(update={"objective": "denoising"}), weights, f"teacher {config.teacher}", device),
+            _ready(config.model_copy(update={"objective": "denoising"}), found, f"teacher {config.teacher}", device),
         )
-    run = open_run(config.teacher)
+    run, found = weights.run(config.teacher)
     theirs, ours = run.config, config
     if theirs.objective != "denoising":
         raise ConfigError(
@@ -257,7 +262,7 @@ def teacher(config: Config, data: ShardedImages, device: torch.device) -> Denois
     theirs = theirs.model_copy(
         update={"train": theirs.train.model_copy(update=how[0]), "network": theirs.network.model_copy(update=how[1])}
     )
-    return _teacher(config, load_denoiser(dataclasses.replace(run, config=theirs), device=device))
+    return _teacher(config, _ready(theirs, found, run.checkpoint.url, device))
 
 
 def _teacher(config: Config, made: preconditioning.Model) -> Denoise:
@@ -279,7 +284,7 @@ def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool, 
     return FiniteDataSet(images, data.labels(ids).to(device) if conditional else None)
 
 
-def initialise(config: Config, net: nn.Module) -> None:
+def initialise(config: Config, net: nn.Module, weights: Weights | None = None) -> None:
     """Give `net` the weights of the run or file that `init` names, if any. Raises CheckpointError for another
     architecture.
     """
@@ -287,5 +292,6 @@ def initialise(config: Config, net: nn.Module) -> None:
         return
     url = config.teacher if config.init == "teacher" else config.init
     assert url is not None
-    weights = released.read(url, config.network.head_channels) if released.is_file(url) else ema_weights(open_run(url))
-    released.load(net, weights, f"init: {url}")
+    weights = weights or Weights()
+    found = weights.file(url, config.network.head_channels) if released.is_file(url) else weights.run(url)[1]
+    released.load(net, found, f"init: {url}")

@@ -14,7 +14,8 @@ from cmdist.config import Config
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.nets import released
 from cmdist.nets.lpips import SOURCE, fingerprint
-from cmdist.system import storage
+from cmdist.system import sharing, storage
+from cmdist.system.distributed import World
 
 
 def uses_lpips(config: Config) -> bool:
@@ -129,3 +130,25 @@ def ema_weights(run: TrainedRun, ema: float | None = None) -> dict[str, torch.Te
         have = ", ".join(map(str, run.checkpoint.emas))
         raise CheckpointError(f"{run.checkpoint.url} has no average with decay {decay}; it has {have}")
     return weights_of_network(safetensors.torch.load(run.checkpoint.read_file(checkpoints.ema_file(decay))))
+
+
+class Weights:
+    """The weights of runs and files, which one rank of a world reads, each once, for all of them."""
+
+    def __init__(self, world: World | None = None) -> None:
+        self._world = world or World()
+        self._files: dict[str, dict[str, torch.Tensor]] = {}
+        self._runs: dict[str, tuple[TrainedRun, dict[str, torch.Tensor]]] = {}
+
+    def file(self, url: str, head_channels: int) -> dict[str, torch.Tensor]:
+        """Those of a file. Raises CheckpointError, ConfigError."""
+        if url not in self._files:
+            self._files[url] = sharing.tensors_once(self._world, lambda: released.read(url, head_channels))
+        return self._files[url]
+
+    def run(self, url: str) -> tuple[TrainedRun, dict[str, torch.Tensor]]:
+        """A run with its first average. Raises CheckpointError."""
+        if url not in self._runs:
+            run = sharing.once(self._world, lambda: open_run(url))
+            self._runs[url] = run, sharing.tensors_once(self._world, lambda: ema_weights(run))
+        return self._runs[url]

@@ -128,7 +128,7 @@ def subjects(options: argparse.Namespace, world: World) -> tuple[Config, str, in
 def evaluate(options: argparse.Namespace, world: World) -> None:
     """Make what is missing of the figures that were asked for, and log all."""
     config, run_url, step, measured = subjects(options, world)
-    folder, data = storage.join(run_url, "evaluations"), build.dataset(config)
+    folder, data = storage.join(run_url, "evaluations"), build.dataset(config, world)
     wanted = extractors.spaces(options.metrics or ["fd" if data.index.get("extractor") else "fid"])
     spaces = reference.load_extractors(options, config.evaluation, wanted, data, world.device)
     for extractor in spaces:

@@ -20,7 +20,7 @@ from cmdist.data.images import ShardedImages
 from cmdist.data.order import Order
 from cmdist.errors import ConfigError
 from cmdist.plan import plan
-from cmdist.system import cli, distributed, storage
+from cmdist.system import cli, distributed, sharing, storage
 from cmdist.system.distributed import World
 from cmdist.tracking import environment
 from cmdist.tracking.journal import Tracker
@@ -170,10 +170,9 @@ def print_plan(
 def train(config: Config, world: World, mode: str) -> bool:
     """Train, or go on training, until the last step or a request to stop; whether the last step is done."""
     run_url = storage.join(storage.absolute(config.run.root), config.run.name)
-    data = build.dataset(config)
+    data = build.dataset(config, world)
     known = start.read_run(run_url, config, world)
-    if not storage.exists(storage.join(run_url, "run.json")):  # before a folder is made for it
-        runs.check_weights(config, run_url, mode)
+    sharing.once(world, lambda: check_weights(config, run_url, mode))
     with attempt_at(run_url, world) as attempt:
         found = resume.find(run_url, known["id"], mode, world)
         begun = start.start_from(config, found, run_url, data.index_hash, world)
@@ -182,6 +181,12 @@ def train(config: Config, world: World, mode: str) -> bool:
                 print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
             return True
         return go_on(begun, world, data, run_url, known, attempt)
+
+
+def check_weights(config: Config, run_url: str, mode: str) -> None:
+    """The weights that a new run starts from are there: looked at before a folder is made for it."""
+    if not storage.exists(storage.join(run_url, "run.json")):
+        runs.check_weights(config, run_url, mode)
 
 
 def go_on(

@@ -31,7 +31,7 @@ import psutil
 
 from cmdist.checkpoints import sealed
 from cmdist.errors import CmdistError, Fenced, LookupFailed, RunInUse
-from cmdist.system import distributed, storage
+from cmdist.system import sharing, storage
 from cmdist.system.distributed import World
 
 BEAT = 5.0  # seconds between two signs of life
@@ -144,7 +144,7 @@ def attempt_at(run_url: str, world: World) -> Iterator[Attempt]:
                 if isinstance(caught, RunInUse)
                 else LookupFailed(f"no attempt at {run_url} can be begun: {cause}")
             )
-    number, kind, sentence = distributed.gather((attempt and attempt.number, type(error), str(error)), world.control)[0]
+    number, kind, sentence = sharing.from_first((attempt and attempt.number, type(error), str(error)), world.control)
     if number is None:
         raise kind(sentence)
     attempt = attempt or Attempt(run_url, number, None)

@@ -4,7 +4,7 @@
         slices-00000-of-00002.safetensors   master, exp_avg, exp_avg_sq and target, each as one flat fp32 slice of the
                                             canonical vector (layout.py); the slice's start is in the file's metadata
         ema-0.9999.safetensors              an average, whole, by parameter name, tensors in the vector's order
-        state.json                          the step and all that is not a tensor
+        state.json                          the step, where in which file each vector lies, all that is not a tensor
         COMMIT                              sizes and checksums of the others, whole and by blocks, written last:
                                             no COMMIT, no checkpoint
         VERIFIED                            everything was read back once and was what COMMIT says
@@ -73,6 +73,19 @@ def describe(parts: Sequence[bytes | memoryview]) -> dict[str, Any]:
     return {"size": sum(len(part) for part in parts), "xxh3": checksum(parts), "blocks": blocks}
 
 
+def header(tensors: Sequence[tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
+    """The beginning of a safetensors file of fp32 tensors (name, shape) in the order given; the numbers follow."""
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    place = 0
+    for name, shape in tensors:
+        size = 4 * torch.Size(shape).numel()
+        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def pack(
     tensors: Sequence[tuple[str, tuple[int, ...]]], values: dict[str, Tensor] | Tensor, metadata: dict[str, str]
 ) -> list[bytes | memoryview]:
@@ -80,17 +93,9 @@ def pack(
 
     `values` holds a vector for each name, or one vector for all.
     """
-    header: dict[str, Any] = {"__metadata__": metadata}
-    place = 0
-    for name, shape in tensors:
-        size = 4 * torch.Size(shape).numel()
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [place, place + size]}
-        place += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     vectors = [values] if isinstance(values, Tensor) else [values[name] for name, _ in tensors]
     return [
-        len(text).to_bytes(8, "little") + text,
+        header(tensors, metadata),
         *(v.contiguous().numpy().data.cast("B") for v in vectors if v.numel()),
     ]
 
@@ -153,8 +158,7 @@ class Checkpoint:
         """
         total = self.layout.total
         start, stop = total * rank // world, total * (rank + 1) // world
-        kinds = {kind for entry in self.state["slices"] for kind in self._header(entry["file"])[1]} - {"__metadata__"}
-        for kind in sorted(kinds):
+        for kind in sorted(self._kinds):
             for name, low, high in self._places(kind, start, stop):
                 self._blocks(name, low, high, hold=True)
         for decay in self.emas if start < stop else ():
@@ -184,7 +188,7 @@ class Checkpoint:
         for entry in self.state["slices"]:
             low, high = max(start, entry["start"]), min(stop, entry["stop"])
             if low < high:
-                base = self._base(entry["file"], kind) - 4 * entry["start"]
+                base = self._base_of_slice(entry, kind) - 4 * entry["start"]
                 places.append((entry["file"], base + 4 * low, base + 4 * high))
                 found += high - low
         if found != stop - start:
@@ -195,11 +199,24 @@ class Checkpoint:
         return places
 
     def _place_of_ema(self, decay: float, start: int, stop: int) -> tuple[int, int]:
-        base = self._base(ema_file(decay), next(iter(self.layout.names)))
+        base = self.state.get("ema_data", {}).get(repr(decay)) or self._base(ema_file(decay), self.layout.names[0])
         return base + 4 * start, base + 4 * stop
 
+    @property
+    def _kinds(self) -> list[str]:
+        """The vectors that each slice file holds, in their order there."""
+        if "kinds" in self.state:
+            return list(self.state["kinds"])
+        return [kind for kind in self._header(self.state["slices"][0]["file"])[1] if kind != "__metadata__"]
+
+    def _base_of_slice(self, entry: dict[str, Any], kind: str) -> int:
+        """The place of a vector's slice in its file, from state.json; an older one does not know, but the file does."""
+        if "data" not in entry:
+            return self._base(entry["file"], kind)
+        return int(entry["data"]) + 4 * (entry["stop"] - entry["start"]) * self._kinds.index(kind)
+
     def _base(self, name: str, tensor: str) -> int:
-        """The place of a tensor in a safetensors file."""
+        """The place of a tensor in a safetensors file, from its header."""
         base, header = self._header(name)
         return base + int(header[tensor]["data_offsets"][0])
 

@@ -25,7 +25,7 @@ from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.checkpoints.layout import Layout
 from cmdist.checkpoints.retention import Keep, thin, thinning
 from cmdist.errors import CheckpointError, CmdistError, Damaged, Fenced, StoreError
-from cmdist.system import distributed, storage
+from cmdist.system import distributed, sharing, storage
 from cmdist.system.distributed import World
 
 WAIT = 20.0  # seconds that the loop waits for a save under way that goes well
@@ -61,6 +61,19 @@ class _Job:
     done: threading.Event = field(default_factory=threading.Event)
 
 
+def owners(local_ranks: Sequence[int]) -> list[int]:
+    """The ranks in the order in which they are given averages to write: the first of each node, then the second ...
+
+    `local_ranks` are those of all ranks. So the averages lie in the memory, and go through the network, of many nodes.
+    """
+    return sorted(range(len(local_ranks)), key=lambda rank: (local_ranks[rank], rank))
+
+
+def _of_slices(kinds: list[str], start: int, numel: int) -> tuple[list[tuple[str, tuple[int, ...]]], dict[str, str]]:
+    """What the header of a slice file says: its tensors, and its metadata."""
+    return [(kind, (numel,)) for kind in kinds], {"start": str(start)}
+
+
 class Saver:
     """Writes snapshots of all ranks, one at a time; commits as long as `attempt` is the newest (None: nobody else
     writes here).
@@ -82,6 +95,7 @@ class Saver:
         self._number = attempt.number if attempt else 0
         # its own group: the messages of a save run beside those of training and must not mix with them
         self._group = distributed.gloo_group(world.size, longer=LONGEST_LAST)
+        self._owners = owners(distributed.gather(world.local_rank, self._group))
         self.committed: int | None = None  # the last step that was, by this process
         self._job: _Job | None = None
         self._missed = 0
@@ -192,14 +206,15 @@ class Saver:
             "files": job.written,
             "error": error,
         }
-        ranks = distributed.gather(mine, self._group)
+        # to rank 0 alone, and from there: the entries of an average list the checksums of all its blocks
+        ranks = sharing.to_first(mine, self._group)
         errors = [r["error"] for r in ranks if r["error"]]
         if not errors and self._world.first:
             try:
                 self._commit(job, ranks)
             except Exception as caught:
                 errors = [self._outcome(caught)]
-        errors = distributed.gather(errors, self._group)[0]  # nobody goes on before COMMIT is there
+        errors = sharing.from_first(errors, self._group)  # nobody goes on before COMMIT is there
         return [text for text, _ in errors], all(again for _, again in errors)
 
     def _outcome(self, error: Exception) -> tuple[str, bool]:
@@ -210,7 +225,7 @@ class Saver:
         return f"rank {self._world.rank}: {cause}", isinstance(error, StoreError)
 
     def _collect(self, snapshot: Snapshot) -> dict[float, Tensor]:
-        """The whole averages that this rank writes: average i goes to rank i modulo world."""
+        """The whole averages that this rank writes, which `owners` deals out."""
         if self._world.size == 1:
             return snapshot.averages
         whole = {}
@@ -220,7 +235,7 @@ class Saver:
             else 0
         )
         for i, (decay, values) in enumerate(snapshot.averages.items()):
-            owner = i % self._world.size
+            owner = self._owners[i % self._world.size]
             short = share - values.numel()  # only the last ranks have less, so all the padding lies behind the vector
             padded = torch.cat([values, values.new_zeros(short)]) if short else values
             room = torch.empty(self._world.size, share) if owner == self._world.rank else None
@@ -231,15 +246,16 @@ class Saver:
 
     def _files(self, snapshot: Snapshot, averages: dict[float, Tensor]) -> dict[str, list[bytes | memoryview]]:
         """This rank's files by name."""
-        shapes = [(name, tuple(v.shape)) for name, v in snapshot.vectors.items()]
-        tensors = list(zip(self._layout.names, self._layout.shapes, strict=True))
-        slices = {
-            self._slices(self._world.rank): checkpoint.pack(shapes, snapshot.vectors, {"start": str(snapshot.start)})
-        }
+        described = _of_slices(list(snapshot.vectors), snapshot.start, snapshot.vectors["master"].numel())
+        slices = {self._slices(self._world.rank): checkpoint.pack(described[0], snapshot.vectors, described[1])}
         return slices | {
-            checkpoint.ema_file(d): checkpoint.pack(tensors, values, {"decay": repr(d)})
+            checkpoint.ema_file(d): checkpoint.pack(self._tensors, values, {"decay": repr(d)})
             for d, values in averages.items()
         }
+
+    @property
+    def _tensors(self) -> list[tuple[str, tuple[int, ...]]]:
+        return list(zip(self._layout.names, self._layout.shapes, strict=True))
 
     def _slices(self, rank: int) -> str:
         return f"slices-{rank:05d}-of-{self._world.size:05d}.safetensors"
@@ -254,15 +270,22 @@ class Saver:
         files[name] = checkpoint.describe(parts)
 
     def _commit(self, job: _Job, ranks: list[dict[str, Any]]) -> None:
+        kinds, emas = list(job.snapshot.vectors), list(job.snapshot.averages)
         state = job.snapshot.state | {
             "step": job.step,
             "world_size": self._world.size,
-            "layout": [
-                [name, list(shape)] for name, shape in zip(self._layout.names, self._layout.shapes, strict=True)
-            ],
-            "emas": list(job.snapshot.averages),
+            "layout": [[name, list(shape)] for name, shape in self._tensors],
+            "emas": emas,
+            # where the numbers begin in each file, so that who reads a part of them need not read the headers of all
+            "ema_data": {repr(d): len(checkpoint.header(self._tensors, {"decay": repr(d)})) for d in emas},
+            "kinds": kinds,
             "slices": [
-                {"file": self._slices(i), "start": r["start"], "stop": r["start"] + r["numel"]}
+                {
+                    "file": self._slices(i),
+                    "start": r["start"],
+                    "stop": r["start"] + r["numel"],
+                    "data": len(checkpoint.header(*_of_slices(kinds, r["start"], r["numel"]))),
+                }
                 for i, r in enumerate(ranks)
             ],
         }

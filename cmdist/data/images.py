@@ -22,7 +22,8 @@ from cmdist import migrations
 from cmdist.data.cache import Cache, NoRoomError, Remote, default_folder
 from cmdist.data.decode import BadImageError, decode
 from cmdist.errors import DataError
-from cmdist.system import storage
+from cmdist.system import sharing, storage
+from cmdist.system.distributed import World
 
 FORMAT = migrations.INDEX.format
 INDEX, SAMPLES, PREPARING = "index.json", "index.npz", "preparing.json"
@@ -211,25 +212,40 @@ class _File:
         os.close(self.number)
 
 
-def open_dataset(url: str, cache: Cache | None = None, memory: int = MEMORY) -> ShardedImages:
+def open_dataset(
+    url: str, cache: Cache | None = None, memory: int = MEMORY, world: World | None = None
+) -> ShardedImages:
     """Open a prepared data set. `cache` keeps shards of a remote store (None: below the system's temporary folder,
     without a limit).
 
-    A data set of at most `memory` bytes of pixels is kept decoded.
+    A data set of at most `memory` bytes of pixels is kept decoded. All ranks of a `world` must call: the index is read
+    once for all of them, and the shards are looked at once on each node.
 
     Raises DataError if there is none, if the index is damaged or of another format, or if a local shard is missing or
     has another size.
     """
+    world = world or World()
+    index, content = sharing.once(world, lambda: _read(url))
+    samples = _samples(storage.join(url, SAMPLES), index, content)
+    if storage.local_path(url):
+        sharing.on_each_node(world, lambda: _check_shards(url, index))
+    return ShardedImages(url, index, samples, cache, memory)
+
+
+def _read(url: str) -> tuple[dict[str, Any], bytes]:
+    """The index, and the file of its samples, whose checksum is right."""
     if not storage.exists(storage.join(url, INDEX)):
         if storage.exists(storage.join(url, PREPARING)):
             raise DataError(f"the preparation of {url} was not finished; run pipelines/prepare_data.py again")
         raise DataError(f"there is no data set at {url}: {INDEX} is missing; make one with pipelines/prepare_data.py")
-    index = _read_index(url)
-    samples = _read_samples(url, index)
-    if storage.local_path(url):
-        for shard in index["shards"]:
-            _check_shard(storage.join(url, shard["name"]), shard["size"])
-    return ShardedImages(url, index, samples, cache, memory)
+    index, where = _read_index(url), storage.join(url, SAMPLES)
+    try:
+        data = storage.read(where)
+    except FileNotFoundError as error:
+        raise DataError(f"{where} is missing") from error
+    if "xxh3:" + xxhash.xxh3_128_hexdigest(data) != index["samples"]["checksum"]:
+        raise DataError(f"{where} does not match {INDEX}: its checksum is another")
+    return index, data
 
 
 def _read_index(url: str) -> dict[str, Any]:
@@ -251,15 +267,8 @@ def _read_index(url: str) -> dict[str, Any]:
     return index
 
 
-def _read_samples(url: str, index: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    where = storage.join(url, SAMPLES)
-    try:
-        data = storage.read(where)
-    except FileNotFoundError as error:
-        raise DataError(f"{where} is missing") from error
-    if "xxh3:" + xxhash.xxh3_128_hexdigest(data) != index["samples"]["checksum"]:
-        raise DataError(f"{where} does not match {INDEX}: its checksum is another")
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+def _samples(where: str, index: dict[str, Any], content: bytes) -> dict[str, NDArray[Any]]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
         samples = {name: file[name] for name in _ARRAYS}
     counts = np.array([shard["count"] for shard in index["shards"]])
     ends = samples["offsets"] + samples["lengths"]
@@ -270,6 +279,11 @@ def _read_samples(url: str, index: dict[str, Any]) -> dict[str, NDArray[Any]]:
     ):
         raise DataError(f"{where} does not match the shards in {INDEX}: other counts or sizes")
     return samples
+
+
+def _check_shards(url: str, index: dict[str, Any]) -> None:
+    for shard in index["shards"]:
+        _check_shard(storage.join(url, shard["name"]), shard["size"])
 
 
 def _check_shard(url: str, size: int) -> None:

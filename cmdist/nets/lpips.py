@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from cmdist.errors import ConfigError
 from cmdist.nets import torchvision_ops
+from cmdist.system import sharing
+from cmdist.system.distributed import World
 
 Pooling = Literal["avg", "max"]
 SOURCE = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -69,10 +71,33 @@ class Lpips(nn.Module):
         return found
 
 
-def load_lpips(weights: str | Path, pooling: Pooling, device: torch.device | str = "cpu") -> Lpips:
-    """LPIPS with VGG16's weights from a file in torchvision's layout. Raises ConfigError if it is missing or another
-    file.
+def load_lpips(
+    weights: str | Path, pooling: Pooling, device: torch.device | str = "cpu", world: World | None = None
+) -> Lpips:
+    """LPIPS with VGG16's weights from a file in torchvision's layout, which one rank of a `world` reads for all.
+
+    Raises ConfigError if it is missing or another file.
     """
+    network = Lpips(pooling)
+    found = sharing.tensors_once(world or World(), lambda: _read(weights, network))
+    for name, own in _convolutions(network).items():
+        own.data.copy_(found[name])
+    return network.to(device)
+
+
+def _convolutions(network: Lpips) -> dict[str, nn.Parameter]:
+    """VGG's parameters by their names in torchvision's file."""
+    return {
+        f"features.{number}.{name}": own
+        for part in network.slices
+        for number, layer in part.named_children()  # numbers are those of torchvision's `features`
+        if isinstance(layer, nn.Conv2d)
+        for name, own in layer.named_parameters()
+    }
+
+
+def _read(weights: str | Path, network: Lpips) -> dict[str, Tensor]:
+    """Of the file, what `network` needs."""
     path = _existing(weights)
     try:
         # torchvision's file is from before torch wrote zip files, which alone can be mapped
@@ -80,19 +105,14 @@ def load_lpips(weights: str | Path, pooling: Pooling, device: torch.device | str
     except Exception as error:  # torch raises several kinds for files that are no tensors
         raise ConfigError(f"loss.lpips_weights: {path} holds no plain tensors; {SOURCE} is what is needed") from error
     state = state if isinstance(state, Mapping) else {}
-    network = Lpips(pooling)
-    for part in network.slices:
-        for number, layer in part.named_children():  # numbers are those of torchvision's `features`
-            if isinstance(layer, nn.Conv2d):
-                for name, own in layer.named_parameters():
-                    key = f"features.{number}.{name}"
-                    if not isinstance(found := state.get(key), Tensor) or found.shape != own.shape:
-                        raise ConfigError(
-                            f"loss.lpips_weights: {path} has no {key} of shape {list(own.shape)}; {SOURCE} "
-                            "is what is needed"
-                        )
-                    own.data.copy_(found)
-    return network.to(device)
+    needed = {}
+    for name, own in _convolutions(network).items():
+        if not isinstance(found := state.get(name), Tensor) or found.shape != own.shape:
+            raise ConfigError(
+                f"loss.lpips_weights: {path} has no {name} of shape {list(own.shape)}; {SOURCE} is what is needed"
+            )
+        needed[name] = found
+    return needed
 
 
 def fingerprint(weights: str | Path) -> str:

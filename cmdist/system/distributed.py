@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from cmdist.errors import CmdistError, ConfigError
+from cmdist.system import descriptors
 
 _CAUSE = "cmdist/first-failure"
 PATIENCE = 7200.0  # seconds that ranks wait for each other where no step is watched, as in evaluation
@@ -67,6 +68,7 @@ def start(patience: float = PATIENCE) -> World:
                 f"{size} ranks need the variable {name}; start with deepspeed, torchrun or cluster/train_lsun.sbatch, "
                 "which set it"
             )
+    descriptors.reserve(size)
     if cuda:
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(seconds=patience)

@@ -16,6 +16,7 @@ from cmdist.core.objectives.base import Networks
 from cmdist.data.images import ShardedImages
 from cmdist.data.order import Order, schedule
 from cmdist.data.reader import micro_batches
+from cmdist.runs import Weights
 from cmdist.system.distributed import StopRequest, World
 from cmdist.train import resume
 from cmdist.train.averages import Averages, Copy
@@ -43,9 +44,9 @@ def make_trainer(
     t, o = config.train, config.optimizer
     build.set_arithmetic(config)
     torch.manual_seed(seeding.key(config.run.seed, "weights"))
-    net = build.network(config).to(world.device)
+    net, weights = build.network(config).to(world.device), Weights(world)
     if found is None:
-        build.initialise(config, net)
+        build.initialise(config, net, weights)
     copies = {"target": Copy(net)} if build.needs_target(config) else {}
     for module in (net, *(each.module for each in copies.values())):
         build.compiled(config, module)
@@ -60,11 +61,11 @@ def make_trainer(
         loss_scale=t.loss_scale if t.precision == "fp16" else None,
     )
     step = found.step if found else 0
-    objective = build.objective(config, build.distance(config, world.device))
+    objective = build.objective(config, build.distance(config, world.device, world))
     networks = Networks(
         student=build.model(config, engine),
         target=build.model(config, copies["target"].module) if "target" in copies else None,
-        teacher=build.teacher(config, data, world.device),
+        teacher=build.teacher(config, data, world.device, weights),
         bare_student=build.model(config, engine.module),
     )
     order = Order(data.counts, config.run.seed, config.data.block_shards)

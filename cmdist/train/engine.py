@@ -37,8 +37,9 @@ def _deepspeed() -> Any:
             del sys.modules["mlflow"]
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # On CPU the process group would otherwise compile an operator (half a minute) that only inference uses.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Instead of the table that is made when it is first looked at, by starting compilers and asking GPUs for every
+    # operator. On CPU the process group would then compile one (half a minute) that only inference uses.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     return deepspeed
 
 

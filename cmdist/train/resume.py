@@ -4,16 +4,18 @@ itself.
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 from cmdist.checkpoints import search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
-from cmdist.system import distributed, storage
+from cmdist.system import sharing, storage
 from cmdist.system.distributed import World
 from cmdist.train.averages import Averages, Copy
 from cmdist.train.engine import KINDS, Engine
 from cmdist.train.loss_scale import LossScale
+
+T = TypeVar("T")
 
 
 def find(run_url: str, run_id: str, mode: str, world: World) -> Checkpoint | None:
@@ -24,7 +26,7 @@ def find(run_url: str, run_id: str, mode: str, world: World) -> Checkpoint | Non
     once the run has a checkpoint of its own, go on from its newest, so that the same command may be given again. Raises
     LookupFailed, CheckpointError.
     """
-    found = together(world, lambda: search.entries(run_url) if world.first else None)[0]
+    found = once(world, lambda: search.entries(run_url))
     counting = [entry for entry in found if entry.counts]
     if mode == "none" and counting:
         raise CheckpointError(
@@ -52,18 +54,24 @@ def find(run_url: str, run_id: str, mode: str, world: World) -> Checkpoint | Non
 
 
 def _fetch(open_it: Callable[[], Checkpoint], run_id: str | None, world: World) -> Checkpoint | None:
-    """A checkpoint with every rank's part verified; None if it holds averages only. Raises Damaged on all ranks."""
+    """A checkpoint with every rank's part verified; None if it holds averages only. Raises Damaged on all ranks.
 
-    def look() -> Checkpoint | None:
+    What it consists of, COMMIT and state.json, is read by rank 0 for all.
+    """
+
+    def look() -> Checkpoint:
         opened = open_it()
         if run_id is not None and opened.commit.get("run", run_id) != run_id:
             raise Damaged(f"{opened.url}/COMMIT belongs to another run ({opened.commit['run']})")
         if opened.whole:
-            opened.fetch(world.rank, world.size)
-            return opened
-        return None
+            _ = opened.state  # which goes along from now on
+        return opened
 
-    return together(world, look, share=False)  # type: ignore[no-any-return]
+    opened = once(world, look)
+    if not opened.whole:
+        return None
+    sharing.on_each_rank(world, lambda: _as_lookup(lambda: opened.fetch(world.rank, world.size)))
+    return opened
 
 
 def _elsewhere(url: str, world: World) -> Checkpoint:
@@ -84,28 +92,23 @@ def _elsewhere(url: str, world: World) -> Checkpoint:
     return found
 
 
-def together(world: World, look: Any, share: bool = True) -> Any:
-    """`look()`, which asks the store, of each rank (or only this rank's); if it fails on one, its error is raised on
-    all.
+def once(world: World, look: Callable[[], T]) -> T:
+    """`look()` of rank 0, which asks the store, on every rank; all ranks must call.
 
     Raises CheckpointError and Damaged as they are, and all else that a store does as LookupFailed.
     """
-    mine, error = None, None
+    return sharing.once(world, lambda: _as_lookup(look))
+
+
+def _as_lookup(look: Callable[[], T]) -> T:
     try:
-        mine = look()
-    except CmdistError as caught:
-        error = (
-            type(caught) if isinstance(caught, (Damaged, CheckpointError, LookupFailed)) else LookupFailed,
-            str(caught),
-        )
-    except (OSError, KeyError, TypeError, ValueError) as caught:
-        error = (LookupFailed, f"{type(caught).__name__}: {caught}")
-    results = distributed.gather((mine if share else None, error), world.control)
-    for _, failed in results:
-        if failed is not None:
-            kind, sentence = failed
-            raise kind(sentence)
-    return [value for value, _ in results] if share else mine
+        return look()
+    except CheckpointError:
+        raise
+    except CmdistError as error:
+        raise error if isinstance(error, LookupFailed) else LookupFailed(str(error)) from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise LookupFailed(f"{type(error).__name__}: {error}") from error
 
 
 def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, copies: Mapping[str, Copy]) -> None:

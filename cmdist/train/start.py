@@ -12,7 +12,7 @@ from cmdist import identity, runs
 from cmdist.checkpoints import record, search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.config import Config
-from cmdist.system import storage
+from cmdist.system import sharing, storage
 from cmdist.system.distributed import World
 from cmdist.train import resume
 
@@ -29,7 +29,7 @@ class Start:
 
 def read_run(run_url: str, config: Config, world: World) -> dict[str, Any]:
     """What run.json says, or will say at the first start. All ranks must call."""
-    return resume.together(world, lambda: _look_at_run(run_url, config) if world.first else None)[0]  # type: ignore[no-any-return]
+    return resume.once(world, lambda: _look_at_run(run_url, config))
 
 
 def _look_at_run(run_url: str, config: Config) -> dict[str, Any]:
@@ -53,10 +53,10 @@ def start_from(config: Config, found: Checkpoint | None, run_url: str, index_has
 
     From a checkpoint of another run everything may be changed that its weights allow. Raises CheckpointError.
     """
-    measured = runs.measured(config, index_hash)
+    measured = sharing.once(world, lambda: runs.measured(config, index_hash))
     if found is None:
         return Start(configuration.fixed(config), None, measured, [])
-    before: Config = resume.together(world, lambda: runs.config_of(found) if world.first else None)[0]
+    before = resume.once(world, lambda: runs.config_of(found))
     config = configuration.continued(config, before)
     differences = identity.changes(before, config, found.state.get("measured", {}), measured)
     if found.url.startswith(f"{run_url}/"):

@@ -124,6 +124,7 @@ def overtaken(run: str) -> tuple[Attempt, Attempt]:
     save(run, first, 10)
     save(run, first, 20)
     first._over.set()
+    first._thread.join()  # else it may be seen to live while the second looks
     elsewhere(run, 1)
     second = Attempt.take(run)
     second.begin(20)
