@@ -72,7 +72,7 @@ def deterministic(setup: Setup, tell: Tell) -> None:
         env=environment(setup.device),
     )
     while process.poll() is None and not _commits(setup, "killed"):
-        time.sleep(0.002)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     tell({"killed after": ", ".join(path.parent.name for path in _commits(setup, "killed"))})
