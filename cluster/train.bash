@@ -56,8 +56,12 @@ stop() {
     if [[ -z $step ]]; then return; fi
     say "$1: the ranks finish their step and commit"
     kill -USR1 "$step" 2>/dev/null
-    if [[ $1 == USR1 ]]; then
-        (sleep "$GRACE" && say "not done within $GRACE s" && requeue) &
+    if [[ $1 == USR1 && -z $timer ]]; then # one, however often it comes
+        (
+            trap 'kill "$!" 2>/dev/null; exit' TERM # with its sleep, which would keep the log open
+            sleep "$GRACE" &
+            wait "$!" && say "not done within $GRACE s" && requeue
+        ) &
         timer=$!
     fi
 }
