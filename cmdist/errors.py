@@ -27,6 +27,12 @@ class FormatError(CmdistError):
     exit_code = 2
 
 
+class ProgressLost(CheckpointError):
+    """A run folder with traces of earlier progress and nothing committed: starting over is not ours to decide."""
+
+    exit_code = 2
+
+
 class LookupFailed(CmdistError):
     """The store could not be searched for checkpoints: not the same as 'there are none'."""
 

@@ -7,25 +7,31 @@ python pipelines/checkpoints.py thin RUN [--last N] [--every M]      remove what
 is verified
 python pipelines/checkpoints.py copy RUN[/checkpoints/step-...] URL  the newest, or that one, verified, into the run
 folder URL
+python pipelines/checkpoints.py move RUN URL              the whole run folder, which stays the same run; a folder that
+was moved by other means is told of its new place by the same command
 """
 
 import argparse
+import shutil
 import time
 from collections.abc import Sequence
 
 from cmdist import config as configuration
+from cmdist.checkpoints import record as records
 from cmdist.checkpoints import retention, sealed, search
+from cmdist.checkpoints.attempt import Attempt
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.checkpoints.retention import Keep
 from cmdist.checkpoints.search import Entry
 from cmdist.errors import CheckpointError, CmdistError, ConfigError, Damaged
 from cmdist.system import cli, storage
+from cmdist.train import lineage
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|verify|thin|copy")
-    for name in ("list", "verify", "thin", "copy"):
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|verify|thin|copy|move")
+    for name in ("list", "verify", "thin", "copy", "move"):
         commands.add_parser(name).add_argument("run", help="a run folder; for copy also the folder of a checkpoint")
     commands.choices["verify"].add_argument("--step", type=int, help="only this one")
     commands.choices["thin"].add_argument(
@@ -35,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         "--every", type=int, help="steps to keep too; default: the run's train.keep_every"
     )
     commands.choices["copy"].add_argument("to", metavar="URL", help="the run folder to copy into")
+    commands.choices["move"].add_argument("to", metavar="URL", help="where it is to be, or is by now")
     options = parser.parse_args(arguments)
     url = storage.absolute(options.run)
     if options.command == "list":
@@ -43,8 +50,10 @@ def main(arguments: Sequence[str]) -> None:
         verify(url, options.step)
     elif options.command == "thin":
         thin(url, options.last, options.every)
-    else:
+    elif options.command == "copy":
         copy(url, storage.absolute(options.to))
+    else:
+        move(url, storage.absolute(options.to))
 
 
 def found_in(run_url: str) -> list[Entry]:
@@ -151,6 +160,9 @@ def copy(source: str, run_url: str) -> None:
             if sealed.read(storage.join(run_url, name), must=False)["id"] != opened.commit.get("run"):
                 raise CmdistError(f"{run_url} is another run; copy into a folder of its own")
         elif not storage.exists(storage.join(run_url, name)):
+            if name == "run.json":  # by its place it is known as a copy
+                record = sealed.read(storage.join(from_run, name), must=False)
+                content = sealed.seal({"url": from_run} | record)
             storage.write(storage.join(run_url, name), content)
     copied = Checkpoint(target, opened.step, opened.commit)
     for name in opened.commit["files"]:
@@ -159,6 +171,28 @@ def copy(source: str, run_url: str) -> None:
     sealed.write(storage.join(target, "COMMIT"), sealed.seal(opened.commit))
     storage.write(storage.join(target, "VERIFIED"), b"")
     print(f"step {opened.step:,} is in {target}, verified")
+
+
+def move(source: str, target: str) -> None:
+    """Move a run folder on a disk, or take note that it was moved; it stays the same run."""
+    here, there = bool(storage.names(source)), bool(storage.names(target))
+    old, new = storage.local_path(source), storage.local_path(target)
+    if here and there:
+        raise CmdistError(f"{source} and {target} are both there: one of them is a copy, and was not moved")
+    if here and (old is None or new is None):
+        raise CmdistError(
+            f"{source} cannot be moved to {target} from here: move it with the store's own tool, then give this "
+            "command again"
+        )
+    if not storage.exists(storage.join(source if here else target, "run.json")):
+        raise CmdistError(f"{source if here else target} is not a run folder: it has no run.json")
+    known = lineage.moved(records.read(source if here else target), source, target)
+    if here and old is not None and new is not None:
+        Attempt.take(source).end()  # raises RunInUse if it is being trained
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(old, new)
+    records.write(target, known)
+    print(f"{target} is the run that was {source}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from cmdist.report.comparison import Column, Row
 from cmdist.system import cli, storage
 from cmdist.tracking import courier
 from cmdist.tracking import mlflow as tracking
+from cmdist.tracking.branches import GIVEN_UP
 
 HEADS = ("run", "objective", "steps", "EMA")
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     beside = storage.absolute(options.runs[0]).rstrip("/").rpartition("/")[0] if options.runs else storage.absolute(".")
     out = options.out or storage.join(beside, "comparison")
     columns = comparison.columns(rows, options.mixed)
-    notes = [*references(rows), *comparison.differences(rows)]
+    notes = [*references(rows), *comparison.differences(rows), *comparison.lineage(rows)]
     print("\n".join([table(rows, columns), *notes]))
     usual = next(iter(comparison.protocols(rows)), None)
     losses = [(row.name, row.histories.get("loss", [])) for row in rows]
@@ -82,8 +83,13 @@ def of_folders(urls: Sequence[str]) -> list[Row]:
         for place in {(record["tracking_uri"], record["experiment"]) for _, record in records}
     }
     rows: list[Row] = []
+    seen: dict[str, str] = {}
     for url, record in records:
         uri, experiment = record["tracking_uri"], record["experiment"]
+        if record["id"] in seen:
+            print(f"{url} is the same run as {seen[record['id']]}, not trained on since it was copied", file=sys.stderr)
+            continue
+        seen[record["id"]] = url
         own = [run for run in known[uri, experiment] if run["key"] == record["id"] and run["parent"] is None]
         if not own:
             raise DataError(f"the run of {url} is not in MLflow ({uri}, experiment '{experiment}')")
@@ -98,7 +104,9 @@ def of_experiment(uri: str | None, experiment: str) -> list[Row]:
             "--experiment needs --uri or the variable MLFLOW_TRACKING_URI, e.g. sqlite:///runs/digits/mlflow.db"
         )
     found = tracking.runs(uri, experiment)
-    parents = sorted((run for run in found if run["parent"] is None), key=lambda run: run["start"])
+    parents = sorted(
+        (run for run in found if run["parent"] is None and GIVEN_UP not in run["tags"]), key=lambda run: run["start"]
+    )
     if not parents:
         raise DataError(f"experiment '{experiment}' of {uri} holds no runs")
     return comparison.make_rows(parents, found, uri)

@@ -25,7 +25,7 @@ import torch.distributed as dist
 import cmdist
 from cmdist import build, runs
 from cmdist import config as configuration
-from cmdist.checkpoints import search
+from cmdist.checkpoints import progress, search
 from cmdist.config import Config
 from cmdist.errors import CmdistError, ConfigError, LookupFailed, StoreError
 from cmdist.system import cli, distributed, storage
@@ -108,7 +108,11 @@ def main(arguments: Sequence[str]) -> None:
                 check_shared(run_url, writers)
         if world.first and not failures.code:
             with failures.noted("checkpoints", LookupFailed.exit_code):
-                step = (search.steps(run_url) or [0])[-1]
+                entries = search.entries(run_url)
+                step = max((entry.step for entry in entries if entry.counts), default=0)
+                if not step and not any("DAMAGED" in entry.names for entry in entries):
+                    with failures.noted("checkpoints", 2):
+                        progress.refuse_lost(run_url, entries, options.resume not in ("auto", "none"))
                 if options.starts and step < config.train.steps:
                     with failures.noted("restarts", 2):
                         count_start(Path(options.starts), step, options.max_restarts)

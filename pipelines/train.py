@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 
 from cmdist import build, gpus, runs
 from cmdist import config as configuration
-from cmdist.checkpoints import record
+from cmdist.checkpoints import progress, record
 from cmdist.checkpoints.attempt import Attempt, attempt_at
 from cmdist.config import Config
 from cmdist.data.images import ShardedImages
@@ -23,9 +24,10 @@ from cmdist.plan import plan
 from cmdist.system import cli, distributed, sharing, storage
 from cmdist.system.distributed import World
 from cmdist.tracking import environment
+from cmdist.tracking.branches import ORIGIN
 from cmdist.tracking.journal import Tracker
 from cmdist.tracking.mlflow import spool_folder
-from cmdist.train import resume, start
+from cmdist.train import lineage, resume, start
 from cmdist.train.assembly import make_trainer
 from cmdist.train.glance import Glances
 from cmdist.train.selfcheck import Checked
@@ -174,13 +176,20 @@ def train(config: Config, world: World, mode: str) -> bool:
     known = start.read_run(run_url, config, world)
     sharing.once(world, lambda: check_weights(config, run_url, mode))
     with attempt_at(run_url, world) as attempt:
-        found = resume.find(run_url, known["id"], mode, world)
+        settled = resume.once(world, lambda: lineage.settle(known, run_url, attempt.number))
+        found = resume.find(run_url, lineage.ids(settled), mode, world)
         begun = start.start_from(config, found, run_url, data.index_hash, world)
         if found is not None and found.step >= config.train.steps:
             if world.first:
                 print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
             return True
-        return go_on(begun, world, data, run_url, known, attempt)
+        if settled["id"] != known["id"]:  # a copy, of which MLflow is told as of a new run
+            uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or known["tracking_uri"]
+            settled |= {"name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
+            settled["origins"][0]["step"] = found.step if found else 0
+            if world.first:
+                lineage.announce(settled, spool_folder(run_url))
+        return go_on(begun, world, data, run_url, settled, attempt)
 
 
 def check_weights(config: Config, run_url: str, mode: str) -> None:
@@ -197,17 +206,20 @@ def go_on(
     trainer, order, checked = make_trainer(
         config, world, data, begun.found, run_url, known["id"], attempt, begun.measured
     )
-    attempt.begin(trainer.step)
+    own = begun.found is not None and begun.found.url.startswith(f"{run_url}/")
+    attempt.begin(trainer.step, own or begun.found is None)
     if world.first:
-        record.write(run_url, known)
+        record.write(run_url, known | ({"committed": trainer.step} if own else {}))
         start.write_config(run_url, config)
         report(begun, trainer, order, checked)
+        for line in progress.clear(run_url, attempt):
+            print(f"warning: {line}", file=sys.stderr)
         if config.train.glance_every:
             command = [sys.executable, str(Path(__file__).with_name("glance.py")), run_url]
             log = spool_folder(run_url) / "glance.log"
             trainer.glances = Glances(command, config.train.glance_every, config.train.glance_device, log, trainer.step)
         if known["tracking_uri"] != "none":
-            trainer.tracker = start_tracker(config, world, run_url, known, attempt.number)
+            trainer.tracker = start_tracker(config, world, run_url, known, attempt.number, trainer.step)
     status = "FAILED"
     try:
         finished = trainer.fit()
@@ -222,9 +234,12 @@ def go_on(
     return finished
 
 
-def start_tracker(config: Config, world: World, run_url: str, known: dict[str, Any], attempt: int) -> Tracker:
+def start_tracker(
+    config: Config, world: World, run_url: str, known: dict[str, Any], attempt: int, step: int = 0
+) -> Tracker:
     """The run in MLflow, with the configuration and the environment of this attempt as artifacts."""
     found, spool = environment.describe(world), spool_folder(run_url)
+    origin = {ORIGIN: json.dumps(known["origins"][0])} if known.get("origins") else {}
     tracker = Tracker.start(
         uri=known["tracking_uri"],
         experiment=known["experiment"],
@@ -237,9 +252,11 @@ def start_tracker(config: Config, world: World, run_url: str, known: dict[str, A
             "cmdist.device": found["device"],
             "mlflow.source.name": "pipelines/train.py",
             "mlflow.source.git.commit": found["commit"],
-        },
+        }
+        | origin,
         spool=spool,
         attempt=attempt,
+        begin=step,
     )
     texts = {
         f"environment-{attempt:06d}.json": json.dumps(found, indent=1),

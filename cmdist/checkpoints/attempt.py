@@ -2,6 +2,7 @@
 
     RUN/attempts/000007         who took number 7
     RUN/attempts/000007.start   from which steps this attempt and those before it have started
+    RUN/attempts/000007.saved   the first step that it has committed
     RUN/attempts/000007.beat    changes while it lives
     RUN/attempts/000007.end     it has ended
 
@@ -24,6 +25,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,22 @@ from cmdist.system.distributed import World
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 3 * BEAT  # after which an attempt on another machine is taken for dead; no clocks are compared
 
+NEVER = 10**9  # the number of no attempt
+KEPT = 20  # attempts whose files stay
+PRUNED = 25  # attempts whose files go at one start, at most
+
 _NUMBER = re.compile(r"\d{6}")
+_FILE = re.compile(r"(\d{6})(\.(?:start|saved|beat|end))?")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the attempts of a run have left of themselves."""
+
+    starts: tuple[tuple[int, int], ...]  # (attempt, step that it started from), ascending in both
+    own: bool  # whether the newest that has begun went on from the run's own checkpoint
+    marks: int  # the first attempt that marks its saves as UNFINISHED; those before it are of older code
+    saved: tuple[int, ...]  # attempts that have committed
 
 
 class Attempt:
@@ -45,7 +62,7 @@ class Attempt:
 
     def __init__(self, run_url: str, number: int, claim: bytes | None) -> None:
         self._run_url, self.number, self._claim = run_url, number, claim
-        self._begun = False
+        self._begun = self._saved = False
         self._over = threading.Event()
         self._newer: Fenced | None = None
         if claim is not None:
@@ -67,16 +84,41 @@ class Attempt:
             if _read(_file(run_url, number)).get("token") == mine["token"]:
                 return cls(run_url, number, claim)
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, own: bool = True) -> None:
         """Note the step that this attempt starts from: what earlier attempts commit beyond it does not count from now
-        on.
+        on. `own`: from the run's own checkpoint, or from nothing.
         """
         if self._claim is None:
             return
+        before = known(self._run_url)
         # a start below earlier ones takes their place: whatever they ruled out, it rules out
-        before = [[number, start] for number, start in starts(self._run_url) if start < step]
-        sealed.write(self._file(".start"), sealed.seal({"starts": [*before, [self.number, step]]}))
+        starts = [[number, start] for number, start in before.starts if start < step]
+        marks = before.marks if 0 < before.marks < NEVER else self.number
+        record = {"starts": [*starts, [self.number, step]], "own": own, "marks": marks}
+        record["saved"] = list(before.saved[:1])  # its file may be pruned
+        sealed.write(self._file(".start"), sealed.seal(record))
         self._begun = True
+
+    def saved(self, step: int) -> None:
+        """Note, once, that this attempt has committed: then a run without checkpoints is one that has lost them."""
+        if self._claim is not None and not self._saved:
+            sealed.write(self._file(".saved"), sealed.seal({"step": step}))
+            self._saved = True
+
+    def prune(self) -> int:
+        """Remove the files of attempts long ago, some at each start; how many attempts went."""
+        if self._claim is None:
+            return 0
+        names = storage.names(storage.join(self._run_url, "attempts"))
+        found = sorted({int(match[1]) for name in names if (match := _FILE.fullmatch(name))})
+        gone = [number for number in found if number <= self.number - KEPT][:PRUNED]
+        for number in gone:
+            for name in names:
+                # the claim last: a rest is found again
+                if (match := _FILE.fullmatch(name)) and int(match[1]) == number and match[2]:
+                    storage.remove(storage.join(self._run_url, "attempts", name))
+            storage.remove(_file(self._run_url, number))
+        return len(gone)
 
     def check(self) -> None:
         """Look whether this is still the newest attempt. Raises Fenced."""
@@ -161,9 +203,18 @@ def numbers(run_url: str) -> list[int]:
 
 def starts(run_url: str) -> list[tuple[int, int]]:
     """(attempt, step that it started from), ascending in both, as the newest attempt that has begun knows them."""
-    begun = [name for name in storage.names(storage.join(run_url, "attempts")) if name.endswith(".start")]
+    return list(known(run_url).starts)
+
+
+def known(run_url: str) -> Known:
+    """What the newest attempt that has begun knows, and which have committed."""
+    names = storage.names(storage.join(run_url, "attempts"))
+    begun = [name for name in names if name.endswith(".start")]
     found = _read(storage.join(run_url, "attempts", begun[-1])) if begun else {}
-    return [(number, step) for number, step in found.get("starts", [])]
+    saved = {int(match[1]) for name in names if (match := _FILE.fullmatch(name)) and match[2] == ".saved"}
+    starts = tuple((number, step) for number, step in found.get("starts", []))
+    marks = found.get("marks", NEVER if begun else 0)
+    return Known(starts, found.get("own", True), marks, tuple(sorted({*saved, *found.get("saved", [])})))
 
 
 def _file(run_url: str, number: int) -> str:

@@ -9,7 +9,10 @@
                                             no COMMIT, no checkpoint
         VERIFIED                            everything was read back once and was what COMMIT says
         DAMAGED                             set aside: what was wrong when somebody wanted to go on from it
+        UNFINISHED                          there before the first slice, and gone after COMMIT: a save that was killed
+        REMOVING                            there before COMMIT goes: what is left of a removal that was killed
 
+A folder with data but without COMMIT and without these last two has lost files that were there (search.py).
 Nothing is pickled. Any number of ranks reads any slice by byte range, and no byte is used before the checksum of its
 block was right.
 """
@@ -30,6 +33,7 @@ from cmdist.checkpoints.layout import Layout
 from cmdist.errors import CheckpointError, Damaged
 from cmdist.system import storage
 
+UNFINISHED, REMOVING = "UNFINISHED", "REMOVING"
 FORMAT = 3  # 1: no blocks, no attempts; 2: blocks of 8 MiB
 BLOCK = 2**20  # bytes; COMMIT says what it was
 REQUEST = 16 * 2**20  # bytes read at once, at most

@@ -6,6 +6,7 @@ well; if it does not, the new one is skipped. What a store may do later is tried
 told at the next step; more than `max_missed` saves in a row without a commit end the run.
 """
 
+import contextlib
 import json
 import sys
 import threading
@@ -23,8 +24,8 @@ from cmdist.checkpoints import checkpoint, sealed
 from cmdist.checkpoints.attempt import Attempt
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.checkpoints.layout import Layout
-from cmdist.checkpoints.retention import Keep, thin, thinning
-from cmdist.errors import CheckpointError, CmdistError, Damaged, Fenced, StoreError
+from cmdist.checkpoints.retention import Keep, refused, thin, thinning
+from cmdist.errors import CheckpointError, CmdistError, Damaged, Fenced, StoreDenied, StoreError
 from cmdist.system import distributed, sharing, storage
 from cmdist.system.distributed import World
 
@@ -55,6 +56,7 @@ class _Job:
     url: str
     written: dict[str, Any] = field(default_factory=dict)  # entries of this rank's files that are there
     state: bytes = b""  # state.json
+    marked: bool = False  # as UNFINISHED
     commit: bytes = b""  # made once: a try whose answer was lost is known again by it
     trouble: bool = False  # it has met an error
     give_up: bool = False  # no more tries after the one under way
@@ -99,6 +101,7 @@ class Saver:
         self.committed: int | None = None  # the last step that was, by this process
         self._job: _Job | None = None
         self._missed = 0
+        self._kept_by_store = False  # it refuses to delete, and that was said
         self._told: list[str] = []  # what to report at the next step
         self._failure: BaseException | None = None
 
@@ -189,15 +192,16 @@ class Saver:
                 time.sleep(0.02)
             pause = min(2 * pause, LONGEST_PAUSE)
         if self._keep.last:
-            self._thin(job, averages)
+            self._thin(job, averages, last)
 
     def _try(self, job: _Job, averages: dict[float, Tensor]) -> tuple[list[str], bool]:
         """Write what is not there yet, and COMMIT: what went wrong, and whether another try makes sense; the same on
         all ranks.
         """
-        error = None
+        error = self._mark(job)
         try:
-            self._write_mine(job, averages)
+            if error is None:
+                self._write_mine(job, averages)
         except Exception as caught:
             error = self._outcome(caught)
         mine = {
@@ -216,6 +220,17 @@ class Saver:
                 errors = [self._outcome(caught)]
         errors = sharing.from_first(errors, self._group)  # nobody goes on before COMMIT is there
         return [text for text, _ in errors], all(again for _, again in errors)
+
+    def _mark(self, job: _Job) -> tuple[str, bool] | None:
+        """Mark the folder as UNFINISHED before anything else is in it: what went wrong, the same on all ranks."""
+        error = None
+        if self._world.first and not job.marked:
+            try:
+                storage.write(storage.join(job.url, checkpoint.UNFINISHED), b"")
+                job.marked = True
+            except Exception as caught:
+                error = self._outcome(caught)
+        return sharing.from_first(error, self._group)  # type: ignore[no-any-return]
 
     def _outcome(self, error: Exception) -> tuple[str, bool]:
         """A sentence for an error of writing, and whether it may pass; what is not the store's doing is raised."""
@@ -305,8 +320,12 @@ class Saver:
         if self._attempt is not None:
             self._attempt.check()
         sealed.write(storage.join(job.url, "COMMIT"), job.commit)
+        with contextlib.suppress(OSError, CmdistError):  # it is committed, whatever becomes of these
+            if self._attempt is not None:
+                self._attempt.saved(job.step)
+            storage.remove(storage.join(job.url, checkpoint.UNFINISHED))
 
-    def _thin(self, job: _Job, averages: dict[float, Tensor]) -> None:
+    def _thin(self, job: _Job, averages: dict[float, Tensor], last: bool) -> None:
         """Read the new checkpoint back, each rank its own files, and remove what the rule leaves over once all of it is
         right.
         """
@@ -319,7 +338,13 @@ class Saver:
         if not problems and self._world.first:
             try:
                 storage.write(storage.join(job.url, "VERIFIED"), b"")
-                thin(thinning(self._run_url, job.step, self._number, self._keep))
+                what = thinning(self._run_url, job.step, self._number, self._keep)
+                try:
+                    thin(what)
+                except StoreDenied as error:
+                    if last or not self._kept_by_store:  # at the first time, and how much it is at the end
+                        problems = [refused(what, error)]
+                    self._kept_by_store = True
             except (OSError, CmdistError) as error:
                 problems = [f"old checkpoints could not be thinned out: {error}"]
         self._told += problems

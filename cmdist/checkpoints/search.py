@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from cmdist.checkpoints import attempt as attempts
 from cmdist.checkpoints import sealed
-from cmdist.checkpoints.checkpoint import FORMAT, Checkpoint, folder
-from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
+from cmdist.checkpoints.checkpoint import FORMAT, REMOVING, UNFINISHED, Checkpoint, folder
+from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed, StoreMissing
 from cmdist.system import storage
 
 _FOLDER = re.compile(r"step-(\d{10})(?:-(\d{4,}))?")
+_SLICES = re.compile(r"slices-\d{5}-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True, order=True)
@@ -28,6 +29,26 @@ class Entry:
         """Whether it is committed, not set aside, and not overtaken."""
         return "COMMIT" in self.names and "DAMAGED" not in self.names and not self.void
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether it is for certain the rest of a save or of a removal that was cut short."""
+        killed_save = UNFINISHED in self.names and "VERIFIED" not in self.names
+        return "COMMIT" not in self.names and (killed_save or REMOVING in self.names)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all data of a checkpoint are there, by their names; one that holds averages only has no slices."""
+        slices = [match for name in self.names if (match := _SLICES.fullmatch(name))]
+        whole = all(int(match[1]) == len(slices) for match in slices)
+        return whole and "state.json" in self.names and any(name.endswith(".safetensors") for name in self.names)
+
+    @property
+    def data(self) -> list[str]:
+        """The names of its files that hold data of a checkpoint, or that only a committed one has."""
+        return sorted(
+            name for name in self.names if name in ("state.json", "VERIFIED") or name.endswith(".safetensors")
+        )
+
 
 def entries(run_url: str) -> list[Entry]:
     """All checkpoint folders, by step and attempt; [] if there are none. Raises LookupFailed if the store could not be
@@ -38,6 +59,8 @@ def entries(run_url: str) -> list[Entry]:
 
 def _entries(run_url: str) -> Iterator[Entry]:
     try:
+        for place in (run_url, storage.join(run_url, "checkpoints"), storage.join(run_url, "attempts")):
+            _refuse_dangling(place)
         folders = [
             (match, name)
             for name in storage.names(storage.join(run_url, "checkpoints"))
@@ -54,6 +77,12 @@ def _entries(run_url: str) -> Iterator[Entry]:
             f"could not look for checkpoints in {run_url}: {cause}; the run is not started over, try again "
             "when it can be read"
         ) from error
+
+
+def _refuse_dangling(url: str) -> None:
+    path = storage.local_path(url)
+    if path is not None and path.is_symlink() and not path.exists():
+        raise StoreMissing(f"{path} is a link to {path.readlink()}, which is not there (is that disk mounted?)")
 
 
 def steps(run_url: str) -> list[int]:

@@ -2,6 +2,7 @@
 them.
 """
 
+import json
 import string
 from bisect import bisect_right
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 
 from cmdist.system import storage
 from cmdist.tracking import mlflow as tracking
+from cmdist.tracking.branches import BRANCHED, ORIGIN
 
 METRICS = {
     "fd": "FD",
@@ -226,6 +228,24 @@ def differences(rows: Sequence[Row]) -> list[str]:
         )
         if where:
             lines.append(f"({letter}) not comparable with the rest: {where} ({what})")
+    return lines
+
+
+def lineage(rows: Sequence[Row]) -> list[str]:
+    """A line for each run that is a copy of another one, or that has gone another way than it did at first."""
+    lines = []
+    for row in rows:
+        tags = row.run["tags"]
+        if ORIGIN in tags:
+            origin = json.loads(tags[ORIGIN])
+            lines.append(f"{row.name} is a copy of {origin['url']} and goes on from its step {origin.get('step', 0):,}")
+        if BRANCHED in tags:
+            about = json.loads(tags[BRANCHED])
+            what = "; ".join(f"{key} {change}" for key, change in about["changed"].items())
+            lines.append(
+                f"{row.name} went on from step {about['begin']:,} in attempt {about['attempt']} ({what}); what it had "
+                f"done beyond is in MLflow as '{about['given up']}'"
+            )
     return lines
 
 

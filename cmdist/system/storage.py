@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from cmdist.errors import CmdistError
+from cmdist.system import s3
 from cmdist.system.store_errors import answer, sentence, transient
 
 T = TypeVar("T")
@@ -318,14 +319,26 @@ def download(url: str, target: Path) -> None:
 
 
 def remove(url: str) -> None:
-    """Remove a file or a folder with all below it; nothing happens if it is not there."""
+    """Remove a file or a folder with all below it; nothing happens if it is not there. Raises StoreDenied."""
     fs, path = _resolve(url)
 
     def erase() -> None:
         with contextlib.suppress(FileNotFoundError):
-            fs.rm(path, recursive=True)
+            if "s3" in fs.protocol:
+                s3.erase(fs, path)  # s3fs says nothing of what the store refuses
+            else:
+                fs.rm(path, recursive=True)
 
     _try(url, erase)
+
+
+def abort_uploads(url: str, wanted: Callable[[str], bool]) -> int:
+    """Abort open uploads in parts of files below `url` whose URLs `wanted` takes; how many. Only S3 has such."""
+    fs, path = _resolve(url)
+    if "s3" not in fs.protocol:
+        return 0
+    scheme = url.partition("://")[0]
+    return _try(url, lambda: s3.abort_uploads(fs, path, lambda place: wanted(f"{scheme}://{place}")))
 
 
 def forget() -> None:

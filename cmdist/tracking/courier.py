@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from cmdist.tracking.delivery import Delivery, StoreGone
 from cmdist.tracking.journal import Journal, Watch
-from cmdist.tracking.mlflow import Delivery, StoreGone
 
 _GRACE = 60.0  # seconds for which a courier goes on trying after its run has ended
 

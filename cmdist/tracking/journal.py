@@ -107,6 +107,13 @@ class Journal:
             yield True
 
 
+def set_aside(folder: Path, name: str) -> None:
+    """Rename the lines and the cursor of a journal, which another run wrote, to `NAME.jsonl` and `NAME.json`."""
+    for old, new in (("points.jsonl", f"{name}.jsonl"), ("cursor.json", f"{name}.json")):
+        if (folder / old).exists():
+            os.replace(folder / old, folder / new)
+
+
 class Tracker:
     """What rank 0 tells about a run; no call waits for the server."""
 
@@ -115,10 +122,6 @@ class Tracker:
         self._courier_wanted = courier
         self._courier: subprocess.Popen[bytes] | None = None
         self._courier_started = 0.0
-        self._logged: dict[str, int] = {}
-        for record, _ in journal.read():
-            if record["kind"] == "metrics":
-                self._logged.update((key, max(record["step"], self._logged.get(key, -1))) for key in record["values"])
 
     @classmethod
     def start(
@@ -132,12 +135,14 @@ class Tracker:
         spool: Path,
         courier: bool = True,
         attempt: int = 1,
+        begin: int = 0,
     ) -> "Tracker":
         """Open or go on with the run `key`; `spool` is the folder of its journal, `attempt` counts the starts of the
-        run on any node.
+        run on any node, and `begin` is the step that this one starts from.
 
         Without a courier (no network) points stay in the journal until `courier.deliver`.
-        Metrics of steps that the journal has already are not logged again: a resumed run repeats them exactly.
+        Steps beyond `begin` that an earlier attempt had logged are logged again: whoever delivers them knows whether
+        they are a repetition or another branch.
         """
         journal = Journal(spool)
         journal.append(
@@ -150,6 +155,7 @@ class Tracker:
                 "name": name,
                 "key": key,
                 "attempt": attempt,
+                "begin": begin,
                 "params": {k: str(v)[:LONGEST] for k, v in params.items()},
                 "tags": dict(tags),
             }
@@ -160,10 +166,9 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note the values of metrics at a step."""
-        new = {k: float(v) for k, v in metrics.items() if step > self._logged.get(k, -1)}
-        assert all(NAME.fullmatch(k) for k in new), f"MLflow refuses one of the names {sorted(new)}"
-        if new:
-            self._append({"kind": "metrics", "time": now(), "step": step, "values": new})
+        values = {k: float(v) for k, v in metrics.items()}
+        assert all(NAME.fullmatch(k) for k in values), f"MLflow refuses one of the names {sorted(values)}"
+        self._append({"kind": "metrics", "time": now(), "step": step, "values": values})
         self._watch()
 
     def artifact(self, path: Path, folder: str = "") -> None:

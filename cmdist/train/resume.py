@@ -3,10 +3,10 @@ itself.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
-from cmdist.checkpoints import search
+from cmdist.checkpoints import progress, search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
 from cmdist.system import sharing, storage
@@ -18,13 +18,15 @@ from cmdist.train.loss_scale import LossScale
 T = TypeVar("T")
 
 
-def find(run_url: str, run_id: str, mode: str, world: World) -> Checkpoint | None:
+def find(run_url: str, run_ids: Collection[str], mode: str, world: World) -> Checkpoint | None:
     """The checkpoint to go on from, all of it verified; each rank holds its part of it. All ranks must call.
 
+    `run_ids`: the run's own, and those of the runs that it was copied from.
+
     `mode` auto: the newest whose every byte is right; damaged ones are named and set aside. None only if the run has
-    never committed anything. none: refuse if there is one. A URL, of a checkpoint or another run: start from that, but
-    once the run has a checkpoint of its own, go on from its newest, so that the same command may be given again. Raises
-    LookupFailed, CheckpointError.
+    never committed anything and nothing says that it has. none: refuse if there is one. A URL, of a checkpoint or
+    another run: start from that, but once the run has a checkpoint of its own, go on from its newest, so that the same
+    command may be given again. Raises LookupFailed, CheckpointError, ProgressLost.
     """
     found = once(world, lambda: search.entries(run_url))
     counting = [entry for entry in found if entry.counts]
@@ -35,7 +37,7 @@ def find(run_url: str, run_id: str, mode: str, world: World) -> Checkpoint | Non
         )
     for entry in reversed(counting):
         try:
-            sound = _fetch(lambda e=entry: search.open_entry(e), run_id, world)  # type: ignore[misc]
+            sound = _fetch(lambda e=entry: search.open_entry(e), run_ids, world)  # type: ignore[misc]
         except Damaged as error:
             if world.first:
                 search.set_aside(entry, str(error))
@@ -50,10 +52,12 @@ def find(run_url: str, run_id: str, mode: str, world: World) -> Checkpoint | Non
             f"{run_url} has committed checkpoints, but none that can be continued (look into {spoilt[-1]}): "
             "the run is not started over; repair one, or start from another with --resume URL under another run.name"
         )
-    return None if mode in ("auto", "none") else _elsewhere(mode, world)
+    elsewhere = mode not in ("auto", "none")
+    once(world, lambda: progress.refuse_lost(run_url, found, elsewhere))
+    return _elsewhere(mode, world) if elsewhere else None
 
 
-def _fetch(open_it: Callable[[], Checkpoint], run_id: str | None, world: World) -> Checkpoint | None:
+def _fetch(open_it: Callable[[], Checkpoint], run_ids: Collection[str], world: World) -> Checkpoint | None:
     """A checkpoint with every rank's part verified; None if it holds averages only. Raises Damaged on all ranks.
 
     What it consists of, COMMIT and state.json, is read by rank 0 for all.
@@ -61,7 +65,7 @@ def _fetch(open_it: Callable[[], Checkpoint], run_id: str | None, world: World) 
 
     def look() -> Checkpoint:
         opened = open_it()
-        if run_id is not None and opened.commit.get("run", run_id) != run_id:
+        if run_ids and "run" in opened.commit and opened.commit["run"] not in run_ids:
             raise Damaged(f"{opened.url}/COMMIT belongs to another run ({opened.commit['run']})")
         if opened.whole:
             _ = opened.state  # which goes along from now on
@@ -86,7 +90,7 @@ def _elsewhere(url: str, world: World) -> Checkpoint:
             )
         return found
 
-    found = _fetch(open_it, None, world)
+    found = _fetch(open_it, (), world)
     if found is None:
         raise CheckpointError(f"--resume {url}: only averages are left there, with which training cannot go on")
     return found

@@ -39,7 +39,8 @@ def _look_at_run(run_url: str, config: Config) -> dict[str, Any]:
     key = left.commit["run"] if left else uuid.uuid4().hex
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
     storage.check_url(uri)
-    return {"id": key, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
+    known = {"id": key, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
+    return known | {"url": run_url}
 
 
 def default_tracking_uri(config: Config) -> str:

@@ -44,7 +44,7 @@ def test_the_rule(keep: Keep, evaluated: list[int], removed: list[int], stripped
     assert steps(what.remove) == removed and steps(what.strip) == stripped
 
 
-def test_remains_of_dead_attempts_go_and_what_was_set_aside_stays() -> None:
+def test_remains_of_dead_attempts_go_and_what_was_set_aside_or_is_complete_stays() -> None:
     partial, damaged, stripped = (
         frozenset({"state.json"}),
         WHOLE | {"DAMAGED"},
@@ -67,8 +67,23 @@ def test_remains_of_dead_attempts_go_and_what_was_set_aside_stays() -> None:
         entry(45, 4, partial),
     ]
     what = plan(found, entry(50, 3), Keep(3), [30])
-    # attempt 4's folder may be in the making; nothing above the newest is touched
-    assert {e.url for e in what.remove} == {"step-10-1", "step-20-1", "step-30-1", "step-40-2"} and not what.strip
+    # attempt 4's folder may be in the making; nothing above the newest is touched; step 30 of attempt 1 is complete and
+    # another branch: a person may still want it
+    assert {e.url for e in what.remove} == {"step-10-1", "step-20-1", "step-40-2"} and not what.strip
+
+
+def test_complete_data_without_commit_stay_unless_they_are_known_to_be_a_rest() -> None:
+    """The tried case, and its siblings: averages only, verified; a killed save and a killed removal are no such."""
+    lost = WHOLE - {"COMMIT"}
+    averages = lost - {"slices-00000-of-00001.safetensors"}
+    rank_missing = lost - {"slices-00000-of-00001.safetensors"} | {"slices-00001-of-00002.safetensors"}
+    stays = [entry(10, names=lost), entry(11, names=averages), entry(12, names=lost | {"VERIFIED", "UNFINISHED"})]
+    goes = [entry(20, names=lost | {"UNFINISHED"}), entry(21, names=lost | {"VERIFIED", "REMOVING"})]
+    goes += [entry(22, names=rank_missing), entry(23, names=lost - {"state.json"})]
+    newest = entry(50, 2)
+    assert steps(plan([*stays, *goes, newest], newest, Keep(1), []).remove) == [20, 21, 22, 23]
+    assert steps(retention.remains([*stays, *goes, newest], 3)[0]) == [20, 21]
+    assert steps(retention.remains([*stays, *goes, newest], 3)[1]) == [10, 11, 12]
 
 
 def save(run: str, *steps: int, keep: Keep | None = None) -> None:

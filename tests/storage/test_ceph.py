@@ -104,7 +104,7 @@ def test_a_takeover_and_what_a_power_cut_leaves(run: str, cluster: Ceph) -> None
         cluster.kill()
         cluster.start()
         saver.wait()
-        found = resume.find(run, "id", "auto", World())
+        found = resume.find(run, ("id",), "auto", World())
         assert found is not None and found.step == 4
         for step in search.steps(run):
             opened = search.open_checkpoint(run, step)

@@ -43,7 +43,7 @@ def make(run: str, *steps: int, run_id: str = "id") -> None:
 
 
 def find(run: str, mode: str = "auto") -> checkpoint.Checkpoint | None:
-    return resume.find(run, "id", mode, World())
+    return resume.find(run, ("id",), mode, World())
 
 
 def cut(data: bytes) -> bytes:

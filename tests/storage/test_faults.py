@@ -65,7 +65,7 @@ def save_and_come_back(
     proxy.kind, proxy.rate = kind, 0.05 if kind == "flipped" else 0.15
     while proxy.count[kind] < faults or resumes < comings:
         with attempt_at(run, World()) as attempt:
-            found = resume.find(run, "id", "auto", World())
+            found = resume.find(run, ("id",), "auto", World())
             assert (found.step if found else 0) == step
             if found:
                 for start, stop in ((0, 3000), (100, 2999)):
@@ -176,7 +176,7 @@ def test_permission_lost_or_bucket_deleted_half_way(
     assert "step 3 in" in (said := capsys.readouterr().err) and said.count(sentence) == 2
     assert proxy.count[kind] <= 4
     with pytest.raises(LookupFailed, match=f"{sentence}.*; the run is not started over"):
-        resume.find(f"{s3}/run", "id", "auto", World())
+        resume.find(f"{s3}/run", ("id",), "auto", World())
     proxy.rate = 0.0
     save(4)
     assert search.steps(f"{s3}/run") == [1, 4]
