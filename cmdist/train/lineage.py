@@ -7,10 +7,12 @@ so. The same folder on another path (a link, another mount) is known by this att
 
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cmdist.errors import CmdistError
 from cmdist.system import storage
+from cmdist.tracking.journal import set_aside
 
 Record = dict[str, Any]
 
@@ -30,6 +32,16 @@ def settle(record: Record, run_url: str, attempt: int) -> Record:
         return record | {"url": place}
     origin = {"id": record["id"], "url": place}
     return record | {"id": uuid.uuid4().hex, "url": run_url, "origins": [origin, *record.get("origins", [])]}
+
+
+def announce(record: Record, spool: Path) -> None:
+    """Say that a copy is a new run from here on, and set the original's journal in its folder aside."""
+    origin = record["origins"][0]
+    set_aside(spool, f"of-{origin['id']}")
+    print(
+        f"{record['url']} is a copy of {origin['url']}: a new run from here on "
+        "(had it been moved, pipelines/checkpoints.py move would have kept it the same run)"
+    )
 
 
 def moved(record: Record, source: str, target: str) -> Record:
