@@ -25,6 +25,9 @@ from cmdist.checkpoints.attempt import Attempt
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.checkpoints.layout import Layout
 from cmdist.checkpoints.retention import Keep, refused, thin, thinning
+from cmdist.checkpoints.snapshot import Snapshot as Snapshot
+from cmdist.checkpoints.snapshot import of_slices
+from cmdist.checkpoints.snapshot import owners as owners
 from cmdist.errors import CheckpointError, CmdistError, Damaged, Fenced, StoreDenied, StoreError
 from cmdist.system import distributed, sharing, storage
 from cmdist.system.distributed import World
@@ -35,16 +38,6 @@ LONGEST_PAUSE = 30.0  # seconds between two tries
 # the longest that a last save may take beyond a step: its last try begins late, and the store's own patience is in it
 LONGEST_LAST = LAST_WAIT + LONGEST_PAUSE + 2 * storage.PATIENCE
 REWRITES = 3  # of a file that does not read back as it was written
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What one rank saves, in host memory: its slices of the vectors from `start` on, and of the averages."""
-
-    start: int
-    vectors: dict[str, Tensor]
-    averages: dict[float, Tensor]
-    state: dict[str, Any]  # equal on all ranks
 
 
 @dataclass
@@ -61,19 +54,6 @@ class _Job:
     trouble: bool = False  # it has met an error
     give_up: bool = False  # no more tries after the one under way
     done: threading.Event = field(default_factory=threading.Event)
-
-
-def owners(local_ranks: Sequence[int]) -> list[int]:
-    """The ranks in the order in which they are given averages to write: the first of each node, then the second ...
-
-    `local_ranks` are those of all ranks. So the averages lie in the memory, and go through the network, of many nodes.
-    """
-    return sorted(range(len(local_ranks)), key=lambda rank: (local_ranks[rank], rank))
-
-
-def _of_slices(kinds: list[str], start: int, numel: int) -> tuple[list[tuple[str, tuple[int, ...]]], dict[str, str]]:
-    """What the header of a slice file says: its tensors, and its metadata."""
-    return [(kind, (numel,)) for kind in kinds], {"start": str(start)}
 
 
 class Saver:
@@ -261,7 +241,7 @@ class Saver:
 
     def _files(self, snapshot: Snapshot, averages: dict[float, Tensor]) -> dict[str, list[bytes | memoryview]]:
         """This rank's files by name."""
-        described = _of_slices(list(snapshot.vectors), snapshot.start, snapshot.vectors["master"].numel())
+        described = of_slices(list(snapshot.vectors), snapshot.start, snapshot.vectors["master"].numel())
         slices = {self._slices(self._world.rank): checkpoint.pack(described[0], snapshot.vectors, described[1])}
         return slices | {
             checkpoint.ema_file(d): checkpoint.pack(self._tensors, values, {"decay": repr(d)})
@@ -299,7 +279,7 @@ class Saver:
                     "file": self._slices(i),
                     "start": r["start"],
                     "stop": r["start"] + r["numel"],
-                    "data": len(checkpoint.header(*_of_slices(kinds, r["start"], r["numel"]))),
+                    "data": len(checkpoint.header(*of_slices(kinds, r["start"], r["numel"]))),
                 }
                 for i, r in enumerate(ranks)
             ],
