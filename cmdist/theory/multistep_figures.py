@@ -99,10 +99,8 @@ def over_sigma(ax: Axes, theme: Theme, table: Table) -> None:
     ax.plot(
         *points(table, "sigma", "rms_of_mean", run=first), color=theme.soft, ls=":", label="blurred: the mean E[x₀ | x]"
     )
-    ax.set(
-        xscale="log", xlabel="noise level σ", ylabel="error against the exact function, RMS of a pixel", ylim=(0, None)
-    )
-    ax.set_title("Digits: error of trained networks")
+    ax.set(xscale="log", xlabel="noise level σ", ylabel="RMS difference of a pixel", ylim=(0, None))
+    ax.set_title("Digits: error against the exact function")
     ax.legend()
 
 
@@ -116,7 +114,8 @@ def over_tau(ax: Axes, theme: Theme, table: Table) -> None:
         xscale="log", yscale="log", xlabel="noise τ of the second step (dotted: one step)", ylabel="Fréchet distance"
     )
     ax.set_title("Digits: two steps")
-    ax.legend(loc="upper right")
+    ax.set_ylim(None, 4 * ax.get_ylim()[1])
+    ax.legend(loc="upper center", ncols=3)
 
 
 def run_looks(table: Table, theme: Theme) -> dict[str, tuple[str, str]]:
