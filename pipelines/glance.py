@@ -10,6 +10,7 @@ What it finds goes to RUN/glances and MLflow.
 """
 
 import argparse
+import dataclasses
 import fcntl
 import json
 import time
@@ -20,7 +21,7 @@ from typing import Any
 import evaluate  # pipelines/evaluate.py
 import torch
 
-from cmdist import build, runs, seeding
+from cmdist import build, pins, runs, seeding
 from cmdist.checkpoints import record
 from cmdist.checkpoints.checkpoint import ema_file
 from cmdist.core import sampling, validation
@@ -60,7 +61,9 @@ def glance(run_url: str, step: int, spool: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     begin = time.monotonic()
     run = runs.open_run(run_url, step)
-    tracked = record.read(run_url)["tracking_uri"] != "none"
+    known = record.read(run_url)
+    run = dataclasses.replace(run, config=pins.opened_at(run.config, known.get("pins", {})))
+    tracked = known["tracking_uri"] != "none"
     weights = f"xxh3:{run.checkpoint.commit['files'][ema_file(run.config.train.ema[0])]['xxh3']}"
     stem = storage.join(run_url, "glances", f"step-{step:010d}")
     if not storage.exists(f"{stem}.json") or json.loads(storage.read(f"{stem}.json"))["weights"] != weights:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmdist import build, gpus, runs
+from cmdist import build, gpus, pins, runs
 from cmdist import config as configuration
 from cmdist.checkpoints import progress, record
 from cmdist.checkpoints.attempt import Attempt, attempt_at
@@ -178,7 +178,7 @@ def train(config: Config, world: World, mode: str) -> bool:
     with attempt_at(run_url, world) as attempt:
         settled = resume.once(world, lambda: lineage.settle(known, run_url, attempt.number))
         found = resume.find(run_url, lineage.ids(settled), mode, world)
-        begun = start.start_from(config, found, run_url, data.index_hash, world)
+        begun = start.start_from(config, settled, found, run_url, data.index_hash, world)
         if found is not None and found.step >= config.train.steps:
             if world.first:
                 print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
@@ -204,12 +204,13 @@ def go_on(
     """Train from a checkpoint, or from the beginning; whether the last step is done."""
     config = begun.config
     trainer, order, checked = make_trainer(
-        config, world, data, begun.found, run_url, known["id"], attempt, begun.measured
+        config, world, data, begun.found, run_url, known["id"], attempt, begun.measured, begun.pinned
     )
     own = begun.found is not None and begun.found.url.startswith(f"{run_url}/")
     attempt.begin(trainer.step, own or begun.found is None)
     if world.first:
-        record.write(run_url, known | ({"committed": trainer.step} if own else {}))
+        pins.hold(begun.pinned, run_url, known["id"])
+        record.write(run_url, known | {"pins": begun.pinned} | ({"committed": trainer.step} if own else {}))
         start.write_config(run_url, config)
         report(begun, trainer, order, checked)
         for line in progress.clear(run_url, attempt):

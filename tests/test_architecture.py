@@ -36,6 +36,7 @@ LAYERS = [
     {"config"},
     {"identity"},
     {"runs"},
+    {"pins"},
     {"build"},
     {"plan", "train.assembly", "theory"},
     {"train.start"},

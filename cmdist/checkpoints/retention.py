@@ -71,8 +71,8 @@ def remains(found: Sequence[Entry], attempt: int) -> tuple[list[Entry], list[Ent
 
 
 def evaluated(run_url: str) -> set[int]:
-    """Steps that an evaluation has been made of, or begun."""
-    names = storage.names(storage.join(run_url, "evaluations"))
+    """Steps that an evaluation has been made of, or begun; and those that other runs have pinned (pins.py)."""
+    names = [name for folder in ("evaluations", "pins") for name in storage.names(storage.join(run_url, folder))]
     return {int(match[1]) for name in names if (match := _EVALUATION.match(name))}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 import cmdist
-from cmdist import build, seeding
+from cmdist import build, pins, seeding
 from cmdist import config as configuration
 from cmdist.checkpoints.attempt import Attempt
 from cmdist.checkpoints.checkpoint import Checkpoint
@@ -16,6 +16,7 @@ from cmdist.core.objectives.base import Networks
 from cmdist.data.images import ShardedImages
 from cmdist.data.order import Order, schedule
 from cmdist.data.reader import micro_batches
+from cmdist.pins import Pin
 from cmdist.runs import Weights
 from cmdist.system.distributed import StopRequest, World
 from cmdist.train import resume
@@ -37,16 +38,18 @@ def make_trainer(
     run_id: str,
     attempt: Attempt,
     measured: Mapping[str, str] | None = None,
+    pinned: Mapping[str, Pin] | None = None,
 ) -> tuple[Trainer, Order, Checked | None]:
     """Everything a run needs, at the step where it starts; the order of its samples, and the result of the
-    self-check. `measured`: hashes of what is learned from.
+    self-check. `measured`: hashes of what is learned from; `pinned`: the weights that it begins with and follows.
     """
     t, o = config.train, config.optimizer
+    opened = pins.opened_at(config, pinned or {})
     build.set_arithmetic(config)
     torch.manual_seed(seeding.key(config.run.seed, "weights"))
     net, weights = build.network(config).to(world.device), Weights(world)
     if found is None:
-        build.initialise(config, net, weights)
+        build.initialise(opened, net, weights)
     copies = {"target": Copy(net)} if build.needs_target(config) else {}
     for module in (net, *(each.module for each in copies.values())):
         build.compiled(config, module)
@@ -65,7 +68,7 @@ def make_trainer(
     networks = Networks(
         student=build.model(config, engine),
         target=build.model(config, copies["target"].module) if "target" in copies else None,
-        teacher=build.teacher(config, data, world.device, weights),
+        teacher=build.teacher(opened, data, world.device, weights),
         bare_student=build.model(config, engine.module),
     )
     order = Order(data.counts, config.run.seed, config.data.block_shards)
@@ -108,6 +111,7 @@ def make_trainer(
         describe={
             "config": configuration.written(config),
             "measured": dict(measured or {}),
+            "pins": dict(pinned or {}),
             "zero_stage": t.zero_stage,
             "code_version": cmdist.__version__,
         },

@@ -3,15 +3,17 @@
 import os
 import sys
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cmdist import config as configuration
-from cmdist import identity, runs
+from cmdist import identity, pins, runs
 from cmdist.checkpoints import record, search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.config import Config
+from cmdist.pins import Pin
 from cmdist.system import sharing, storage
 from cmdist.system.distributed import World
 from cmdist.train import resume
@@ -24,6 +26,7 @@ class Start:
     config: Config
     found: Checkpoint | None
     measured: dict[str, str]  # hashes of what the run learns from
+    pinned: dict[str, Pin]  # the weights that it begins with and follows
     changed: list[str]
 
 
@@ -49,15 +52,28 @@ def default_tracking_uri(config: Config) -> str:
     return f"sqlite:///{(root or Path.cwd()).absolute() / 'mlflow.db'}"
 
 
-def start_from(config: Config, found: Checkpoint | None, run_url: str, index_hash: str, world: World) -> Start:
+def start_from(
+    config: Config, known: Mapping[str, Any], found: Checkpoint | None, run_url: str, index_hash: str, world: World
+) -> Start:
     """`config` with what the run has fixed, after a comparison with the checkpoint's own. All ranks must call.
 
-    From a checkpoint of another run everything may be changed that its weights allow. Raises CheckpointError.
+    `known` is run.json. From a checkpoint of another run everything may be changed that its weights allow. Raises
+    CheckpointError.
     """
+
+    def look() -> tuple[Config | None, dict[str, Pin]]:
+        before = runs.config_of(found) if found else None
+        old = known.get("pins")
+        if old is None and found and before:  # of the run that it goes on from, as far as the same is named
+            same = pins.named(before).items() & pins.named(config).items()
+            old = {key: each for key, each in found.state.get("pins", {}).items() if key in dict(same)}
+        return before, pins.pin(config, old or {}, begun=found is not None)
+
+    before, pinned = resume.once(world, look)
     measured = sharing.once(world, lambda: runs.measured(config, index_hash))
-    if found is None:
-        return Start(configuration.fixed(config), None, measured, [])
-    before = resume.once(world, lambda: runs.config_of(found))
+    measured = measured | {key: each["weights"] for key, each in pinned.items()}
+    if found is None or before is None:
+        return Start(configuration.fixed(config), None, measured, pinned, [])
     config = configuration.continued(config, before)
     differences = identity.changes(before, config, found.state.get("measured", {}), measured)
     if found.url.startswith(f"{run_url}/"):
@@ -70,7 +86,7 @@ def start_from(config: Config, found: Checkpoint | None, run_url: str, index_has
                 file=sys.stderr,
             )
     changed = [f"{change.key}: {change.was} -> {change.now}" for change in differences]
-    return Start(config, found, measured, sorted(changed))
+    return Start(config, found, measured, pinned, sorted(changed))
 
 
 def write_config(run_url: str, config: Config) -> None:

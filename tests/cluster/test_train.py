@@ -114,6 +114,29 @@ def test_what_cannot_start_ends_at_once_and_is_not_requeued(slurm: Slurm, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_teacher_may_train_on_while_its_distillation_is_requeued(slurm: Slurm, tmp_path: Path, digits: str) -> None:
+    """The student's weights are those of a run that nobody interrupted, from the teacher as it was at the start."""
+    edm = ["run.name=edm", "train.checkpoint_every=5", "train.keep_checkpoints=1", "optimizer.lr=0.01"]
+    path, runs = write_config(tmp_path, digits), tmp_path / "runs"
+
+    def teach(steps: int) -> None:
+        teacher = train(1, tmp_path / "teacher.log", path, *edm, f"train.steps={steps}")
+        assert teacher.join() == [0], teacher.text
+
+    teach(5)
+    overrides = [*OBJECTIVES["cd"], f"teacher={runs}/edm", "init=teacher", "run.name=small"]
+    straight = train(2, tmp_path / "straight.log", path, *COMMON, *overrides, "run.name=straight")
+    assert straight.join(240) == [0, 0], straight.text
+    job = submit(slurm, tmp_path, digits, *overrides)
+    under_way(job)
+    teach(15)
+    assert search.steps(str(runs / "edm")) == [5, 15]  # 10 is thinned out, 5 is pinned
+    slurm.call("scontrol", "requeue", job.id)
+    job.until_requeued(1)
+    finishes_as(job, files(runs / "straight", STEPS))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["requeue", "killed rank", "crash", "preempted", "preempted with grace"])
 def test_interrupted_it_comes_back_by_itself(
     slurm: Slurm, tmp_path: Path, digits: str, straight: Any, how: str

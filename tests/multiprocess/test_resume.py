@@ -104,7 +104,7 @@ def test_the_report_names_what_has_changed(tmp_path: Path, digits: str) -> None:
     assert resumed.join() == [0, 0], resumed.text
     for line in (
         "step         10 of 20   epoch 0   samples seen 160",
-        "curriculum   N = ",
+        "curriculum   n_timesteps = ",
         "ranks        2 on cpu, ZeRO 2, 2 micro-batches each (was 1, ZeRO 1)",
         "changed      train.steps: 10 -> 20; train.zero_stage: 1 -> 2",
     ):
