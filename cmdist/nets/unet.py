@@ -16,27 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cmdist.errors import ConfigError, DataError
+from cmdist.nets.group_norm import GroupNorm
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Resample = Literal["up", "down"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalization in at least fp32, given back in x's dtype: 32 groups as in ADM, fewer where one would have
-    under 4 channels.
-    """
-
-    def __init__(self, channels: int) -> None:
-        most = max(1, min(32, channels // 4))
-        super().__init__(next(n for n in range(most, 0, -1) if channels % n == 0), channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same, in x's memory format."""
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        # Contiguous, as on GPUs torch's kernel works anyway and as forward-mode derivatives must have it; the
-        # convolution behind it goes by its input's format.
-        return super().forward(wide.contiguous()).to(x.dtype, memory_format=_memory_format(x))
 
 
 class ResBlock(nn.Module):
@@ -296,10 +280,6 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=t.dtype, device=t.device))
     angles = t[:, None] * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def _resample(x: Tensor, direction: Resample) -> Tensor:
