@@ -1,5 +1,6 @@
 """From configuration to objects: one plain place to see what runs for `objective: consistency_distillation`."""
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,13 @@ def network(config: Config) -> UNet:
     )
 
 
+def lowered(net: UNet) -> UNet:
+    """A copy of `net` for calls without gradient: the same output from weights in the precision that they are used
+    in.
+    """
+    return copy.deepcopy(net).requires_grad_(False).lower()
+
+
 def compiled(config: Config, net: nn.Module) -> nn.Module:
     """`net`, compiled in place if `train.compile` says so; names of weights stay, and a copy of it is not compiled
     yet.
@@ -76,6 +84,8 @@ def set_arithmetic(config: Config) -> None:
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    else:
+        torch.backends.cudnn.benchmark = True  # shapes never change: measured once, the fastest kernel is kept
 
 
 def model(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.Model:
@@ -87,11 +97,14 @@ def model(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.M
 
 
 def distance(config: Config, device: torch.device | str = "cpu", world: World | None = None) -> distances.Distance:
-    """d(x, y) of a consistency objective. Raises ConfigError if LPIPS' weights are not there."""
+    """d(x, y) of a consistency objective; LPIPS is compiled if networks are. Raises ConfigError if its weights are not
+    there.
+    """
     loss = config.loss
     if uses_lpips(config):
         assert loss.lpips_weights is not None
-        return distances.lpips(load_lpips(loss.lpips_weights, loss.lpips_pooling, device, world))
+        network = load_lpips(loss.lpips_weights, loss.lpips_pooling, device, loss.lpips_precision, world)
+        return distances.lpips(compiled(config, network))
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
     plain: dict[str, distances.Distance] = {
         "l1": distances.l1,
@@ -267,6 +280,8 @@ def teacher(
 
 def _teacher(config: Config, made: preconditioning.Model) -> Denoise:
     assert isinstance(made.net, nn.Module)
+    if isinstance(made.net, UNet):
+        made.net.lower()
     compiled(config, made.net)
     return made
 

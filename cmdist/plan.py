@@ -2,6 +2,7 @@
 live bytes counted.
 """
 
+import collections
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,14 @@ from cmdist.train.engine import BUCKET
 
 GB = 1e9
 LIBRARIES = 1.5 * GB  # CUDA context, cuDNN and cuBLAS workspaces: a round allowance
+KINDS = {  # a part of an operation's name -> what a reader calls it; the first that fits
+    "_to_copy": "casts and changes of format",
+    "clone": "casts and changes of format",
+    "convolution": "convolutions",
+    "group_norm": "group normalization",
+    "attention": "attention",
+    "mm": "matrix products",
+}
 FRAGMENTATION = 0.1  # of the activations: what a caching allocator loses, an allowance too
 
 
@@ -33,6 +42,7 @@ class Plan:
     forward_flops: float  # the student's forward pass, one image
     flops: float  # one image of training: teacher, target, student forward and backward, LPIPS
     images: int  # to be seen over the whole run
+    touched: dict[str, float]  # kind of operation -> bytes that those of a micro-batch read and write, none compiled
     memory: dict[str, float]  # part -> bytes on the GPU
     host_memory: float  # bytes of a checkpoint's copy
 
@@ -52,8 +62,13 @@ def plan(config: Config, ranks: int) -> Plan:
     """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build.network(config).parameters())
-    perceptual = Lpips(config.loss.lpips_pooling) if runs.uses_lpips(config) else None  # its weights change no figure
-    forward, step, peak = _micro_batch(config, perceptual)
+        lowered = list(build.network(config).lower().parameters())
+    low = float(sum(p.nbytes for p in lowered if p.dtype != torch.float32))  # what a frozen network has in 16 bits
+    perceptual = None
+    if runs.uses_lpips(config):  # its weights change no figure
+        perceptual = Lpips(config.loss.lpips_pooling, config.loss.lpips_precision)
+    forward, step = _micro_batch(config, perceptual)
+    peak = float(step.peak)
     t, state = config.train, 4.0 * parameters  # bytes of one fp32 copy
     share = state / ranks
     partitioned = t.zero_stage > 0
@@ -64,27 +79,33 @@ def plan(config: Config, ranks: int) -> Plan:
         "fp32 master slice": share if partitioned else 0.0,
         "moments": 2 * (share if partitioned else state),
         f"averages ({len(t.ema)})": len(t.ema) * share,
-        "target": state if build.needs_target(config) else 0.0,
-        "teacher": state if config.objective == "consistency_distillation" and config.teacher != "exact" else 0.0,
-        "LPIPS": 4.0 * sum(p.numel() for p in perceptual.parameters()) if perceptual else 0.0,
+        "target": state + low if build.needs_target(config) else 0.0,
+        "teacher": state - low if config.objective == "consistency_distillation" and config.teacher != "exact" else 0.0,
+        "LPIPS": float(sum(p.nbytes for p in perceptual.parameters())) if perceptual else 0.0,
         "activations": peak,
         "allocator and libraries (assumed)": FRAGMENTATION * peak + LIBRARIES,
     }
     copies = 3 + len(t.ema) + (1 if build.needs_target(config) else 0)
     return Plan(
         parameters=parameters,
-        forward_flops=forward / t.micro_batch,
-        flops=step / t.micro_batch,
+        forward_flops=forward.flops / t.micro_batch,
+        flops=step.flops / t.micro_batch,
+        touched=_kinds(step),
         images=t.steps * t.global_batch,
         memory={part: size for part, size in memory.items() if size},
         host_memory=copies * share,
     )
 
 
-def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple[float, float, float]:
-    """FLOPs of the student's forward pass, FLOPs of the loss and its gradient, and the most bytes that live at a time
-    meanwhile.
-    """
+def _kinds(counter: "Counter") -> dict[str, float]:
+    kinds = dict.fromkeys(KINDS.values(), 0.0) | {"everything else": 0.0}
+    for name, size in counter.touched.items():
+        kinds[next((kind for part, kind in KINDS.items() if part in name), "everything else")] += float(size)
+    return kinds
+
+
+def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "Counter"]:
+    """What the student's forward pass costs, and what the loss and its gradient do."""
     unlabelled = config.model_copy(
         update={"data": config.data.model_copy(update={"classes": 0})}
     )  # labels cost nothing, and have values
@@ -92,7 +113,7 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple[float, float
     objective = build.objective(unlabelled, distance)
     b, size, channels = config.train.micro_batch, config.data.image_size, config.data.channels
     with FakeTensorMode(allow_non_fake_inputs=True):
-        student, other = build.network(unlabelled), build.network(unlabelled).requires_grad_(False)
+        student, other = build.network(unlabelled), build.network(unlabelled).requires_grad_(False).lower()
         for parameter in student.parameters():
             parameter.register_post_accumulate_grad_hook(_drop)  # gradients are a part of their own
         images, sigma = torch.zeros(b, channels, size, size), torch.ones(b)
@@ -103,19 +124,22 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple[float, float
         networks = Networks(student=denoise, bare_student=denoise, target=fixed, teacher=fixed)
         with Counter() as step:
             objective.loss(networks, images, None, draw).minimised.mean().backward()  # type: ignore[no-untyped-call]
-    return float(forward.flops), float(step.flops), float(step.peak)
+    return forward, step
 
 
 class Counter(TorchDispatchMode):
-    """Inside, `flops` by torch's own formulas, and the bytes of all storages that were made inside and still live:
-    `now`, and their `peak`.
+    """Inside, `flops` by torch's own formulas, the bytes that each kind of operation reads and writes (`touched`), and
+    the bytes of all storages that were made inside and still live: `now`, and their `peak`.
 
-    Not torch's FlopCounterMode: it follows modules too, and keeps what backward recomputes alive.
+    An operation touches each tensor that it is given and gives back, as if it were compiled by itself: an upper bound
+    where a compiler fuses several. Not torch's FlopCounterMode: it follows modules too, and keeps what backward
+    recomputes alive.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = self.now = self.peak = 0
+        self.touched: collections.Counter[str] = collections.Counter()
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, bool] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -123,6 +147,8 @@ class Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if (formula := _FORMULAS.get(func._overloadpacket)) is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        if func.namespace == "aten" and not (func.is_view or func._overloadpacket in _UNTOUCHED):
+            self.touched[func._overloadpacket.__name__] += sum(map(_bytes, tree_leaves((args, kwargs, out))))
         for tensor in tree_leaves(out):
             if not isinstance(tensor, Tensor):
                 continue
@@ -138,6 +164,11 @@ class Counter(TorchDispatchMode):
         self.now -= size
 
 
+def _bytes(value: Any) -> int:
+    """What lies in memory of a tensor: one that is expanded lies there once."""
+    return min(value.nbytes, value.untyped_storage().nbytes()) if isinstance(value, Tensor) else 0
+
+
 def _drop(parameter: Tensor) -> None:
     parameter.grad = None
 
@@ -150,6 +181,11 @@ def _attention_backward(gradient: Any, q: Any, k: Any, v: Any, *rest: Any, **opt
     return int(sdpa_backward_flop(gradient, q, k, v))
 
 
+_aten = torch.ops.aten
+_UNTOUCHED = (
+    *(_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided),
+    *(_aten._unsafe_view, _aten.lift_fresh),
+)
 _FORMULAS: dict[Any, Any] = flop_registry | {  # which knows the attention kernels of GPUs only
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,

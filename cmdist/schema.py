@@ -111,6 +111,9 @@ class Loss(Section):
     lpips_pooling: Annotated[
         Literal["avg", "max"], identity("avg: the paper's ImageNet and LSUN runs; max: its CIFAR-10 runs")
     ] = "avg"
+    lpips_precision: Annotated[
+        Literal["fp32", "bf16"], warned("of VGG's convolutions; bf16: their channels last in memory, too")
+    ] = "fp32"
     huber_c: Annotated[PositiveFloat | None, identity("null: 0.00054 sqrt(D), improved CT")] = None
     weighting: Annotated[Literal["uniform", "inverse_gap"], identity("lambda")] = "uniform"
     index: Annotated[

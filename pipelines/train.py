@@ -160,6 +160,11 @@ def print_plan(
         f"training                              {found.flops / 1e12:,.3f} TFLOP an image, "
         f"{found.flops * t.global_batch / 1e12:,.0f} a step"
     )
+    print(
+        f"memory traffic                        {sum(found.touched.values()) / 1e9:,.1f} GB a micro-batch, "
+        "if nothing is compiled:"
+    )
+    print("\n".join(f"  {kind:<34} {size / 1e9:>8,.1f}" for kind, size in found.touched.items() if size))
     print(f"images to be seen                     {found.images:,} in {t.steps:,} steps of {t.global_batch:,}")
     print(f"GPU-hours                             {hours:,.0f}, {hours / ranks / 24:,.1f} days on {ranks} GPUs,")
     print(

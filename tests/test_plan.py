@@ -103,6 +103,30 @@ def test_activations_are_those_of_a_real_pass() -> None:
     )
 
 
+def test_bytes_touched_are_those_of_each_tensor_that_an_operation_is_given_and_gives() -> None:
+    """A view touches nothing; what is expanded lies in memory once; what is changed in place is read and written."""
+    a, b, row = torch.zeros(64, 32), torch.zeros(64, 32), torch.zeros(32)
+    with Counter() as counter:
+        a + b
+        a.view(-1)[:64].reshape(8, 8).t()
+        torch.empty(1000)
+        a.mul(row.expand(64, 32))
+        a.relu_()
+        a.bfloat16()
+    one = 4 * 64 * 32
+    assert counter.touched == {"add": 3 * one, "mul": 2 * one + 4 * 32, "relu_": 2 * one, "_to_copy": 1.5 * one}
+
+
+def test_frozen_networks_are_counted_in_the_precision_that_they_are_kept_in() -> None:
+    distil = ["objective=consistency_distillation", "teacher=runs/t"]
+    full, half = (plan(config.parse(NARROW, [*distil, f"train.precision={p}"]), 1) for p in ("fp32", "bf16"))
+    one = 4.0 * full.parameters
+    assert full.memory["teacher"] == full.memory["target"] == one
+    assert 0.5 * one < half.memory["teacher"] < 0.52 * one
+    assert half.memory["teacher"] + half.memory["target"] == 2 * one  # the target's 16 bits are beside its fp32
+    assert full.touched["casts and changes of format"] < 0.1 * half.touched["casts and changes of format"]
+
+
 @pytest.mark.parametrize("ranks", [8, pytest.param(64, marks=pytest.mark.slow)])
 def test_lsun_distillation_fits_80_gb(ranks: int) -> None:
     """LSUN: 2,238.7 GFLOP a forward pass; CD with Heun and LPIPS is six passes and VGG."""

@@ -38,7 +38,8 @@ def lpips(network: Callable[[Tensor, Tensor], Tensor], size: int = 224) -> Dista
     """LPIPS by a network (x, y in [-1, 1]) -> (B, ...); images below 256 pixels are resized to `size`, bilinear, as in
     the paper's code.
 
-    Always in fp32: the features' normalization loses its epsilon in half precision.
+    Given and weighted in fp32, whatever the network does inside: autocast would take half precision for all of it, in
+    which the features' normalization loses its epsilon.
     """
 
     def distance(x: Tensor, y: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from cmdist.system import sharing
 from cmdist.system.distributed import World
 
 Pooling = Literal["avg", "max"]
+Precision = Literal["fp32", "bf16"]
 SOURCE = "https://download.pytorch.org/models/vgg16-397923af.pth"
 _EPSILON = 1e-10  # the package's own
 
@@ -28,9 +29,10 @@ class Lpips(nn.Module):
     """(x, y) in [-1, 1], (B, 1 or 3, H, W) -> (B,) distances; frozen, in evaluation mode.
 
     `pooling`: the paper's ImageNet and LSUN runs averaged where VGG takes the maximum; its CIFAR-10 runs did not.
+    `precision`: of VGG's convolutions, in bf16 with their channels last in memory; what follows them is fp32.
     """
 
-    def __init__(self, pooling: Pooling) -> None:
+    def __init__(self, pooling: Pooling, precision: Precision = "fp32") -> None:
         super().__init__()
         torchvision_ops.declare_missing()
         import lpips  # here, since it imports torchvision
@@ -51,6 +53,9 @@ class Lpips(nn.Module):
                 for name, layer in list(part.named_children()):
                     if isinstance(layer, nn.MaxPool2d):
                         setattr(part, name, nn.AvgPool2d(2, 2))
+        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        if precision == "bf16":
+            self.slices.to(self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -63,22 +68,29 @@ class Lpips(nn.Module):
 
     def _features(self, x: Tensor) -> Sequence[Tensor]:
         h, found = self.scaling(x.expand(-1, 3, -1, -1)), []
+        if self._dtype != torch.float32:
+            h = h.to(self._dtype, memory_format=torch.channels_last)
         for part in self.slices:
             h = part(h)
+            wide = h.float()  # differences of like images are below bf16's digits
             # The package divides by sqrt(sum) + epsilon, whose gradient is NaN where all features are 0: constant
             # images have such places.
-            found.append(h / (h.square().sum(1, keepdim=True).clamp_min(_EPSILON**2).sqrt() + _EPSILON))
+            found.append(wide / (wide.square().sum(1, keepdim=True).clamp_min(_EPSILON**2).sqrt() + _EPSILON))
         return found
 
 
 def load_lpips(
-    weights: str | Path, pooling: Pooling, device: torch.device | str = "cpu", world: World | None = None
+    weights: str | Path,
+    pooling: Pooling,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    world: World | None = None,
 ) -> Lpips:
     """LPIPS with VGG16's weights from a file in torchvision's layout, which one rank of a `world` reads for all.
 
     Raises ConfigError if it is missing or another file.
     """
-    network = Lpips(pooling)
+    network = Lpips(pooling, precision)
     found = sharing.tensors_once(world or World(), lambda: _read(weights, network))
     for name, own in _convolutions(network).items():
         own.data.copy_(found[name])

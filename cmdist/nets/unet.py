@@ -213,6 +213,17 @@ class UNet(nn.Module):
             GroupNorm(channels), nn.SiLU(), _zero(nn.Conv2d(channels, self.out_channels, 3, padding=1))
         )
 
+    def lower(self) -> "UNet":
+        """Keep the body's convolutions and products in `precision`, for a network that does not learn: the same output,
+        as autocast would round these weights so at every call. Returns self.
+        """
+        for block in (*self.input_blocks, self.middle_block, *self.output_blocks):
+            for layer in block.modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    for name, p in list(layer.named_parameters(recurse=False)):
+                        setattr(layer, name, nn.Parameter(p.data.to(_DTYPES[self.precision]), p.requires_grad))
+        return self
+
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images x (B, in_channels, H, W), c_noise (B,) = ln(sigma)/4, labels (B,) int64 iff conditional -> (B,
         out_channels, H, W).

@@ -50,8 +50,8 @@ def make_trainer(
     net, weights = build.network(config).to(world.device), Weights(world)
     if found is None:
         build.initialise(opened, net, weights)
-    copies = {"target": Copy(net)} if build.needs_target(config) else {}
-    for module in (net, *(each.module for each in copies.values())):
+    copies = {"target": Copy(net, build.lowered(net))} if build.needs_target(config) else {}
+    for module in (net, *(each.called for each in copies.values())):
         build.compiled(config, module)
     optimizer = make_optimizer(o.kind, net.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     engine = Engine(

@@ -30,10 +30,24 @@ class Averages:
 
 
 class Copy:
-    """A full fp32 copy of what is trained: the target theta^-, or a teacher that takes the student's weights."""
+    """A full fp32 copy of what is trained: the target theta^-, or a teacher that takes the student's weights.
 
-    def __init__(self, student: nn.Module) -> None:
+    What is called is `called`, a copy of the student that may hold weights in less precision and follows the fp32 ones;
+    without it, the fp32 copy itself.
+    """
+
+    def __init__(self, student: nn.Module, called: nn.Module | None = None) -> None:
         self.module = copy.deepcopy(student).requires_grad_(False)
+        self.called = self.module if called is None else called
+        self._lower: list[Tensor] = []
+        self._truth: list[Tensor] = []
+        for ours, theirs in zip(self.called.parameters(), self.module.parameters(), strict=True):
+            if ours.dtype == theirs.dtype:
+                ours.data = theirs.data  # one memory for both
+            else:
+                self._lower.append(ours.data)
+                self._truth.append(theirs.data)
+        self._follow()
 
     @torch.no_grad()
     def update(self, student: nn.Module, mu: float) -> None:
@@ -41,6 +55,7 @@ class Copy:
         torch._foreach_lerp_(
             [p.data for p in self.module.parameters()], [p.data for p in student.parameters()], 1.0 - mu
         )
+        self._follow()
 
     def pieces(self, layout: Layout, start: int, stop: int) -> list[Piece]:
         """[start, stop) of the copy as flat views of live memory; every rank holds all of it and saves a part."""
@@ -50,6 +65,12 @@ class Copy:
         """Set the whole copy from each rank's slice; all ranks must call."""
         for first, part in all_slices(values, start):
             load_slice(self._pieces(layout), first, part)
+        self._follow()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        if self._lower:
+            torch._foreach_copy_(self._lower, self._truth)
 
     def _pieces(self, layout: Layout) -> list[Piece]:
         return whole(layout, [p.data for p in self.module.parameters()])

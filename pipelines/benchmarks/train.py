@@ -73,7 +73,8 @@ def _line(r: dict[str, Any]) -> str:
         f"{r['precision']}, compile {'on' if r['compile'] else 'off'}, micro-batch {r['micro_batch']}: "
         f"{r['images_per_second']:.4g} images/s, peak {r['peak_memory_gb']:.1f} GB, {r['tflops']:.4g} TFLOP/s = "
         f"{r['mfu']:.1%} of the "
-        f"measured {r['matmul_tflops']:.4g} (matrix product in {r['matmul_type']})"
+        f"measured {r['matmul_tflops']:.4g} (matrix product in {r['matmul_type']}), "
+        f"{r['touched_gb']:.1f} GB touched if nothing is compiled"
     )
 
 
@@ -93,7 +94,8 @@ def measure(config: configuration.Config, world: World, steps: int, warm_up: int
     )  # MFU: what is computed twice counts once
     planned = plan(config.model_copy(update={"network": plainly}), 1)
     flops = planned.flops * t.micro_batch / seconds
-    memory = (plan(config, 1) if config.network.checkpoint_activations else planned).total_memory
+    as_run = plan(config, 1) if config.network.checkpoint_activations else planned
+    memory, touched = as_run.total_memory, sum(as_run.touched.values())
     return {
         "config": f"{config.run.root}/{config.run.name}",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
@@ -106,6 +108,7 @@ def measure(config: configuration.Config, world: World, steps: int, warm_up: int
         "peak_memory_gb": peak / 1e9,
         "planned_memory_gb": memory / 1e9,
         "tflops": flops / 1e12,
+        "touched_gb": touched / 1e9,
         "matmul_tflops": rates[best] / 1e12,
         "matmul_type": "TF32" if best == "fp32" and device.type == "cuda" else best,
         "mfu": flops / rates[best],

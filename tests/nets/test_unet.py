@@ -292,6 +292,21 @@ def test_autocast_is_inside_and_the_output_is_fp32(precision: str) -> None:
     assert {p.grad.dtype for p in net.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_weights_kept_in_the_precision_give_the_bits_of_autocast(precision: str) -> None:
+    """Of the body only: time embedding, normalization and head stay as they are."""
+    net = small(precision=precision, attention_resolutions=(4,))
+    for parameter in net.parameters():  # so that every layer is heard
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    lowered = copy.deepcopy(net).requires_grad_(False).lower()
+    assert torch.equal(net(*inputs()), lowered(*inputs()))
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    for name, parameter in lowered.named_parameters():
+        norms = (".norm.", ".in_layers.0.", ".out_layers.0.")
+        body = name.startswith(("input", "middle", "output")) and not any(norm in name for norm in norms)
+        assert parameter.dtype == (half if body else torch.float32), name
+
+
 def test_the_callers_autocast_does_not_reach_inside() -> None:
     net = small()
     x, c_noise, labels = inputs()
