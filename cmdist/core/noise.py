@@ -46,6 +46,11 @@ def onto(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
+def unit_pixels(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 -1..1, with the same bits on every device: a GPU would multiply by a number's inverse."""
+    return pixels.float().div_(pixels.new_full((), 127.5, dtype=torch.float32)).sub_(1.0)
+
+
 def expand(v: Tensor, x: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, 1), to multiply x (B, C, H, W)."""
     return v.view(-1, *(1,) * (x.dim() - 1))

@@ -28,7 +28,7 @@ class MicroBatch:
 
     number: int
     ids: Tensor  # (B,) int64
-    images: Tensor  # (B, C, H, W) float32 in [-1, 1]
+    images: Tensor  # (B, C, H, W) uint8: a quarter of the bytes for a device, which makes floats of them
     labels: Tensor | None  # (B,) int64
     replaced: list[tuple[str, str]]  # (sample's key, what was wrong) for each bad sample that another one stands in for
 
@@ -96,13 +96,11 @@ class _Read:
         All but decoding is done here, outside of the reading processes, for a micro-batch at a time, and mirroring
         where it takes least: in bytes, whose rows lie together.
         """
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
         for place in flips(self.seed, found.number, self.micro_batch).nonzero()[0].tolist() if self.flip else []:
             images[place] = images[place].flip(2)
         labels = self.dataset.labels(found.ids) if self.dataset.labelled else None
-        return MicroBatch(
-            found.number, torch.from_numpy(found.ids), images.float().div_(127.5).sub_(1.0), labels, found.replaced
-        )
+        return MicroBatch(found.number, torch.from_numpy(found.ids), images, labels, found.replaced)
 
     def new(self, number: int) -> tuple[_Found, Pixels]:
         """With pixels of its own."""

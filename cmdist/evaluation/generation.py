@@ -7,6 +7,7 @@ same group, and its image depends on s alone: not on the number of ranks, of ima
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from cmdist import seeding
 from cmdist.core import sampling, solvers
-from cmdist.core.noise import Denoise, karras_sigmas
+from cmdist.core.noise import Denoise, karras_sigmas, onto
 from cmdist.errors import ConfigError, DataError
 
 Sample = Callable[
@@ -85,18 +86,28 @@ def generate(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (group number, whole group of images uint8 (G,C,H,W) on `device`) for the given groups of the task, or all.
 
-    `batch` images of noise go to the device at once (memory, not images, changes with it).
+    The noise of `batch` images is held at a time: half of it with the device, half drawn ahead by a thread (memory, not
+    images, changes with it).
     """
     size = group_size(*task.shape[1:])
-    numbers, together = task.groups if groups is None else groups, max(1, batch // size)
-    for first in range(0, len(numbers), together):
-        chunk = numbers[first : first + together]
-        seeds = [seed for group in chunk for seed in range(group * size, (group + 1) * size)]
-        noise = noises(seeds, task.draws, task.shape).to(device)
-        labels = torch.tensor([seed % task.classes for seed in seeds], device=device) if task.classes else None
-        for place, group in enumerate(chunk):
-            part = slice(place * size, (place + 1) * size)
-            yield group, to_uint8(sample(noise[:, part].contiguous(), None if labels is None else labels[part]))
+    numbers, together = task.groups if groups is None else groups, max(1, batch // (2 * size))
+    chunks = [numbers[first : first + together] for first in range(0, len(numbers), together)]
+    seeds = [[s for group in chunk for s in range(group * size, (group + 1) * size)] for chunk in chunks]
+    with ThreadPoolExecutor(1, "noise") as pool:
+
+        def draw(place: int) -> Future[Tensor] | None:
+            return pool.submit(noises, seeds[place], task.draws, task.shape) if place < len(chunks) else None
+
+        ahead = draw(0)
+        for number, chunk in enumerate(chunks):
+            assert ahead is not None
+            noise = onto(ahead.result(), device)
+            ahead = draw(number + 1)
+            classes = [seed % task.classes for seed in seeds[number]] if task.classes else None
+            labels = None if classes is None else torch.tensor(classes, device=device)
+            for place, group in enumerate(chunk):
+                part = slice(place * size, (place + 1) * size)
+                yield group, to_uint8(sample(noise[:, part].contiguous(), None if labels is None else labels[part]))
 
 
 @dataclass(frozen=True)

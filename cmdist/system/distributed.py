@@ -129,6 +129,33 @@ def check_apart(world: World) -> None:
             )
 
 
+class Vote:
+    """Whether any rank of a gloo group says yes, asked at every step and answered at the next: nobody waits for the
+    slowest rank, and all ranks have the same answer at the same step. All ranks must call.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self._asked: tuple[torch.Tensor, Any] | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        """Ask, and give the answer to the call before; without a group, `flag`."""
+        if self._group is None:
+            return flag
+        answer, ballot = self.close(), torch.tensor([int(flag)])
+        self._asked = ballot, dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return answer
+
+    def close(self) -> bool:
+        """Wait for the last answer."""
+        if self._asked is None:
+            return False
+        ballot, work = self._asked
+        work.wait()
+        self._asked = None
+        return bool(ballot.item())
+
+
 class StopRequest:
     """Remembers a request to stop (SIGTERM, SIGUSR1, SIGUSR2, SIGINT), to be looked at between steps; a second Ctrl-C
     stops at once.

@@ -67,6 +67,13 @@ class Engine:
         self.accumulation = accumulation
         self._stage = zero_stage
         self._shapes = [p for p in module.parameters() if p.requires_grad]
+        # DeepSpeed looks at the norm at every step, and the host waits. Needed at once it is only for clipping and for
+        # a step that is tried again; else the device keeps it until it is asked for.
+        self._own_norm = not clip and not self.loss_scale.dynamic
+        self._norm: Tensor | float = 0.0
+        self._since = torch.tensor(
+            -1, device=self._shapes[0].device
+        )  # steps since the first gradient that was not finite
         world = dist.get_world_size()
         self._engine, *_ = deepspeed.initialize(
             model=module,
@@ -83,7 +90,9 @@ class Engine:
                     "overlap_comm": False,
                     "round_robin_gradients": False,
                     "parameter_alignment": False,
+                    **({"compute_grad_norm": False} if zero_stage and self._own_norm else {}),
                 },
+                "timers": {"throughput": {"enabled": False}},  # it waits for the device before and after each step
                 "zero_allow_untested_optimizer": True,  # RAdam and Adam work element by element, so slices are safe
                 "steps_per_print": 2**62,
             },
@@ -92,6 +101,8 @@ class Engine:
         self._torch_optimizer: torch.optim.Optimizer = (
             self._engine.optimizer.optimizer if zero_stage else self._engine.optimizer
         )
+        if self._own_norm:
+            self._torch_optimizer.register_step_pre_hook(self._measure)
         # DeepSpeed's flat vector is the canonical one: same order, no padding inside
         assert zero_stage == 0 or tuple(self._engine.optimizer.round_robin_bit16_offsets[0]) == self.layout.starts
         self._make_optimizer_state()
@@ -114,7 +125,10 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> bool:
-        """End a micro-batch. After the last of a step the weights move: False if that was skipped for an overflow."""
+        """End a micro-batch. After the last of a step the weights move: False if that was skipped for an overflow.
+
+        Without clipping and loss scale a step is always taken, and `since_overflow` tells later whether it should not.
+        """
         boundary = self._engine.is_gradient_accumulation_boundary()
         taken = self._plain_step(boundary) if self._stage == 0 else self._zero_step()
         if boundary:
@@ -127,7 +141,7 @@ class Engine:
         return bool(self._engine.skipped_steps == skipped)
 
     def _plain_step(self, boundary: bool) -> bool:
-        if boundary:  # ZeRO 1 and 2 look for overflows themselves
+        if boundary and not self._own_norm:  # ZeRO 1 and 2 look for overflows themselves
             gradients = [p.grad for p in self._shapes if p.grad is not None]
             if self.loss_scale.value != 1.0:
                 torch._foreach_div_(gradients, self.loss_scale.value)
@@ -139,9 +153,27 @@ class Engine:
         self._engine.step()
         return True
 
+    def _measure(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """The norm of the gradient that the optimizer is about to use, and whether it is finite, left on the device."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
+        if self._stage:  # each rank has a slice; without ZeRO the whole
+            dist.all_reduce(squares)
+        self._norm = squares.sqrt()
+        self._since = torch.where(self._since < 0, self._norm.isfinite().long() * -1, self._since + 1)
+
+    def since_overflow(self) -> int | None:
+        """How many steps ago the first one was whose gradient was not finite, None without one; waits for the
+        device.
+        """
+        since = int(self._since)
+        return None if since < 0 else since
+
     def gradient_norm(self) -> float:
-        """L2 norm of the whole gradient of the last step, before clipping."""
-        return self._norm if self._stage == 0 else float(self._engine.get_global_grad_norm() or 0.0)
+        """L2 norm of the whole gradient of the last step, before clipping; waits for the device."""
+        if self._own_norm or self._stage == 0:
+            return float(self._norm)
+        return float(self._engine.get_global_grad_norm() or 0.0)
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the next step."""

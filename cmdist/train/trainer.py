@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from cmdist import seeding
 from cmdist.checkpoints.saver import LONGEST_LAST, WAIT, Saver
-from cmdist.core.noise import onto
+from cmdist.core.noise import onto, unit_pixels
 from cmdist.core.objectives.base import At, Draw, Losses, Networks, Objective
 from cmdist.data.reader import MicroBatch
 from cmdist.errors import CmdistError
 from cmdist.system import distributed
-from cmdist.system.distributed import StopRequest, World
+from cmdist.system.distributed import StopRequest, Vote, World
 from cmdist.tracking.journal import Tracker
 from cmdist.train.averages import Averages, Copy
 from cmdist.train.engine import Engine
@@ -100,6 +100,7 @@ class Trainer:
         )
         window, window_start = self.step, time.perf_counter()
         saved = stopping = False
+        vote = Vote(self.world.control)
         while self.step < self.schedule.steps and not stopping:
             self._watch()
             at = self.objective.at(self.step)
@@ -108,7 +109,7 @@ class Trainer:
             saved = False
             self.saver.check()
             self._look()
-            stopping = distributed.agree(self.stop.signal is not None, self.world.control)
+            stopping = vote(self.stop.signal is not None)
             last = self.step == self.schedule.steps
             if last or self.step % self.schedule.log_every == 0:
                 seconds = time.perf_counter() - window_start
@@ -117,10 +118,12 @@ class Trainer:
                 shown = {"loss": self._shown, **at}
                 bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
             if last or stopping or self.step % self.schedule.checkpoint_every == 0:
+                self._refuse_overflow(loss)
                 self.save(last or stopping)
                 saved = True
             bar.update()
         bar.close()
+        vote.close()
         if not saved and self.step < self.schedule.steps:
             self.save(last=True)
         self._watch(LONGEST_LAST)
@@ -197,10 +200,19 @@ class Trainer:
 
     def _losses(self, batch: MicroBatch, at: At, networks: Networks) -> tuple[Draw, Losses]:
         device = self.world.device
-        images = onto(batch.images, device)
+        images = unit_pixels(onto(batch.images, device))
         labels = onto(batch.labels, device) if self.conditional and batch.labels is not None else None
         draw = self.objective.draw(images.shape, at, seeding.generator(device, self.seed, "draw", batch.number))
         return draw, self.objective.loss(networks, images, labels, draw)
+
+    def _refuse_overflow(self, losses: torch.Tensor) -> None:
+        """Where the host waits anyway, and before anything is kept; without a loss scale nobody looked at the step."""
+        since = self.engine.since_overflow()
+        if since is not None:
+            raise CmdistError(
+                f"step {self.step - 1 - since}: the gradient was not finite (attempts: 1); loss {losses.mean():.4g}, "
+                "lower optimizer.lr"
+            )
 
     def save(self, last: bool) -> None:
         """Copy this rank's state to host memory and hand it to the saver; skipped if that is in trouble with the step
