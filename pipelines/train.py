@@ -133,14 +133,14 @@ def print_plan(
     peak_tflops = gpu.peak(t.precision) if peak_tflops is None else peak_tflops
     measured = gpu.utilisation if mfu is None else None
     mfu = mfu if mfu is not None else gpu.utilisation or gpus.ASSUMED
-    for name, value, most in (
+    for option, value, most in (
         ("gpu-memory", gpu_memory, math.inf),
         ("peak-tflops", peak_tflops, math.inf),
         ("mfu", mfu, 1.0),
     ):
         if not 0 < value <= most or math.isinf(value):
             raise ConfigError(
-                f"--{name} {value:g}: a number above 0{'' if math.isinf(most) else f' and up to {most:g}'} is needed"
+                f"--{option} {value:g}: a number above 0{'' if math.isinf(most) else f' and up to {most:g}'} is needed"
             )
     found = plan(config, ranks)
     share = config.micro_batches // ranks

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cmdist.errors import ConfigError
+from cmdist.nets.group_norm import GroupNorm
 from cmdist.nets.unet import Attention, Block, ResBlock, UNet
 
 VERSION = "0.42.1"  # the diffusers that the tests load these folders with
