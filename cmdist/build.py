@@ -12,53 +12,53 @@ import torch
 from torch import nn
 
 from cmdist import config as configuration
+from cmdist.checkpoints.layout import Trained, network_of, refuse_untrained
 from cmdist.config import Config
-from cmdist.core import curricula, distances, noise, preconditioning, solvers
+from cmdist.core import distances, preconditioning
 from cmdist.core.exact import FiniteDataSet
 from cmdist.core.noise import Denoise
-from cmdist.core.objectives.base import Objective
-from cmdist.core.objectives.consistency import Consistency
-from cmdist.core.objectives.denoising import Denoising
+from cmdist.core.objectives.base import At, Objective
 from cmdist.data.cache import Cache, default_folder
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import ConfigError, DataError
+from cmdist.kinds.distances import Lpips, plain
+from cmdist.kinds.networks import NETWORKS
+from cmdist.kinds.objectives import Parts
 from cmdist.nets import released
 from cmdist.nets.lpips import load_lpips
 from cmdist.nets.unet import UNet
-from cmdist.runs import TrainedRun, Weights, ema_weights, open_run, uses_lpips
+from cmdist.runs import TrainedRun, Weights, ema_weights, open_run
+from cmdist.sections import Section
 from cmdist.system import storage
 from cmdist.system.distributed import World
 from cmdist.train.optim import learning_rate
 
-SOLVERS = {"euler": solvers.euler_step, "heun": solvers.heun_step}
+
+def network(config: Config) -> nn.Module:
+    """The network of a configuration, weights drawn from the global generator (seed it first). Raises ConfigError."""
+    made = NETWORKS[config.network.kind].make(config.network, config.images, config.train.precision)  # type: ignore[attr-defined]
+    refuse_untrained(made)
+    return made
 
 
-def network(config: Config) -> UNet:
-    """The U-Net of a configuration, weights drawn from the global generator (seed it first)."""
-    n = config.network
-    return UNet(
-        image_size=config.data.image_size,
-        in_channels=config.data.channels,
-        model_channels=n.model_channels,
-        channel_mult=n.channel_mult,
-        num_res_blocks=n.num_res_blocks,
-        attention_resolutions=n.attention_resolutions,
-        head_channels=n.head_channels,
-        num_classes=config.data.classes or None,
-        dropout=n.dropout,
-        scale_shift_norm=n.scale_shift_norm,
-        resblock_updown=n.resblock_updown,
-        checkpoint_activations=n.checkpoint_activations,
-        channels_last=n.channels_last,
-        precision=config.train.precision,
-    )
+def trained(config: Config) -> nn.Module:
+    """All that is trained: the network, and what the objective trains beside it."""
+    net, extra = network(config), config.kind.extra
+    return Trained(net, extra(config.objective)) if extra else net
 
 
-def lowered(net: UNet) -> UNet:
-    """A copy of `net` for calls without gradient: the same output from weights in the precision that they are used
-    in.
+def lowered(module: nn.Module) -> nn.Module:
+    """A copy of what is trained for calls without gradient: the same output, from weights in the precision that they
+    are used in.
     """
-    return copy.deepcopy(net).requires_grad_(False).lower()
+    made = copy.deepcopy(module).requires_grad_(False)
+    _lower(network_of(made))
+    return made
+
+
+def _lower(net: nn.Module) -> None:
+    if isinstance(net, UNet):
+        net.lower()
 
 
 def compiled(config: Config, net: nn.Module) -> nn.Module:
@@ -69,9 +69,8 @@ def compiled(config: Config, net: nn.Module) -> nn.Module:
         # torch's own random numbers, so that dropout masks are those of `same_dropout` in every graph: with and without
         # gradient
         options: dict[str, Any] = {"fallback_random": True}
-        if (
-            config.network.dropout
-        ):  # a mask follows the layout in memory, which inductor may choose otherwise where there is a gradient
+        # a mask follows the layout in memory, which inductor may choose otherwise where there is a gradient
+        if config.dropout:
             options["layout_optimization"] = False
         net.compile(dynamic=False, options=options)
     return net
@@ -89,65 +88,40 @@ def set_arithmetic(config: Config) -> None:
 
 
 def model(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.Model:
-    """`net` with EDM's scalings for a denoising run, else with those that keep the boundary condition."""
-    n = config.noise
-    if config.objective == "denoising":
-        return preconditioning.Model(net, preconditioning.edm_scalings(n.sigma_data))
-    return preconditioning.Model(net, preconditioning.consistency_scalings(n.sigma_data, n.sigma_min))
+    """`net` with the scalings of the configuration's objective."""
+    return preconditioning.Model(net, config.kind.scalings(config.noise))
 
 
-def distance(config: Config, device: torch.device | str = "cpu", world: World | None = None) -> distances.Distance:
-    """d(x, y) of a consistency objective; LPIPS is compiled if networks are. Raises ConfigError if its weights are not
-    there.
-    """
-    loss = config.loss
-    if uses_lpips(config):
-        assert loss.lpips_weights is not None
-        network = load_lpips(loss.lpips_weights, loss.lpips_pooling, device, loss.lpips_precision, world)
+def denoiser_of(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.Model:
+    """`net` as a denoiser, whatever the configuration's objective is: a file of weights says no more than its keys."""
+    return preconditioning.Model(net, preconditioning.edm_scalings(config.noise.sigma_data))
+
+
+def distance(
+    config: Config, keys: Section, device: torch.device | str = "cpu", world: World | None = None
+) -> distances.Distance:
+    """d(x, y) by the keys of a distance; LPIPS is compiled if networks are. Raises ConfigError without its weights."""
+    if isinstance(keys, Lpips):
+        network = load_lpips(keys.weights, keys.pooling, device, keys.precision, world)
         return distances.lpips(compiled(config, network))
-    shape = (config.data.channels, config.data.image_size, config.data.image_size)
-    plain: dict[str, distances.Distance] = {
-        "l1": distances.l1,
-        "l2": distances.l2,
-        "pseudo_huber": distances.pseudo_huber(loss.huber_c or distances.huber_c(shape)),
-    }
-    return plain[loss.distance]
+    return plain(keys, (config.data.channels, config.data.image_size, config.data.image_size))
 
 
-def objective(config: Config, distance: distances.Distance) -> Objective:
-    """What is minimised; the denoising objective has a distance of its own."""
-    n, loss = config.noise, config.loss
-    if config.objective == "denoising":
-        return Denoising(loss.sigma_mean, loss.sigma_std, n.sigma_data)
-    index_draw = (
-        noise.uniform_index
-        if loss.index == "uniform"
-        else partial(noise.lognormal_index, mean=loss.index_mean, std=loss.index_std)
-    )
-    return Consistency(
-        curriculum=curriculum(config),
-        grid=partial(noise.karras_sigmas, sigma_min=n.sigma_min, sigma_max=n.sigma_max, rho=n.rho),
-        index_draw=index_draw,
-        distance=distance,
-        weighting={"uniform": noise.uniform, "inverse_gap": noise.inverse_gap}[loss.weighting],
-        solver_step=SOLVERS[loss.solver] if config.objective == "consistency_distillation" else None,
-    )
+def objective(config: Config, distance: Callable[[Section], distances.Distance]) -> Objective:
+    """What is minimised; `distance` gives d(x, y) by its keys."""
+    size = config.data.image_size
+    parts = Parts(config.noise, (config.data.channels, size, size), config.train.steps, distance)
+    return config.kind.make(config.objective, parts)
 
 
-def curriculum(config: Config) -> curricula.Curriculum:
-    """N(k) and mu(k)."""
-    c, steps = config.curriculum, config.curriculum.total_steps or config.train.steps
-    if c.kind == "constant":
-        return curricula.Constant(c.n_timesteps, c.mu)
-    if c.kind == "paper":
-        return curricula.Paper(c.s0, c.s1, c.mu0, steps, c.mu_form)
-    return curricula.Doubling(c.s0, c.s1, steps)
+def numbers(config: Config, step: int) -> At:
+    """The objective's numbers of a step (N, mu, ...), without any weights."""
+    return objective(config, lambda keys: distances.l2).at(step)
 
 
 def needs_target(config: Config) -> bool:
-    """Whether mu is ever above 0; without it the student itself is the target."""
-    c = config.curriculum
-    return config.objective != "denoising" and (c.kind == "paper" or (c.kind == "constant" and c.mu > 0))
+    """Whether a target network follows the student; without it the student itself is the target."""
+    return config.kind.target(config.objective)
 
 
 def lr_schedule(config: Config) -> Callable[[int], float]:
@@ -198,11 +172,15 @@ def load_denoiser(
 
 
 def _ready(
-    config: Config, weights: Mapping[str, torch.Tensor], where: str, device: torch.device | str
+    config: Config,
+    weights: Mapping[str, torch.Tensor],
+    where: str,
+    device: torch.device | str,
+    made: Callable[[Config, nn.Module], preconditioning.Model] | None = None,
 ) -> preconditioning.Model:
     net = network(config)
     released.load(net, weights, where)
-    return model(config, net.to(device).eval().requires_grad_(False))
+    return (made or model)(config, net.to(device).eval().requires_grad_(False))
 
 
 @dataclass(frozen=True)
@@ -233,8 +211,8 @@ def open_model(
     if not released.is_file(file):
         raise ConfigError(f"{file} is not a file of weights; its name must end in {', '.join(released.ENDINGS)}")
     config = configuration.load(url)
-    released.check_kind(file, config.objective == "denoising")
-    return Model(file.rpartition("/")[2], config, released.read(file, config.network.head_channels, qkv_order), file)
+    released.check_kind(file, config.kind.makes == "denoiser")
+    return Model(file.rpartition("/")[2], config, released.read(file, _head_channels(config), qkv_order), file)
 
 
 def teacher(
@@ -245,24 +223,23 @@ def teacher(
 
     A file has no configuration of its own: it is a denoiser with EDM's scalings and this run's `network.*`.
     """
-    if config.objective != "consistency_distillation":
+    if config.teacher is None:
         return None
-    assert config.teacher is not None
     weights = weights or Weights()
     if config.teacher == "exact":
         return exact_teacher(data, device, conditional=bool(config.data.classes))
     if released.is_file(config.teacher):
         released.check_kind(config.teacher, denoising=True)
-        found = weights.file(config.teacher, config.network.head_channels)
+        found = weights.file(config.teacher, _head_channels(config))
         return _teacher(
             config,
-            _ready(config.model_copy(update={"objective": "denoising"}), found, f"teacher {config.teacher}", device),
+            _ready(config, found, f"teacher {config.teacher}", device, denoiser_of),
         )
     run, found = weights.run(config.teacher)
     theirs, ours = run.config, config
-    if theirs.objective != "denoising":
+    if theirs.kind.makes != "denoiser":
         raise ConfigError(
-            f"teacher {config.teacher} was trained with objective {theirs.objective}; a teacher must be a denoising run"
+            f"teacher {config.teacher} is no denoiser, its objective is {theirs.kind_name}; a teacher must be one"
         )
     for key in ("image_size", "channels", "classes"):
         there, here = getattr(theirs.data, key), getattr(ours.data, key)
@@ -271,7 +248,7 @@ def teacher(
                 f"teacher {config.teacher} has data.{key} {there}, this run has {here}; they must be equal"
             )
     # its weights and architecture, computed as this run computes: a file's are, and the plan counts on it
-    how = {"precision": config.train.precision}, {"channels_last": config.network.channels_last}
+    how = {"precision": config.train.precision}, {"channels_last": getattr(config.network, "channels_last", False)}
     theirs = theirs.model_copy(
         update={"train": theirs.train.model_copy(update=how[0]), "network": theirs.network.model_copy(update=how[1])}
     )
@@ -280,10 +257,16 @@ def teacher(
 
 def _teacher(config: Config, made: preconditioning.Model) -> Denoise:
     assert isinstance(made.net, nn.Module)
-    if isinstance(made.net, UNet):
-        made.net.lower()
+    if not config.kind.teacher_is_student:  # else these are where a state in fp32 begins
+        _lower(made.net)
     compiled(config, made.net)
     return made
+
+
+def frozen(config: Config, device: torch.device) -> Denoise | None:
+    """The objective's helper that never changes, of a run. Raises CheckpointError."""
+    url = config.kind.frozen(config.objective)
+    return load_denoiser(open_run(url), device=device) if url is not None else None
 
 
 def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool, most: int = 100_000) -> Denoise:
@@ -299,14 +282,19 @@ def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool, 
     return FiniteDataSet(images, data.labels(ids).to(device) if conditional else None)
 
 
+def _head_channels(config: Config) -> int:
+    """Of an attention head: what files in guided-diffusion's layout do not say."""
+    return int(getattr(config.network, "head_channels", 64))
+
+
 def initialise(config: Config, net: nn.Module, weights: Weights | None = None) -> None:
     """Give `net` the weights of the run or file that `init` names, if any. Raises CheckpointError for another
     architecture.
     """
     if config.init is None:
         return
-    url = config.teacher if config.init == "teacher" else config.init
+    url = config.start
     assert url is not None
     weights = weights or Weights()
-    found = weights.file(url, config.network.head_channels) if released.is_file(url) else weights.run(url)[1]
+    found = weights.file(url, _head_channels(config)) if released.is_file(url) else weights.run(url)[1]
     released.load(net, found, f"init: {url}")

@@ -3,7 +3,7 @@ build, pipelines and cluster only.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from cmdist import migrations
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.schema import Config, Mark
+from cmdist.schema import MOVED, Config
+from cmdist.sections import Mark, OneOf, Section
 from cmdist.system import storage
-
-__all__ = ["Config", "dump", "flat", "load", "parse"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -50,62 +49,69 @@ def of_tree(tree: migrations.Tree, where: str) -> Config:
 
 def overlaid(config: Config, known: migrations.Tree, where: str) -> Config:
     """With some keys as a tree of format 1 has them."""
-    tree = config.model_dump(mode="json")
-    for name, value in migrations.CONFIG.migrate(known, where).items():
-        tree[name] = tree[name] | value if isinstance(value, dict) else value
-    return _validated(tree, where)
+
+    def over(tree: Any, other: Any) -> Any:
+        if not (isinstance(tree, dict) and isinstance(other, dict)):
+            return other
+        return tree | {name: over(tree.get(name), value) for name, value in other.items()}
+
+    return _validated(over(config.model_dump(mode="json"), migrations.CONFIG.migrate(known, where)), where)
 
 
 def fixed(config: Config) -> Config:
     """With what a run fixes at its first start: the length of the curriculum, and the end of the learning rate."""
     steps = config.train.steps
-    ends = config.optimizer.decay_end is None and config.optimizer.decay_fraction > 0
-    grows = config.curriculum.total_steps is None and config.curriculum.kind != "constant"
-    return _with(
-        config,
-        {"optimizer": {"decay_end": steps} if ends else {}, "curriculum": {"total_steps": steps} if grows else {}},
-    )
+    changes = {name: steps for name, value in by_key(config).items() if _is_length(name) and value is None}
+    if config.optimizer.decay_end is None and config.optimizer.decay_fraction > 0:
+        changes["optimizer.decay_end"] = steps
+    return replaced(config, changes)
 
 
 def continued(config: Config, before: Config) -> Config:
     """With what was fixed `before`, as far as it is not given; another optimizer.decay_fraction begins anew."""
-    given, was = config.optimizer, before.optimizer
-    end = was.decay_end if given.decay_end is None and given.decay_fraction == was.decay_fraction else given.decay_end
-    total = before.curriculum.total_steps if config.curriculum.total_steps is None else config.curriculum.total_steps
-    return fixed(_with(config, {"optimizer": {"decay_end": end}, "curriculum": {"total_steps": total}}))
+    was, given = by_key(before), by_key(config)
+    kept = [name for name, value in given.items() if _is_length(name) and value is None]
+    if config.optimizer.decay_end is None and config.optimizer.decay_fraction == before.optimizer.decay_fraction:
+        kept.append("optimizer.decay_end")
+    return fixed(replaced(config, {name: was[name] for name in kept if name in was}))
+
+
+def _is_length(name: str) -> bool:
+    return name.rpartition(".")[2] == "total_steps"
 
 
 def at_places_of(config: Config, newer: Config) -> Config:
     """With data, stores and files where a newer configuration of the same run says that they are now."""
+    there = by_key(newer)
+    places = (name for name, mark in marks(config).items() if mark.kind in ("place", "content"))
+    return replaced(config, {name: there[name] for name in places if name in there})
+
+
+def replaced(config: Config, changes: Mapping[str, Any]) -> Config:
+    """With other values of some keys, {'train.steps': 100, ...}."""
     tree = config.model_dump(mode="json")
-    for name, mark in marks().items():
-        if mark.kind in ("place", "content"):
-            *sections, leaf = name.split(".")
-            node = tree
-            for section in sections:
-                node = node[section]
-            node[leaf] = getattr(getattr(newer, sections[0]) if sections else newer, leaf)
+    for name, value in changes.items():
+        *sections, leaf = name.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[leaf] = value
     return Config.model_validate(tree)
 
 
-def marks() -> dict[str, Mark]:
-    """{'run.seed': Mark(...), ...}: what the schema says beside each key."""
+def marks(config: Config) -> dict[str, Mark]:
+    """{'run.seed': Mark(...), ...}: what the schema says beside each key that this configuration has."""
 
-    def walk(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, Mark]]:
-        for name, field in model.model_fields.items():
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                yield from walk(f"{prefix}{name}.", field.annotation)
+    def walk(prefix: str, section: Section) -> Iterator[tuple[str, Mark]]:
+        for name, field in type(section).model_fields.items():
+            value = getattr(section, name)
+            if isinstance(value, Section):
+                yield from walk(f"{prefix}{name}.", value)
             else:
                 (mark,) = (each for each in field.metadata if isinstance(each, Mark))
                 yield f"{prefix}{name}", mark
 
-    return dict(walk("", Config))
-
-
-def _with(config: Config, sections: dict[str, dict[str, Any]]) -> Config:
-    return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=keys) for name, keys in sections.items()}
-    )
+    return dict(walk("", config))
 
 
 def _validated(tree: migrations.Tree, where: str) -> Config:
@@ -113,7 +119,7 @@ def _validated(tree: migrations.Tree, where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_sentence(error)}") from error
+        raise ConfigError(f"{where}: {_sentence(error, tree)}") from error
 
 
 def dump(config: Config) -> str:
@@ -145,9 +151,11 @@ def by_key(config: Config) -> dict[str, Any]:
     """{'train.steps': 100, ...}: one entry for each key of the schema, in its order."""
     tree = config.model_dump(mode="json")
     found = {}
-    for name in marks():
-        section, _, leaf = name.rpartition(".")
-        found[name] = (tree[section] if section else tree)[leaf]
+    for name in marks(config):
+        value = tree
+        for part in name.split("."):
+            value = value[part]
+        found[name] = value
     return found
 
 
@@ -155,6 +163,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     name, equals, value = override.partition("=")
     if not equals or not name:
         raise ConfigError(f"override '{override}' must read key=value, e.g. train.steps=100")
+    if name in MOVED:
+        raise ConfigError(f"override '{override}': {name} is now {MOVED[name]}")
     *path, leaf = name.split(".")
     node = tree
     for part in path:
@@ -162,9 +172,37 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"override '{override}': '{part}' is a value, not a section")
     try:
-        node[leaf] = yaml.safe_load(value)
+        given = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override '{override}': the value is not YAML") from error
+    if leaf == "kind" and given != node.get("kind"):
+        _keep_common(node, _one_of(path), given)
+    node[leaf] = given
+
+
+def _keep_common(node: dict[str, Any], table: OneOf | None, kind: Any) -> None:
+    """Of a section whose kind is overridden, keep what the file says that the new kind has too."""
+    if table is not None and isinstance(kind, str) and kind in table.table:
+        for name in [name for name in node if name not in table.section(kind).model_fields]:
+            del node[name]
+
+
+def _one_of(path: Sequence[str]) -> OneOf | None:
+    """The table of a section of several kinds; where it lies in another such section, of the first kind that has it."""
+    models: list[type[BaseModel]] = [Config]
+    found: OneOf | None = None
+    for part in path:
+        field = next((m.model_fields[part] for m in models if part in m.model_fields), None)
+        if field is None:
+            return None
+        found = next((each for each in field.metadata if isinstance(each, OneOf)), None)
+        if found is not None:
+            models = [found.section(kind) for kind in found.table]
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            models = [field.annotation]
+        else:
+            return None
+    return found
 
 
 def _refuse_secrets(value: Any, key: str = "") -> None:
@@ -178,25 +216,33 @@ def _refuse_secrets(value: Any, key: str = "") -> None:
             raise ConfigError(f"{key} = {error}") from None
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, tree: Any) -> str:
     first = error.errors()[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        allowed = _fields(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"unknown key '{key}'; {hint}allowed here: {', '.join(allowed)}{more}"
+        *path, leaf = (str(part) for part in first["loc"])
+        kind, allowed = _allowed(path, tree)
+        near = difflib.get_close_matches(leaf, allowed, n=1)
+        hint = f"it is now {MOVED[key]}; " if key in MOVED else f"did you mean '{near[0]}'? " if near else ""
+        return f"unknown key '{key}'; {hint}allowed {kind}: {', '.join(allowed)}{more}"
     if first["type"] == "missing":
         return f"key '{key}' is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
-    return (
-        f"{message}{more}" if not key else f"key '{key}' = {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
-    )
+    if not key:
+        return f"{message}{more}"
+    given = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    return f"key '{key}'{given}: {message[0].lower()}{message[1:]}{more}"
 
 
-def _fields(path: tuple[int | str, ...]) -> list[str]:
+def _allowed(path: Sequence[str], tree: Any) -> tuple[str, list[str]]:
+    """Where, in words, and which keys are allowed in the section at `path` of a tree."""
     model: Any = Config
+    kind = "here"
     for part in path:
-        model = model.model_fields[str(part)].annotation
-    return list(model.model_fields)
+        field, tree = model.model_fields[part], tree.get(part, {})
+        table = next((each for each in field.metadata if isinstance(each, OneOf)), None)
+        name = tree.get("kind", table.default) if table else ""
+        model = table.section(name) if table else field.annotation
+        kind = f"for kind {name}" if table else "here"
+    return kind, list(model.model_fields)

@@ -1,12 +1,15 @@
 """Whether a run may go on under another configuration than its checkpoint's: key by key, as the schema's marks say."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from cmdist import config as configuration
 from cmdist.errors import CheckpointError
-from cmdist.schema import Config, Kind
+from cmdist.schema import Config
+from cmdist.sections import Kind, Mark, OneOf, Section
 
 HEADINGS: dict[Kind, str] = {
     "identity": "may not change in a run",
@@ -30,15 +33,15 @@ class Change:
 def changes(was: Config, now: Config, was_measured: Mapping[str, str], now_measured: Mapping[str, str]) -> list[Change]:
     """What differs. `measured` has the hashes of what keys of kind `content` name; one that is unknown is no change."""
     before, after, found = configuration.by_key(was), configuration.by_key(now), []
-    for key, mark in configuration.marks().items():
+    for key, mark in (configuration.marks(was) | configuration.marks(now)).items():
         if mark.kind == "content":
             hashes = was_measured.get(key), now_measured.get(key)
             if None not in hashes and hashes[0] != hashes[1]:
                 found.append(Change(key, "content", *hashes))
-            elif before[key] != after[key]:
-                found.append(Change(key, "place", before[key], after[key]))
-        elif before[key] != after[key]:
-            found.append(Change(key, mark.kind, before[key], after[key]))
+            elif before.get(key) != after.get(key):
+                found.append(Change(key, "place", before.get(key), after.get(key)))
+        elif before.get(key) != after.get(key):
+            found.append(Change(key, mark.kind, before.get(key), after.get(key)))
     return found
 
 
@@ -59,23 +62,46 @@ def _shown(change: Change, value: Any) -> str:
 
 def page() -> str:
     """docs/keys.md: every key with its meaning, its default, and whether it may change."""
-    lines = ["# Every key of a configuration", "", "Made from `cmdist/schema.py` by `python -m cmdist.identity`.", ""]
+    lines = ["# Every key of a configuration", "", "Made from the schema by `python -m cmdist.identity`.", ""]
     lines += ["Between two starts of a run, a key", ""]
     lines += [f"- `{kind}`: {text}" for kind, text in HEADINGS.items()]
     lines += ["", "A change of the first two kinds is refused: take another `run.name`, and with `--resume URL` go on"]
-    lines += ["from a checkpoint of the first run there.", ""]
-    lines += ["| key | default | between two starts | what it is |", "|---|---|---|---|"]
-    for key, mark in configuration.marks().items():
-        lines.append(f"| `{key}` | {_default(key)} | {mark.kind} | {mark.what} |")
+    lines += ["from a checkpoint of the first run there. A section with a `kind` has the keys of that kind only.", ""]
+    lines += _table("", Config)
+    tables: list[tuple[str, OneOf]] = list(_tables("", Config))
+    for name, table in tables:
+        for kind in table.table:
+            section = table.section(kind)
+            lines += ["", f"## `{name}: {{kind: {kind}}}`", "", str(section.__doc__), "", *_table(name, section)]
+            tables += [each for each in _tables(name, section) if each not in tables]
     return "\n".join(lines) + "\n"
 
 
-def _default(key: str) -> str:
-    model: Any = Config
-    *sections, leaf = key.split(".")
-    for section in sections:
-        model = model.model_fields[section].annotation
-    field = model.model_fields[leaf]
+def _tables(prefix: str, section: type[Section]) -> Iterator[tuple[str, OneOf]]:
+    """The sections of several kinds in a section, by name."""
+    for name, field in section.model_fields.items():
+        yield from ((f"{prefix}.{name}".strip("."), each) for each in field.metadata if isinstance(each, OneOf))
+
+
+def _table(prefix: str, section: type[Section]) -> list[str]:
+    rows = [
+        f"| `{name}` | {_default(field)} | {mark.kind} | {mark.what} |" for name, field, mark in _keys(prefix, section)
+    ]
+    return ["| key | default | between two starts | what it is |", "|---|---|---|---|", *rows]
+
+
+def _keys(prefix: str, section: type[Section]) -> Iterator[tuple[str, FieldInfo, Mark]]:
+    for name, field in section.model_fields.items():
+        full = f"{prefix}.{name}".strip(".")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            if not any(isinstance(each, OneOf) for each in field.metadata):
+                yield from _keys(full, field.annotation)
+        else:
+            (mark,) = (each for each in field.metadata if isinstance(each, Mark))
+            yield full, field, mark
+
+
+def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "must be given"
     value = list(field.default) if isinstance(field.default, tuple) else field.default

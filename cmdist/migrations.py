@@ -4,9 +4,9 @@ A step takes the whole tree of one format and returns that of the next. It must 
 that says no format counts as one of format 1, people write configurations by hand, and a tree may hold some keys only.
 To add a step, append it to its kind:
 
-    def _objective_as_a_section(tree: Tree) -> Tree:       # format 2 -> 3
+    def _renamed(tree: Tree) -> Tree:       # format 3 -> 4
         ...
-    CONFIG = Kind("configuration", (_first_with_a_format, _objective_as_a_section))
+    CONFIG = Kind("configuration", (_first_with_a_format, _objective_as_a_section, _renamed))
 """
 
 import copy
@@ -72,6 +72,62 @@ def _state_knows_its_configuration(tree: Tree) -> Tree:
     return tree | {"known": known, "measured": {key: value for key, value in measured.items() if value is not None}}
 
 
+def _objective_as_a_section(tree: Tree) -> Tree:
+    """Format 2 had all keys of all objectives side by side: loss, curriculum and teacher become the objective's own."""
+    if isinstance(tree.get("network"), dict):
+        tree["network"] = {"kind": "adm"} | tree["network"]
+    kind = tree.get("objective")
+    if not isinstance(kind, str):
+        return tree
+    loss, curriculum, teacher = tree.pop("loss", {}), tree.pop("curriculum", {}), tree.pop("teacher", None)
+    if tree.get("init") == "teacher" and kind != "consistency_distillation":
+        tree["init"] = teacher
+    own: Tree = {"kind": kind}
+    if kind == "denoising":
+        own |= {name: loss[name] for name in ("sigma_mean", "sigma_std") if name in loss}
+    else:
+        own |= _consistency(loss, curriculum)
+    if kind == "consistency_distillation":
+        own |= {"teacher": teacher} if teacher is not None else {}
+        own |= {"solver": loss["solver"]} if "solver" in loss else {}
+    return tree | {"objective": own}
+
+
+_DISTANCES = {
+    "pseudo_huber": {"huber_c": "c"},
+    "lpips": {"lpips_weights": "weights", "lpips_pooling": "pooling", "lpips_precision": "precision"},
+}
+_INDICES = {"lognormal": {"index_mean": "mean", "index_std": "std"}}
+_CURRICULA = {
+    "constant": ("n_timesteps", "mu"),
+    "paper": ("s0", "s1", "mu0", "mu_form", "total_steps"),
+    "doubling": ("s0", "s1", "total_steps"),
+}
+
+
+def _consistency(loss: Tree, curriculum: Tree) -> Tree:
+    own: Tree = {}
+    for key, tables in (("distance", _DISTANCES), ("index", _INDICES)):
+        if key in loss:
+            names = tables.get(loss[key], {})
+            own[key] = {"kind": loss[key]} | {new: loss[old] for old, new in names.items() if old in loss}
+    if "weighting" in loss:
+        own["weighting"] = loss["weighting"]
+    if curriculum:
+        kind = curriculum.get("kind", "constant")
+        kept = {name: curriculum[name] for name in _CURRICULA.get(kind, curriculum) if name in curriculum}
+        own["curriculum"] = {"kind": kind} | kept
+    return own
+
+
+def _measured_by_new_names(tree: Tree) -> Tree:
+    measured = tree.get("measured", {})
+    for old, new in (("loss.lpips_weights", "objective.distance.weights"), ("teacher", "objective.teacher")):
+        if old in measured:
+            measured[new] = measured.pop(old)
+    return tree
+
+
 def _put(tree: Tree, name: str, old: Tree) -> None:
     if name in old:
         *sections, leaf = name.split(".")
@@ -97,8 +153,8 @@ def _name(content: Tree) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-CONFIG = Kind("configuration", (_first_with_a_format,))
-STATE = Kind("state.json", (_state_knows_its_configuration,))
+CONFIG = Kind("configuration", (_first_with_a_format, _objective_as_a_section))
+STATE = Kind("state.json", (_state_knows_its_configuration, _measured_by_new_names))
 RUN = Kind("run.json", (_first_with_a_format,))
 EVALUATION = Kind("record of an evaluation", (_figures_know_their_arithmetic,))
 INDEX = Kind("index of a data set")

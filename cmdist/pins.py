@@ -1,7 +1,7 @@
 """The teacher and the start of a run are pinned: which weights they were is noted at the first start, and stays.
 
-`teacher: runs/edm` means its newest checkpoint then. Later starts open the same one, or are refused. A note in
-TEACHER/pins keeps its averages from being thinned out.
+`objective.teacher: runs/edm` means its newest checkpoint then. Later starts open the same one, or are refused. A note
+in TEACHER/pins keeps its averages from being thinned out.
 """
 
 import json
@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from cmdist import config as configuration
 from cmdist.checkpoints.checkpoint import checksum, ema_file
 from cmdist.config import Config
 from cmdist.errors import CheckpointError, CmdistError
@@ -23,8 +24,8 @@ Pin = dict[str, Any]  # url, weights (their checksum) and, of a run, step
 def named(config: Config) -> dict[str, str]:
     """The places that a configuration takes weights from, by key; none for the closed form."""
     found = {}
-    if config.teacher and config.teacher != "exact" and (_distils(config) or config.init == "teacher"):
-        found["teacher"] = config.teacher
+    if config.teacher and config.teacher != "exact":
+        found["objective.teacher"] = config.teacher
     if config.init and config.init != "teacher":
         found["init"] = config.init
     return found
@@ -39,7 +40,7 @@ def pin(config: Config, known: Mapping[str, Pin], begun: bool) -> dict[str, Pin]
     found = {}
     for key, url in named(config).items():
         old = known.get(key)
-        only_start = key == "init" or not _distils(config)
+        only_start = key == "init"
         if old is None:
             if begun and only_start:
                 continue  # an older version did not note it, and it is not needed again
@@ -91,13 +92,9 @@ def _weights(run: TrainedRun) -> str:
     return f"xxh3:{file['xxh3']}"
 
 
-def _distils(config: Config) -> bool:
-    return config.objective == "consistency_distillation"
-
-
 def opened_at(config: Config, pins: Mapping[str, Pin]) -> Config:
     """The configuration with the pinned weights' own places: what is to be opened."""
-    return config.model_copy(update={key: each["url"] for key, each in pins.items()})
+    return configuration.replaced(config, {key: each["url"] for key, each in pins.items()})
 
 
 def hold(pins: Mapping[str, Pin], run_url: str, run_id: str) -> None:

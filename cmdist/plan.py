@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
-from cmdist import build, runs
+from cmdist import build
 from cmdist.config import Config
 from cmdist.core import distances
 from cmdist.core.objectives.base import Networks
@@ -62,11 +62,11 @@ def plan(config: Config, ranks: int) -> Plan:
     """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build.network(config).parameters())
-        lowered = list(build.network(config).lower().parameters())
+        lowered = list(build.lowered(build.network(config)).parameters())
     low = float(sum(p.nbytes for p in lowered if p.dtype != torch.float32))  # what a frozen network has in 16 bits
     perceptual = None
-    if runs.uses_lpips(config):  # its weights change no figure
-        perceptual = Lpips(config.loss.lpips_pooling, config.loss.lpips_precision)
+    if config.lpips:  # its weights change no figure
+        perceptual = Lpips(config.lpips.pooling, config.lpips.precision)
     forward, step = _micro_batch(config, perceptual)
     peak = float(step.peak)
     t, state = config.train, 4.0 * parameters  # bytes of one fp32 copy
@@ -80,7 +80,7 @@ def plan(config: Config, ranks: int) -> Plan:
         "moments": 2 * (share if partitioned else state),
         f"averages ({len(t.ema)})": len(t.ema) * share,
         "target": state + low if build.needs_target(config) else 0.0,
-        "teacher": state - low if config.objective == "consistency_distillation" and config.teacher != "exact" else 0.0,
+        "teacher": state - low if config.teacher not in (None, "exact") else 0.0,
         "LPIPS": float(sum(p.nbytes for p in perceptual.parameters())) if perceptual else 0.0,
         "activations": peak,
         "allocator and libraries (assumed)": FRAGMENTATION * peak + LIBRARIES,
@@ -109,11 +109,12 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "
     unlabelled = config.model_copy(
         update={"data": config.data.model_copy(update={"classes": 0})}
     )  # labels cost nothing, and have values
-    distance = distances.lpips(perceptual) if perceptual else build.distance(unlabelled)
-    objective = build.objective(unlabelled, distance)
+    distance = distances.lpips(perceptual) if perceptual else None
+    objective = build.objective(unlabelled, lambda keys: distance or build.distance(unlabelled, keys))
     b, size, channels = config.train.micro_batch, config.data.image_size, config.data.channels
     with FakeTensorMode(allow_non_fake_inputs=True):
-        student, other = build.network(unlabelled), build.network(unlabelled).requires_grad_(False).lower()
+        student = build.network(unlabelled)
+        other = build.lowered(student)
         for parameter in student.parameters():
             parameter.register_post_accumulate_grad_hook(_drop)  # gradients are a part of their own
         images, sigma = torch.zeros(b, channels, size, size), torch.ones(b)

@@ -18,11 +18,6 @@ from cmdist.system import sharing, storage
 from cmdist.system.distributed import World
 
 
-def uses_lpips(config: Config) -> bool:
-    """Whether the loss looks through VGG."""
-    return config.objective != "denoising" and config.loss.distance == "lpips"
-
-
 def check_weights(config: Config, run_url: str, mode: str) -> None:
     """The teacher, the weights of LPIPS and, unless run.json is there, the start are there if the run needs them;
     nothing is loaded.
@@ -30,9 +25,9 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
     `mode` is that of --resume. Raises CheckpointError, ConfigError.
     """
     needed: dict[str, str | None] = {}
-    if config.objective == "consistency_distillation":
-        needed["teacher"] = config.teacher
-    start = ("teacher", config.teacher) if config.init == "teacher" else ("init", config.init)
+    if config.teacher is not None:
+        needed["objective.teacher"] = config.teacher
+    start = ("objective.teacher", config.teacher) if config.init == "teacher" else ("init", config.init)
     if (
         start[1]
         and start[0] not in needed
@@ -47,12 +42,12 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
             open_run(url)
         elif not storage.exists(url):
             raise ConfigError(f"{key} {url} is not there")
-        elif key == "teacher" and config.objective == "consistency_distillation":
+        elif key == "objective.teacher":
             released.check_kind(url, denoising=True)
-    weights = config.loss.lpips_weights
-    if weights and uses_lpips(config) and not storage.exists(weights):
+    if config.lpips and not storage.exists(config.lpips.weights):
         raise ConfigError(
-            f"loss.lpips_weights {weights} is not there; get VGG16's weights from {SOURCE} and name that file"
+            f"objective.distance.weights {config.lpips.weights} is not there; "
+            f"get VGG16's weights from {SOURCE} and name that file"
         )
 
 
@@ -116,8 +111,8 @@ def _read_config(url: str) -> Config | None:
 def measured(config: Config, index_hash: str) -> dict[str, str]:
     """Hashes of what a run learns from, by the key that names it."""
     found = {"data.url": index_hash}
-    if uses_lpips(config) and config.loss.lpips_weights:
-        found["loss.lpips_weights"] = fingerprint(config.loss.lpips_weights)
+    if config.lpips:
+        found["objective.distance.weights"] = fingerprint(config.lpips.weights)
     return found
 
 

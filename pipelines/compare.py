@@ -132,7 +132,7 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
             )
             figures.append(mark.format(figure.text + letter) if figure else "-")
         wall = "-" if row.wall_seconds is None else sections.duration(row.wall_seconds)
-        cells.append([row.name, row.params.get("objective", "-"), row.step, row.ema, *figures, wall])
+        cells.append([row.name, row.objective, row.step, row.ema, *figures, wall])
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [
         "  ".join(

@@ -87,7 +87,7 @@ def load(options: argparse.Namespace, name: str) -> tuple[str, list[str], Config
     """A run's configuration file, the overrides that the demo gives it, and the result."""
     path = f"configs/digits/{name}.yaml"
     overrides = [f"run.root={options.root}", f"data.url={options.root}/data", f"run.seed={options.seed}"]
-    overrides += {"cd": [f"teacher={options.root}/edm"], "ict": [f"init={options.root}/edm"]}.get(name, [])
+    overrides += {"cd": [f"objective.teacher={options.root}/edm"], "ict": [f"init={options.root}/edm"]}.get(name, [])
     return path, overrides, configuration.load(REPOSITORY / path, overrides)
 
 
@@ -110,7 +110,7 @@ def missing_figures(options: argparse.Namespace, name: str) -> bool:
     ]
     records = [json.loads(storage.read(f"{folder}/{f}")) for f in files]
     full = [record for record in records if record["protocol"]["n"] > config.train.glance_images]
-    return len(full) < (1 if config.objective == "denoising" else 2)
+    return len(full) < (1 if config.kind.makes == "denoiser" else 2)
 
 
 def run_side_by_side(root: Path, what: str, jobs: Sequence[Job]) -> None:

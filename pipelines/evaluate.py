@@ -186,7 +186,7 @@ def samplers(options: argparse.Namespace, config: Config, denoise: Denoise) -> l
         denoise,
         options.steps,
         options.times or config.sampling.times,
-        denoising=config.objective == "denoising",
+        denoising=config.kind.makes == "denoiser",
         ode_steps=config.sampling.ode_steps,
         sigma_min=noise.sigma_min,
         sigma_max=noise.sigma_max,

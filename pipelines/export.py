@@ -24,7 +24,9 @@ from cmdist import config as configuration
 from cmdist.build import Model
 from cmdist.core.noise import karras_sigmas
 from cmdist.errors import ConfigError
+from cmdist.kinds.networks import Adm
 from cmdist.nets import diffusers, released
+from cmdist.nets.unet import UNet
 from cmdist.system import cli, storage
 
 
@@ -68,15 +70,17 @@ def to_safetensors(model: Model, out: str) -> None:
 def to_diffusers(model: Model, out: str) -> None:
     """The folder of a ConsistencyModelPipeline, its model_index.json last: without it diffusers does not load."""
     config, network, noise = model.config, model.config.network, model.config.noise
-    if config.objective == "denoising":
+    if config.kind.makes == "denoiser":
         raise ConfigError(
             f"{model.where} is a denoiser; a ConsistencyModelPipeline needs a consistency "
             "model (--format safetensors takes any)"
         )
     with torch.device("meta"):
         net = build.network(config)
+    if not (isinstance(network, Adm) and isinstance(net, UNet)):
+        raise ConfigError(f"{model.where}: diffusers' pipeline takes network kind adm (--format safetensors takes any)")
     released.check(net, model.weights, model.where)
-    n_timesteps = build.curriculum(config)(config.train.steps).n_timesteps
+    n_timesteps = int(build.numbers(config, config.train.steps)["n_timesteps"])
     files = {
         "unet/config.json": diffusers.unet_config(net, network.channel_mult, network.num_res_blocks),
         "scheduler/scheduler_config.json": diffusers.scheduler_config(

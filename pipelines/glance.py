@@ -22,6 +22,7 @@ import evaluate  # pipelines/evaluate.py
 import torch
 
 from cmdist import build, pins, runs, seeding
+from cmdist import config as configuration
 from cmdist.checkpoints import record
 from cmdist.checkpoints.checkpoint import ema_file
 from cmdist.core import sampling, validation
@@ -69,7 +70,7 @@ def glance(run_url: str, step: int, spool: Path) -> None:
     if not storage.exists(f"{stem}.json") or json.loads(storage.read(f"{stem}.json"))["weights"] != weights:
         data, denoise = build.dataset(run.config), build.load_denoiser(run, device=device)
         grids = sample_grids(run, denoise, device, stem, spool)
-        figures = {} if run.config.objective == "denoising" else validate(run, data, denoise, device)
+        figures = {} if run.config.kind.makes == "denoiser" else validate(run, data, denoise, device)
         seen = {
             "step": step,
             "weights": weights,
@@ -82,7 +83,7 @@ def glance(run_url: str, step: int, spool: Path) -> None:
         if tracked:
             send(spool, step, figures, grids)
     print(f"step {step}: seen after {time.monotonic() - begin:.1f} s", flush=True)
-    kind = "heun" if run.config.objective == "denoising" else "1"
+    kind = "heun" if run.config.kind.makes == "denoiser" else "1"
     quick = [run_url, "--checkpoint", step, "--steps", kind, "--n", run.config.train.glance_images]
     if not build.dataset(run.config).index.get("extractor"):
         if run.config.evaluation.inception is None:
@@ -108,9 +109,7 @@ def validate(run: TrainedRun, data: ShardedImages, consistency: Denoise, device:
     images = data.images(ids).to(device).float() / 127.5 - 1.0
     labels = data.labels(ids).to(device) if config.data.classes else None
     noises = torch.randn(images.shape, generator=seeding.generator("cpu", 0, "validation")).to(device)
-    teacher = build.teacher(
-        config.model_copy(update={"train": config.train.model_copy(update={"compile": False})}), data, device
-    )
+    teacher = build.teacher(configuration.replaced(config, {"train.compile": False}), data, device)
     sigmas = karras_sigmas(LEVELS, noise.sigma_min, noise.sigma_max, noise.rho)
     size = generation.group_size(*images.shape[2:])
     sums: dict[str, float] = {}
@@ -149,7 +148,7 @@ def sample_grids(run: TrainedRun, denoise: Denoise, device: torch.device, stem: 
         denoise,
         None,
         config.sampling.times,
-        denoising=config.objective == "denoising",
+        denoising=config.kind.makes == "denoiser",
         ode_steps=config.sampling.ode_steps,
         sigma_min=noise.sigma_min,
         sigma_max=noise.sigma_max,

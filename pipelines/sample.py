@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
             model.denoiser(device),
             options.steps,
             options.times or config.sampling.times,
-            denoising=config.objective == "denoising",
+            denoising=config.kind.makes == "denoiser",
             ode_steps=config.sampling.ode_steps,
             sigma_min=noise.sigma_min,
             sigma_max=noise.sigma_max,

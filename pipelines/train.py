@@ -280,8 +280,8 @@ def report(begun: Start, trainer: Trainer, order: Order, checked: Checked | None
     at = trainer.objective.at(trainer.step)
     samples = trainer.step * config.train.global_batch
     world = trainer.world.size
-    print(f"run          {config.run.name}: {config.objective}, {trainer.engine.layout.total:,} parameters")
-    print(f"from         {found.url if found else config.init or 'random weights'}")
+    print(f"run          {config.run.name}: {config.kind_name}, {trainer.engine.layout.total:,} parameters")
+    print(f"from         {found.url if found else config.start or 'random weights'}")
     print(
         f"step         {trainer.step:,} of {config.train.steps:,}   epoch {order.epoch(samples):,}  "
         f" samples seen {samples:,}"

@@ -32,6 +32,8 @@ LAYERS = [
     {"data", "nets", "checkpoints"},
     {"evaluation"},
     {"train", "report"},
+    {"sections"},
+    {"kinds"},
     {"schema"},
     {"config"},
     {"identity"},

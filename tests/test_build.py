@@ -21,7 +21,13 @@ def test_a_teacher_is_computed_as_its_students_run_computes(tmp_path: Path) -> N
     data = make_data(tmp_path / "data", extractor=False)
     teacher = make_run(tmp_path, "teacher", data, objective="denoising")
     assert runs.open_run(str(teacher)).config.train.precision == "fp32"
-    overrides = [*CD, f"teacher={teacher}", "train.precision=bf16", "network.channels_last=true", "network.dropout=0.3"]
+    overrides = [
+        *CD,
+        f"objective.teacher={teacher}",
+        "train.precision=bf16",
+        "network.channels_last=true",
+        "network.dropout=0.3",
+    ]
     student = config.load(write_config(tmp_path, str(data)), overrides)
     made = build.teacher(student, build.dataset(student), torch.device("cpu"))
     net = made.net  # type: ignore[union-attr]

@@ -61,7 +61,7 @@ def test_it_builds_and_its_head_says_how_to_run_it(path: Path) -> None:
         net = build.network(made)
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"pipelines/train.py configs/{path.parent.name}/{path.name}" in line for line in head)
-    build.curriculum(made)(0)
+    build.numbers(made, 0)
     if path.parent.name == "digits":
         return
     assert sum(p.numel() for p in net.parameters()) == PARAMETERS[path.parent.name]
@@ -77,7 +77,7 @@ def test_it_builds_and_its_head_says_how_to_run_it(path: Path) -> None:
 def test_the_papers_presets_have_the_numbers_of_table_3(data: str, kind: str) -> None:
     made = config.load(ROOT / "configs" / data / f"{kind}.yaml")
     lr, batch, steps, grid, mu = TABLE_3[data, kind]
-    c, n = made.curriculum, made.noise
+    c, n = made.objective.curriculum, made.noise
     assert (made.optimizer.kind, made.optimizer.lr, made.train.global_batch, made.train.steps) == (
         "radam",
         lr,
@@ -86,8 +86,9 @@ def test_the_papers_presets_have_the_numbers_of_table_3(data: str, kind: str) ->
     )
     assert ((c.n_timesteps, c.mu) if kind == "cd" else ((c.s0, c.s1), c.mu0)) == (grid, mu)
     assert (n.sigma_min, n.sigma_max, n.sigma_data, n.rho) == (0.002, 80.0, 0.5, 7.0)
-    assert made.loss.distance == "lpips" and made.loss.weighting == "uniform" and made.loss.solver == "heun"
-    assert made.loss.lpips_pooling == ("max" if data == "cifar10" else "avg")
+    assert made.objective.distance.kind == "lpips" and made.objective.weighting == "uniform"
+    assert getattr(made.objective, "solver", "heun") == "heun"
+    assert made.objective.distance.pooling == ("max" if data == "cifar10" else "avg")
     assert made.network.dropout == 0.0 and made.optimizer.weight_decay == 0.0 and made.optimizer.clip == 0.0
     assert made.init == ("teacher" if kind == "cd" else None)
     assert made.train.ema[0] == (0.9999 if data == "cifar10" else 0.5 ** (4096 / 50e6))
@@ -110,7 +111,7 @@ def test_two_steps_are_at_the_times_of_the_public_lines(data: str, kind: str) ->
 )
 def test_averages_are_those_of_the_public_lines(path: Path) -> None:
     made, data = config.load(path), path.parent.name.partition("_")[0]
-    if made.objective != "denoising":
+    if made.kind_name != "denoising":
         assert list(made.train.ema) == EMAS[data]
     else:  # cifar10: a half-life of 0.5 million images; the others: 50 million at a batch of 4,096
         assert made.train.ema[0] == (
@@ -138,8 +139,8 @@ def test_teachers_have_the_numbers_of_their_sources(data: str, kind: str, number
 @pytest.mark.parametrize("data", ["lsun_bedroom256", "lsun_cat256"])
 def test_the_launch_line_of_distillation_differs_in_the_batch(data: str) -> None:
     paper, launch = (config.load(ROOT / "configs" / data / f"{kind}.yaml") for kind in ("cd", "cd_launch"))
-    assert (launch.train.global_batch, launch.optimizer, launch.curriculum, launch.loss, launch.init) == (
-        256, paper.optimizer, paper.curriculum, paper.loss, paper.init,
+    assert (launch.train.global_batch, launch.optimizer, launch.objective, launch.init) == (
+        256, paper.optimizer, paper.objective, paper.init,
     )  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def test_the_ranks_of_its_script_share_its_micro_batches(path: Path) -> None:
 )
 def test_the_launch_presets_differ_where_the_public_lines_do(data: str, lr: float, batch: int) -> None:
     ct = config.load(ROOT / "configs" / data / "ct_launch.yaml")
-    assert (ct.optimizer.lr, ct.train.global_batch, ct.init, ct.curriculum.mu_form) == (
+    assert (ct.optimizer.lr, ct.train.global_batch, ct.init, ct.objective.curriculum.mu_form) == (
         lr,
         batch,
         f"runs/{data}/edm",

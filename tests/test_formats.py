@@ -5,6 +5,7 @@ they are: evaluated, sampled, exported, resumed and as a teacher.
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def old(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That copy, as the working directory: what it holds is named relative to it."""
     monkeypatch.chdir(folder)
     return folder
+
+
+def today(overrides: Sequence[str]) -> list[str]:
+    """Overrides of the old commit by the names that their keys have now."""
+    pairs = [each.split("=", 1) for each in overrides]
+    return [f"{config.MOVED.get(name, name)}={value}" for name, value in pairs]
 
 
 def train_in(place: str, *arguments: str) -> None:
@@ -103,7 +110,9 @@ def test_an_old_run_is_sampled_and_exported(old: Path, name: str, tmp_path: Path
 def test_an_old_run_goes_on_to_the_same_weights(old: Path, name: str, tmp_path: Path) -> None:
     shutil.copytree(FIXTURES, tmp_path / "copy")
     run = tmp_path / "copy" / "runs" / name
-    done = Ranks(1, tmp_path / "log", train_in, str(tmp_path / "copy"), "small.yaml", *RUNS[name], f"run.name={name}")
+    done = Ranks(
+        1, tmp_path / "log", train_in, str(tmp_path / "copy"), "small.yaml", *today(RUNS[name]), f"run.name={name}"
+    )
     assert done.join() == [0], done.text
     assert f"step         {STOP} of {STEPS}" in done.text
     resumed_as_before(run, name, STEPS)
@@ -116,13 +125,13 @@ def test_an_old_run_goes_on_to_the_same_weights(old: Path, name: str, tmp_path: 
 
 def test_an_old_run_is_a_teacher(old: Path, tmp_path: Path) -> None:
     shutil.copytree(FIXTURES, tmp_path / "copy")
-    done = Ranks(1, tmp_path / "log", train_in, str(tmp_path / "copy"), "small.yaml", *STUDENT)
+    done = Ranks(1, tmp_path / "log", train_in, str(tmp_path / "copy"), "small.yaml", *today(STUDENT))
     assert done.join() == [0], done.text
     resumed_as_before(tmp_path / "copy" / "runs" / "student", "student", 2)
 
 
 def test_the_hash_of_an_old_index_stays(old: Path) -> None:
-    data = build.dataset(config.load("small.yaml", ["objective=denoising", "run.name=x"]))
+    data = build.dataset(config.load("small.yaml", ["objective.kind=denoising", "run.name=x"]))
     state = json.loads(next(Path("runs/edm/checkpoints").glob("*/state.json")).read_text())
     assert data.index_hash == state["identity"]["data (index hash)"]
 
@@ -157,28 +166,40 @@ def test_newer_files_are_refused_in_a_sentence(tmp_path: Path, monkeypatch: pyte
 
 def test_a_newer_state_is_refused() -> None:
     tree = {"format": migrations.STATE.format + 1}
-    with pytest.raises(FormatError, match=r"x/state.json is a state.json of format 3; .* reads up to 2, use a newer"):
+    with pytest.raises(FormatError, match=r"x/state.json is a state.json of format 4; .* reads up to 3, use a newer"):
         migrations.STATE.migrate(tree, "x/state.json")
 
 
 @pytest.mark.parametrize("format_", ["2", 0, True, None, 1.5])
 def test_a_format_that_is_none_is_refused(format_: object) -> None:
-    with pytest.raises(FormatError, match="is none; that of a configuration is 1 to 2"):
+    with pytest.raises(FormatError, match="is none; that of a configuration is 1 to 3"):
         migrations.CONFIG.migrate({"format": format_}, "x")
 
 
-def test_a_step_may_move_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the next format will: old files of both formats, and half-new ones by hand, come out the same."""
+def test_a_step_may_move_every_key() -> None:
+    """As the next format will: files of all formats, and half-new ones by hand, come out the same."""
 
-    def sections(tree: migrations.Tree) -> migrations.Tree:
-        if isinstance(tree.get("objective"), str):
-            tree["objective"] = {"kind": tree["objective"], **tree.pop("loss", {})}
-        return tree
+    def goal(tree: migrations.Tree) -> migrations.Tree:
+        return {("goal" if name == "objective" else name): value for name, value in tree.items()}
 
-    kind = migrations.Kind("configuration", (*migrations.CONFIG.steps, sections))
-    new = {"objective": {"kind": "denoising", "solver": "heun"}}
-    old_tree = {"objective": "denoising", "loss": {"solver": "heun"}}
-    for tree in (old_tree, {"format": 1} | old_tree, {"format": 2} | old_tree, new, kind.stamp(new)):
+    kind = migrations.Kind("configuration", (*migrations.CONFIG.steps, goal))
+    new = {"goal": {"kind": "denoising", "sigma_std": 2.0}}
+    oldest = {"objective": "denoising", "loss": {"sigma_std": 2.0, "solver": "heun"}, "curriculum": {"kind": "paper"}}
+    older = {"objective": {"kind": "denoising", "sigma_std": 2.0}}
+    formats = [{"format": 1} | oldest, {"format": 2} | oldest, {"format": 3} | older]
+    for tree in (oldest, older, *formats, new, kind.stamp(new)):
         before = json.dumps(tree)
         assert kind.migrate(tree, "x") == new
         assert json.dumps(tree) == before  # in memory, on a copy
+
+
+def test_a_state_of_format_2_knows_its_configuration_by_todays_names() -> None:
+    """That format had a configuration in state.json, with the keys of all objectives side by side."""
+    old = {"objective": "consistency_training", "loss": {"distance": "l1", "huber_c": None, "solver": "heun"}}
+    old |= {"curriculum": {"kind": "doubling", "mu": 0.0, "s0": 2, "s1": 20, "total_steps": 7}, "teacher": None}
+    state = {"format": 2, "config": old | {"format": 2}, "measured": {"data.url": "a", "loss.lpips_weights": "b"}}
+    found = migrations.STATE.migrate(state, "x")
+    assert found["measured"] == {"data.url": "a", "objective.distance.weights": "b"}
+    own = {"kind": "consistency_training", "distance": {"kind": "l1"}}
+    own["curriculum"] = {"kind": "doubling", "s0": 2, "s1": 20, "total_steps": 7}
+    assert migrations.CONFIG.migrate(found["config"], "x") == {"objective": own}

@@ -11,34 +11,47 @@ import yaml
 from cmdist import build, config, identity, runs
 from cmdist.checkpoints import search
 from cmdist.errors import CheckpointError
+from cmdist.kinds.distances import CURRICULA, DISTANCES
+from cmdist.kinds.networks import NETWORKS
+from cmdist.kinds.objectives import INDICES
+from cmdist.kinds.objectives import OBJECTIVES as OBJECTIVES_TABLE
 from cmdist.schema import Config
+from cmdist.sections import Section
 from ranks import pipeline, train
 from training import OBJECTIVES, committed, files, write_config
 
-BASE = """
-objective: consistency_distillation
-teacher: runs/edm
+REST = """
 run: {name: a}
 data: {url: x, image_size: 8, channels: 1, classes: 10}
-network: {model_channels: 16, channel_mult: [1, 2], num_res_blocks: 1}
-curriculum: {kind: paper}
-loss: {distance: lpips, lpips_weights: vgg.pth}
+network: {kind: adm, model_channels: 16, channel_mult: [1, 2], num_res_blocks: 1}
 optimizer: {lr: 1.0e-3, decay_fraction: 0.5}
 train: {steps: 10, global_batch: 64, micro_batch: 32}
 """
-MARKS = config.marks()
-OF_KIND = {kind: [key for key, mark in MARKS.items() if mark.kind == kind] for kind in identity.HEADINGS}
+# Between them every kind of every section: a test says so.
+OBJECTIVE = {
+    "cd": """
+objective: {kind: consistency_distillation, teacher: runs/edm, distance: {kind: lpips, weights: vgg.pth},
+  curriculum: {kind: paper}}
+""",
+    "ict": """
+objective: {kind: consistency_training, distance: {kind: pseudo_huber}, index: {kind: lognormal},
+  curriculum: {kind: doubling}}
+""",
+    "edm": "objective: {kind: denoising}",
+    "l1": "objective: {kind: consistency_training, distance: {kind: l1}, curriculum: {kind: constant}}",
+    "l2": "objective: {kind: consistency_training}",
+}
+BASE = OBJECTIVE["cd"] + REST
 OTHERS = {  # where neither another choice nor a little more would do
     "run.root": "elsewhere",
     "run.name": "b",
-    "data.channels": 3,
     "data.cache_gib": 1.5,
     "network.channel_mult": [1, 2, 2],
     "network.attention_resolutions": [4],
     "noise.sigma_min": 0.003,
     "noise.sigma_max": 79.5,
-    "loss.huber_c": 0.1,
-    "curriculum.mu0": 0.5,
+    "objective.distance.c": 0.1,
+    "objective.curriculum.mu0": 0.5,
     "optimizer.betas": [0.5, 0.9],
     "train.ema": [0.5],
     "train.global_batch": 128,
@@ -49,85 +62,120 @@ OTHERS = {  # where neither another choice nor a little more would do
 }
 
 
-def was() -> Config:
-    return config.fixed(config.parse(BASE))
+def was(name: str = "cd") -> Config:
+    return config.fixed(config.parse(OBJECTIVE[name] + REST))
 
 
-def another(key: str) -> Any:
-    """A possible value that is not the one in BASE."""
-    value = config.by_key(was())[key]
+def keys(*kinds: str) -> list[tuple[str, str]]:
+    """(configuration, key) of all keys of the given marks; those that all configurations share once, kinds apart."""
+    seen, found = set(), []
+    for name in OBJECTIVE:
+        for key, mark in config.marks(was(name)).items():
+            sort = tuple(getattr(section, "kind", "") for section in sections(was(name), key))
+            if mark.kind in kinds and not key.endswith("kind") and (key, sort[-1]) not in seen:
+                seen.add((key, sort[-1]))
+                found.append((name, key))
+    return found
+
+
+def sections(made: Any, key: str) -> list[Any]:
+    """The sections that a key lies in, the innermost last."""
+    found = [made]
+    for part in key.split(".")[:-1]:
+        found.append(getattr(found[-1], part))
+    return found
+
+
+def another(name: str, key: str) -> Any:
+    """A possible value that is not the configuration's."""
+    value = config.by_key(was(name))[key]
+    choices = get_args(field(name, key).annotation)
     if key in OTHERS:
         return OTHERS[key]
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
-        choices = [c for c in get_args(field(key).annotation) if isinstance(c, int) and c != value]
-        return choices[0] if choices else value + 1
+        whole = [c for c in choices if isinstance(c, int) and c != value]
+        return whole[0] if whole else value + 1
     if isinstance(value, float):
         return value / 2 if value else 0.25
-    choices = [c for c in get_args(field(key).annotation) if isinstance(c, str) and c != value]
-    return choices[0] if choices else 7 if "Positive" in str(field(key).annotation) else "elsewhere"
+    texts = [c for c in choices if isinstance(c, str) and c != value]
+    return texts[0] if texts else 7 if "Positive" in str(field(name, key).annotation) else "elsewhere"
 
 
-def field(key: str) -> Any:
-    model: Any = Config
-    *sections, leaf = key.split(".")
-    for section in sections:
-        model = model.model_fields[section].annotation
-    return model.model_fields[leaf]
+def field(name: str, key: str) -> Any:
+    return type(sections(was(name), key)[-1]).model_fields[key.rpartition(".")[2]]
 
 
-def changed(key: str) -> tuple[Config, Any]:
-    """BASE with another value of one key, past the checks of what fits together."""
-    value = another(key)
-    section, _, leaf = key.rpartition(".")
-    before = was()
-    if not section:
-        return before.model_copy(update={leaf: value}), value
-    part = getattr(before, section)
-    made = type(part).model_validate(part.model_dump() | {leaf: tuple(value) if isinstance(value, list) else value})
-    assert getattr(made, leaf) != getattr(part, leaf), "the test must change it"
-    return before.model_copy(update={section: made}), config.by_key(before.model_copy(update={section: made}))[key]
+def changed(name: str, key: str) -> tuple[Config, Any]:
+    """The configuration with another value of one key, past the checks of what fits together."""
+    value = another(name, key)
+    *above, inner = sections(was(name), key)
+    *path, leaf = key.split(".")
+    if not path:
+        return inner.model_copy(update={leaf: value}), value
+    made = type(inner).model_validate(inner.model_dump() | {leaf: tuple(value) if isinstance(value, list) else value})
+    assert getattr(made, leaf) != getattr(inner, leaf), "the test must change it"
+    for section, part in zip(reversed(above), reversed(path), strict=True):
+        made = section.model_copy(update={part: made})
+    return made, config.by_key(made)[key]
 
 
-def leaves(model: Any, prefix: str = "") -> Iterator[str]:
-    for name, each in model.model_fields.items():
-        if hasattr(each.annotation, "model_fields"):
-            yield from leaves(each.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name
+def leaves(made: Any, prefix: str = "") -> Iterator[str]:
+    for name in type(made).model_fields:
+        value = getattr(made, name)
+        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, Section) else [prefix + name]
 
 
 def test_every_key_has_a_mark() -> None:
-    assert list(MARKS) == list(leaves(Config)) and all(mark.what for mark in MARKS.values())
-    assert {mark.kind for mark in MARKS.values()} == set(identity.HEADINGS)
+    for name in OBJECTIVE:
+        marks = config.marks(was(name))
+        assert list(marks) == list(leaves(was(name))) and all(mark.what for mark in marks.values())
+    assert {mark.kind for mark in config.marks(was()).values()} == set(identity.HEADINGS)
 
 
-@pytest.mark.parametrize("key", OF_KIND["identity"])
-def test_another_value_of_what_a_run_is_is_refused_with_both(key: str) -> None:
-    now, value = changed(key)
-    before = config.by_key(was())[key]
+def test_every_kind_of_every_section_is_tried() -> None:
+    tried = {
+        (key, value) for name in OBJECTIVE for key, value in config.by_key(was(name)).items() if key.endswith("kind")
+    }
+    tables = {"objective": OBJECTIVES_TABLE, "objective.distance": DISTANCES, "objective.curriculum": CURRICULA}
+    tables |= {"objective.index": INDICES, "network": NETWORKS}
+    assert {(f"{name}.kind", kind) for name, table in tables.items() for kind in table} <= tried
+
+
+def test_another_kind_is_refused() -> None:
+    for name, other in (("cd", "l2"), ("l1", "l2"), ("ict", "l2"), ("edm", "cd")):
+        with pytest.raises(CheckpointError, match=r"trained with objective[.\w]*kind = \w+ and cannot go on with \w+"):
+            identity.refuse(identity.changes(was(name), was(other), {}, {}), "url")
+
+
+@pytest.mark.parametrize(("name", "key"), keys("identity"))
+def test_another_value_of_what_a_run_is_is_refused_with_both(name: str, key: str) -> None:
+    now, value = changed(name, key)
+    before = config.by_key(was(name))[key]
     with pytest.raises(CheckpointError) as error:
-        identity.refuse(identity.changes(was(), now, {}, {}), "runs/a/checkpoints/step-1")
+        identity.refuse(identity.changes(was(name), now, {}, {}), "runs/a/checkpoints/step-1")
     assert f"trained with {key} = {before} and cannot go on with {value}: " in str(error.value)
     assert "another run.name and --resume runs/a/checkpoints/step-1" in str(error.value)
 
 
-@pytest.mark.parametrize("key", [*OF_KIND["free"], *OF_KIND["warned"], *OF_KIND["place"]])
-def test_another_value_of_the_rest_goes_on_and_is_told(key: str) -> None:
-    now, value = changed(key)
-    found = identity.changes(was(), now, {}, {})
+@pytest.mark.parametrize(("name", "key"), keys("free", "warned", "place"))
+def test_another_value_of_the_rest_goes_on_and_is_told(name: str, key: str) -> None:
+    now, value = changed(name, key)
+    found = identity.changes(was(name), now, {}, {})
     identity.refuse(found, "url")
-    assert [(c.key, c.kind, c.was, c.now) for c in found] == [(key, MARKS[key].kind, config.by_key(was())[key], value)]
+    assert [(c.key, c.kind, c.was, c.now) for c in found] == [
+        (key, config.marks(was(name))[key].kind, config.by_key(was(name))[key], value)
+    ]
 
 
-@pytest.mark.parametrize("key", OF_KIND["content"])
-def test_what_is_learned_from_may_move_but_not_change(key: str) -> None:
-    now, _ = changed(key)
-    identity.refuse(identity.changes(was(), now, {key: "xxh3:1"}, {key: "xxh3:1"}), "url")
-    assert identity.changes(was(), now, {key: "xxh3:1"}, {key: "xxh3:1"})[0].kind == "place"
+@pytest.mark.parametrize(("name", "key"), keys("content"))
+def test_what_is_learned_from_may_move_but_not_change(name: str, key: str) -> None:
+    now, _ = changed(name, key)
+    identity.refuse(identity.changes(was(name), now, {key: "xxh3:1"}, {key: "xxh3:1"}), "url")
+    assert identity.changes(was(name), now, {key: "xxh3:1"}, {key: "xxh3:1"})[0].kind == "place"
     with pytest.raises(CheckpointError, match=f"{key} = xxh3:1 .* cannot go on with xxh3:2"):
-        identity.refuse(identity.changes(was(), was(), {key: "xxh3:1"}, {key: "xxh3:2"}), "url")
+        identity.refuse(identity.changes(was(name), was(name), {key: "xxh3:1"}, {key: "xxh3:2"}), "url")
 
 
 def test_long_values_are_shown_in_full() -> None:
@@ -150,7 +198,7 @@ def test_a_new_key_with_its_default_refuses_no_resume(tmp_path: Path, digits: st
     found = search.newest(f"{tmp_path}/runs/small")
     assert found is not None
     tree = found.state["config"]
-    for section, key in (("network", "resblock_updown"), ("noise", "rho"), ("loss", "index")):
+    for section, key in (("network", "resblock_updown"), ("noise", "rho"), ("objective", "sigma_std")):
         del tree[section][key]
     now = config.fixed(config.load(path, ["train.steps=2"]))
     assert identity.changes(config.of_tree(tree, "state.json"), now, {}, {}) == []
@@ -158,20 +206,20 @@ def test_a_new_key_with_its_default_refuses_no_resume(tmp_path: Path, digits: st
 
 def test_the_curriculum_and_the_learning_rate_keep_their_lengths() -> None:
     """A run that is made longer: N, mu and lr of the steps to come are those of the first start."""
-    ct = ["objective=consistency_training", "loss.distance=l2"]
+    ct = ["objective.kind=consistency_training", "objective.distance.kind=l2"]
     first = config.fixed(config.parse(BASE, ct))
     longer = config.continued(config.parse(BASE, [*ct, "train.steps=40"]), first)
-    assert (longer.curriculum.total_steps, longer.optimizer.decay_end) == (10, 10)
+    assert (longer.objective.curriculum.total_steps, longer.optimizer.decay_end) == (10, 10)
     for step in range(12):
-        assert build.curriculum(longer)(step) == build.curriculum(first)(step)
+        assert build.numbers(longer, step) == build.numbers(first, step)
         assert build.lr_schedule(longer)(step) == build.lr_schedule(first)(step)
     assert build.lr_schedule(longer)(10) == 0 < build.lr_schedule(longer)(9)
-    doubling = [*ct, "curriculum.kind=doubling", "train.steps=1200000"]
+    doubling = [*ct, "objective.curriculum.kind=doubling", "train.steps=1200000"]
     again = config.continued(config.parse(BASE, doubling), config.fixed(config.parse(BASE, doubling[:-1])))
-    assert build.curriculum(again)(9) == build.curriculum(config.parse(BASE, doubling[:-1]))(9)
+    assert build.numbers(again, 9) == build.numbers(config.parse(BASE, doubling[:-1]), 9)
     # K is the run's; a new fall of the learning rate is the user's to begin
-    with pytest.raises(CheckpointError, match="curriculum.total_steps = 10 and cannot go on with 40"):
-        moved = config.continued(config.parse(BASE, [*ct, "curriculum.total_steps=40"]), first)
+    with pytest.raises(CheckpointError, match="objective.curriculum.total_steps = 10 and cannot go on with 40"):
+        moved = config.continued(config.parse(BASE, [*ct, "objective.curriculum.total_steps=40"]), first)
         identity.refuse(identity.changes(first, moved, {}, {}), "url")
     new = config.continued(config.parse(BASE, [*ct, "train.steps=40", "optimizer.decay_end=40"]), first)
     assert build.lr_schedule(new)(20) == new.optimizer.lr and build.lr_schedule(new)(30) == new.optimizer.lr / 2
@@ -199,7 +247,7 @@ def test_a_longer_run_through_the_command(tmp_path: Path, digits: str) -> None:
     ):
         assert line in longer.text, longer.text
     written = yaml.safe_load((run / "config.yaml").read_text())
-    assert (written["curriculum"]["total_steps"], written["optimizer"]["decay_end"]) == (6, 6)
+    assert (written["objective"]["curriculum"]["total_steps"], written["optimizer"]["decay_end"]) == (6, 6)
     own = {step: runs.open_run(str(run), step).config for step in (6, 8)}
     assert [own[step].sampling.ode_steps for step in (6, 8)] == [18, 5]
     assert own[6].data.workers == 0 and own[6].train.steps == 6
@@ -218,7 +266,7 @@ def test_a_longer_run_through_the_command(tmp_path: Path, digits: str) -> None:
     assert "step         8 of 10" in branch.text and "noise.sigma_data: 0.5 -> 0.9" in branch.text
     assert "warning: train.precision was fp32 and is bf16 from step 8 on" in branch.text
     ended = runs.open_run(f"{tmp_path}/runs/other").config
-    assert (ended.noise.sigma_data, ended.curriculum.total_steps) == (0.9, 6)
+    assert (ended.noise.sigma_data, ended.objective.curriculum.total_steps) == (0.9, 6)
 
 
 def test_each_checkpoint_is_used_with_its_own_configuration(tmp_path: Path, digits: str) -> None:

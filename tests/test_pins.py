@@ -23,25 +23,25 @@ def teacher(tmp_path: Path) -> Path:
 @pytest.fixture
 def student(tmp_path: Path, teacher: Path) -> config.Config:
     data = tmp_path / "data"
-    return config.load(write_config(tmp_path, str(data)), [*CD, f"teacher={teacher}", "init=teacher"])
+    return config.load(write_config(tmp_path, str(data)), [*CD, f"objective.teacher={teacher}", "init=teacher"])
 
 
 def test_a_teacher_that_has_gone_on_is_the_one_of_the_first_start(teacher: Path, student: config.Config) -> None:
     first = pins.pin(student, {}, begun=False)
-    assert first["teacher"]["step"] == 10 and first["teacher"]["named"] == str(teacher)
+    assert first["objective.teacher"]["step"] == 10 and first["objective.teacher"]["named"] == str(teacher)
     add_checkpoint(teacher, 20)
-    assert pins.pin(student, {}, begun=False)["teacher"]["step"] == 20  # what would have been taken
+    assert pins.pin(student, {}, begun=False)["objective.teacher"]["step"] == 20  # what would have been taken
     for begun in (False, True):
         assert pins.pin(student, first, begun) == first
-    assert pins.opened_at(student, first).teacher == first["teacher"]["url"]
+    assert pins.opened_at(student, first).teacher == first["objective.teacher"]["url"]
     # named by its own folder it is the same one; the newer one is refused, with both
-    same = student.model_copy(update={"teacher": first["teacher"]["url"]})
-    assert pins.pin(same, first, begun=True)["teacher"]["weights"] == first["teacher"]["weights"]
-    other = student.model_copy(update={"teacher": f"{teacher}/checkpoints/step-0000000020"})
+    same = config.replaced(student, {"objective.teacher": first["objective.teacher"]["url"]})
+    assert pins.pin(same, first, begun=True)["objective.teacher"]["weights"] == first["objective.teacher"]["weights"]
+    other = config.replaced(student, {"objective.teacher": f"{teacher}/checkpoints/step-0000000020"})
     with pytest.raises(CheckpointError) as error:
         pins.pin(other, first, begun=True)
-    newer = pins.pin(student, {}, begun=False)["teacher"]
-    assert f"began with step 10 of {teacher} ({first['teacher']['weights']})" in str(error.value)
+    newer = pins.pin(student, {}, begun=False)["objective.teacher"]
+    assert f"began with step 10 of {teacher} ({first['objective.teacher']['weights']})" in str(error.value)
     assert f"step 20 of {other.teacher} ({newer['weights']}) is another" in str(error.value)
 
 
@@ -49,8 +49,10 @@ def test_a_moved_teacher_is_known_by_its_weights(teacher: Path, student: config.
     first = pins.pin(student, {}, begun=False)
     add_checkpoint(teacher, 20)
     moved = teacher.rename(teacher.with_name("moved"))
-    there = pins.pin(student.model_copy(update={"teacher": str(moved)}), first, begun=True)["teacher"]
-    assert there["weights"] == first["teacher"]["weights"] and there["url"].startswith(str(moved))
+    there = pins.pin(config.replaced(student, {"objective.teacher": str(moved)}), first, begun=True)[
+        "objective.teacher"
+    ]
+    assert there["weights"] == first["objective.teacher"]["weights"] and there["url"].startswith(str(moved))
     with pytest.raises(CheckpointError, match="began with step 10 of .* nothing can be read there"):
         pins.pin(student, first, begun=True)
 
@@ -90,7 +92,7 @@ def test_where_no_note_can_be_left_a_warning_says_who_needs_what(
 def test_a_file_is_pinned_by_its_checksum(tmp_path: Path, student: config.Config) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"one")
-    one = student.model_copy(update={"teacher": "exact", "init": str(path)})
+    one = config.replaced(student, {"objective.teacher": "exact", "init": str(path)})
     first = pins.pin(one, {}, begun=False)
     assert pins.pin(one, first, begun=False) == first
     path.write_bytes(b"two")
@@ -107,7 +109,7 @@ def test_a_distillation_ends_the_same_when_its_teacher_trains_on_meanwhile(tmp_p
     path = write_config(tmp_path, digits)
     runs_ = tmp_path / "runs"
     edm = ["run.name=edm", "train.keep_checkpoints=1", "train.checkpoint_every=2", "optimizer.lr=0.01"]
-    student = [*CD, f"teacher={runs_}/edm", "init=teacher", "train.checkpoint_every=4"]
+    student = [*CD, f"objective.teacher={runs_}/edm", "init=teacher", "train.checkpoint_every=4"]
 
     def done(*arguments: str) -> Ranks:
         run = train(1, tmp_path / "log", path, *arguments)
@@ -122,23 +124,23 @@ def test_a_distillation_ends_the_same_when_its_teacher_trains_on_meanwhile(tmp_p
     resumed = done(*student, "run.name=parts", "train.steps=8")
     assert "step         4 of 8" in resumed.text
     assert files(runs_ / "parts", 8) == files(runs_ / "straight", 8)
-    assert record.read(str(runs_ / "parts"))["pins"]["teacher"]["step"] == 4
+    assert record.read(str(runs_ / "parts"))["pins"]["objective.teacher"]["step"] == 4
     # a new run takes the newest; from a checkpoint of the other run it keeps the other's
     done(*student, "run.name=new", "train.steps=2")
-    assert record.read(str(runs_ / "new"))["pins"]["teacher"]["step"] == 8
+    assert record.read(str(runs_ / "new"))["pins"]["objective.teacher"]["step"] == 8
     done(*student, "run.name=branch", "train.steps=9", f"--resume={runs_}/parts")
-    assert record.read(str(runs_ / "branch"))["pins"]["teacher"]["step"] == 4
+    assert record.read(str(runs_ / "branch"))["pins"]["objective.teacher"]["step"] == 4
     # killed before its first commit, a run begins again with what it began with
     shutil.rmtree(runs_ / "new" / "checkpoints")
     shutil.rmtree(runs_ / "new" / "attempts")
     done(*edm, "train.steps=10")
     done(*student, "run.name=new", "train.steps=2")
-    assert record.read(str(runs_ / "new"))["pins"]["teacher"]["step"] == 8
+    assert record.read(str(runs_ / "new"))["pins"]["objective.teacher"]["step"] == 8
     # another one is refused before anything starts, and a lost one too
     before = files(runs_ / "parts", 8)
     for arguments, says in (
-        ([f"teacher={runs_}/edm/checkpoints/step-0000000008"], "began with step 4 of"),
-        ([f"teacher={runs_}/new"], "began with step 4 of"),
+        ([f"objective.teacher={runs_}/edm/checkpoints/step-0000000008"], "began with step 4 of"),
+        ([f"objective.teacher={runs_}/new"], "began with step 4 of"),
     ):
         refused = train(1, tmp_path / "refused.log", path, *student, "run.name=parts", "train.steps=12", *arguments)
         assert refused.join() == [1] and says in refused.text and "Traceback" not in refused.text, refused.text

@@ -40,10 +40,10 @@ def test_training_costs_its_passes() -> None:
     assert (
         3.95 < found.flops / one < 4.05
     )  # not 4: the images need no gradient, and attention's backward computes its scores again
-    distil = ["objective=consistency_distillation", "teacher=runs/t"]
-    assert flops(*distil, "loss.solver=euler") - found.flops == one
-    assert flops(*distil, "loss.solver=heun") - found.flops == 2 * one
-    assert flops("objective=denoising") == found.flops - one
+    distil = ["objective.kind=consistency_distillation", "objective.teacher=runs/t"]
+    assert flops(*distil, "objective.solver=euler") - found.flops == one
+    assert flops(*distil, "objective.solver=heun") - found.flops == 2 * one
+    assert flops("objective.kind=denoising") == found.flops - one
     assert flops("train.micro_batch=4") == found.flops
 
 
@@ -61,7 +61,9 @@ def test_a_convolution_is_counted_as_two_operations_for_each_product() -> None:
 
 
 def test_memory_is_parameters_times_copies() -> None:
-    made = config.parse(NARROW, ["objective=consistency_distillation", "teacher=runs/t", "train.ema=[0.9,0.99]"])
+    made = config.parse(
+        NARROW, ["objective.kind=consistency_distillation", "objective.teacher=runs/t", "train.ema=[0.9,0.99]"]
+    )
     found = plan(made, 4)
     one = 4.0 * found.parameters
     assert (
@@ -74,7 +76,9 @@ def test_memory_is_parameters_times_copies() -> None:
     assert plan(config.parse(config.dump(made), ["train.zero_stage=2"]), 4).memory["gradients"] == one / 4
     assert (
         "target"
-        not in plan(config.parse(config.dump(made), ["curriculum.kind=constant", "curriculum.mu=0.0"]), 4).memory
+        not in plan(
+            config.parse(config.dump(made), ["objective.curriculum.kind=constant", "objective.curriculum.mu=0.0"]), 4
+        ).memory
     )
 
 
@@ -90,7 +94,9 @@ def test_activations_are_those_of_a_real_pass() -> None:
     networks = Networks(denoise, denoise, target=build.model(made, target))
     draw = Pairs(torch.ones(2), torch.zeros_like(images), 0, sigma_next=torch.ones(2) / 2)
     with Counter() as live:
-        build.objective(made, build.distance(made)).loss(networks, images, None, draw).minimised.mean().backward()
+        build.objective(made, lambda keys: build.distance(made, keys)).loss(
+            networks, images, None, draw
+        ).minimised.mean().backward()
     planned = plan(made, 1).memory["activations"]
     assert planned == pytest.approx(live.peak, rel=0.02)
     larger = plan(config.parse(NARROW, ["train.micro_batch=8"]), 1).memory["activations"]
@@ -119,7 +125,7 @@ def test_bytes_touched_are_those_of_each_tensor_that_an_operation_is_given_and_g
 
 def test_frozen_networks_are_kept_in_the_precision_and_not_cast_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of three calls (Heun's two of the teacher, one of the target) would read 4 bytes of a weight and write 2."""
-    distil = ["objective=consistency_distillation", "teacher=runs/t"]
+    distil = ["objective.kind=consistency_distillation", "objective.teacher=runs/t"]
     full, half = (plan(config.parse(NARROW, [*distil, f"train.precision={p}"]), 1) for p in ("fp32", "bf16"))
     one = 4.0 * full.parameters
     assert full.memory["teacher"] == full.memory["target"] == one

@@ -19,18 +19,18 @@ train: {steps: 20, global_batch: 16, micro_batch: 4, precision: fp32, ema: [0.9,
 tracking: {uri: none}
 """
 CT = [
-    "objective=consistency_training",
-    "curriculum.kind=paper",
-    "curriculum.s0=2",
-    "curriculum.s1=20",
-    "curriculum.mu0=0.9",
+    "objective.kind=consistency_training",
+    "objective.curriculum.kind=paper",
+    "objective.curriculum.s0=2",
+    "objective.curriculum.s1=20",
+    "objective.curriculum.mu0=0.9",
 ]
 CD = [
-    "objective=consistency_distillation",
-    "teacher=exact",
-    "curriculum.n_timesteps=8",
-    "curriculum.mu=0.5",
-    "loss.distance=pseudo_huber",
+    "objective.kind=consistency_distillation",
+    "objective.teacher=exact",
+    "objective.curriculum.n_timesteps=8",
+    "objective.curriculum.mu=0.5",
+    "objective.distance.kind=pseudo_huber",
 ]
 OBJECTIVES = {"denoising": [], "cd": CD, "ct": CT}
 

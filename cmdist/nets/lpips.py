@@ -115,13 +115,16 @@ def _read(weights: str | Path, network: Lpips) -> dict[str, Tensor]:
         # torchvision's file is from before torch wrote zip files, which alone can be mapped
         state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises several kinds for files that are no tensors
-        raise ConfigError(f"loss.lpips_weights: {path} holds no plain tensors; {SOURCE} is what is needed") from error
+        raise ConfigError(
+            f"objective.distance.weights: {path} holds no plain tensors; {SOURCE} is what is needed"
+        ) from error
     state = state if isinstance(state, Mapping) else {}
     needed = {}
     for name, own in _convolutions(network).items():
         if not isinstance(found := state.get(name), Tensor) or found.shape != own.shape:
             raise ConfigError(
-                f"loss.lpips_weights: {path} has no {name} of shape {list(own.shape)}; {SOURCE} is what is needed"
+                f"objective.distance.weights: {path} has no {name} of shape {list(own.shape)}; "
+                f"{SOURCE} is what is needed"
             )
         needed[name] = found
     return needed
@@ -137,6 +140,6 @@ def _existing(weights: str | Path) -> Path:
     path = Path(weights)
     if not path.is_file():
         raise ConfigError(
-            f"loss.lpips_weights: there is no file {path}; get VGG16's weights from {SOURCE} and name that file"
+            f"objective.distance.weights: there is no file {path}; get VGG16's weights from {SOURCE} and name that file"
         )
     return path

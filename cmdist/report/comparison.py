@@ -75,6 +75,11 @@ class Row:
         return self.run["params"]  # type: ignore[no-any-return]
 
     @property
+    def objective(self) -> str:
+        """The kind of objective; runs of before it was a section have it under the section's name."""
+        return self.params.get("objective.kind", self.params.get("objective", "-"))
+
+    @property
     def url(self) -> str | None:
         """The run's folder."""
         return self.run["tags"].get("cmdist.run")
@@ -258,7 +263,7 @@ def best(rows: Sequence[Row], column: Column) -> float | None:
 
 def teacher_of(row: Row, rows: Sequence[Row]) -> Row | None:
     """The row of a run's teacher, if it is there."""
-    url = row.params.get("teacher", "None")
+    url = row.params.get("objective.teacher", row.params.get("teacher", "None"))
     return next((r for r in rows if url not in ("None", "exact") and r.url == storage.absolute(url)), None)
 
 

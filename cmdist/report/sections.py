@@ -65,7 +65,7 @@ def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str
     for number, row in enumerate(rows):
         cells = [
             f"<th>{legend(number, row.name)}</th>",
-            f'<td class="text">{escape(row.params.get("objective", "–").replace("_", " "))}</td>',
+            f'<td class="text">{escape(row.objective.replace("_", " "))}</td>',
         ]
         for column in columns:
             figure = row.newest(column.metric, column.protocol)
@@ -153,7 +153,7 @@ def _curves(rows: Sequence[Row], metric: str, steps: bool = False) -> list[Serie
 
 
 def _training(rows: Sequence[Row]) -> str:
-    moving = [row for row in rows if row.params.get("objective", "").startswith("consistency")]
+    moving = [row for row in rows if row.objective != "denoising"]
     numbers = {id(row): n for n, row in enumerate(rows)}
 
     def of_consistency(metric: str) -> list[Series]:

@@ -28,7 +28,7 @@ def compare(urls: Sequence[str], n: int = 1000, inspected: int = 200) -> tuple[l
     """
     runs = [open_run(url) for url in urls]
     for run in runs:
-        if run.config.objective == "denoising" or not run.config.data.classes:
+        if run.config.kind.makes == "denoiser" or not run.config.data.classes:
             raise ConfigError(f"{run.checkpoint.url} is no consistency model with classes; this page needs such runs")
     if len({run.config.data.url for run in runs}) > 1:
         raise ConfigError("the runs of one page must share a data set; these have " + ", ".join(urls))
@@ -48,9 +48,9 @@ def compare(urls: Sequence[str], n: int = 1000, inspected: int = 200) -> tuple[l
     told: list[Row] = []
     models: dict[str, Denoise] = {}
     for run in runs:
-        name, levels = run.config.run.name, build.curriculum(run.config)(run.step).n_timesteps
+        name, levels = run.config.run.name, int(build.numbers(run.config, run.step)["n_timesteps"])
         models[name] = build.load_denoiser(run)
-        told.append({"run": name, "objective": run.config.objective, "steps": run.step, "levels": levels})
+        told.append({"run": name, "objective": run.config.kind_name, "steps": run.step, "levels": levels})
     models["fixed point"] = truth.training(LEVELS)
     distances: list[Row] = []
     with torch.inference_mode():

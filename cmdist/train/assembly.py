@@ -1,21 +1,27 @@
 """From a configuration to a trainer: every object that a run needs, at the step where it starts."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 import cmdist
 from cmdist import build, pins, seeding
 from cmdist import config as configuration
 from cmdist.checkpoints.attempt import Attempt
 from cmdist.checkpoints.checkpoint import Checkpoint
+from cmdist.checkpoints.layout import network_of
 from cmdist.checkpoints.retention import Keep
 from cmdist.checkpoints.saver import Saver
 from cmdist.config import Config
+from cmdist.core.noise import Denoise
 from cmdist.core.objectives.base import Networks
+from cmdist.core.preconditioning import Model
 from cmdist.data.images import ShardedImages
 from cmdist.data.order import Order, schedule
 from cmdist.data.reader import micro_batches
+from cmdist.errors import ConfigError
 from cmdist.pins import Pin
 from cmdist.runs import Weights
 from cmdist.system.distributed import StopRequest, World
@@ -47,15 +53,19 @@ def make_trainer(
     opened = pins.opened_at(config, pinned or {})
     build.set_arithmetic(config)
     torch.manual_seed(seeding.key(config.run.seed, "weights"))
-    net, weights = build.network(config).to(world.device), Weights(world)
+    module = build.trained(config).to(world.device)
+    weights = Weights(world)
     if found is None:
-        build.initialise(opened, net, weights)
-    copies = {"target": Copy(net, build.lowered(net))} if build.needs_target(config) else {}
-    for module in (net, *(each.called for each in copies.values())):
-        build.compiled(config, module)
-    optimizer = make_optimizer(o.kind, net.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+        build.initialise(opened, network_of(module), weights)
+    copies = {"target": Copy(module, build.lowered(module))} if build.needs_target(config) else {}
+    teacher = build.teacher(opened, data, world.device, weights)
+    if config.kind.teacher_is_student:  # then its weights are a part of the run's state
+        copies["teacher"], teacher = changing_teacher(config, teacher, module)
+    for each in (module, *(one.called for one in copies.values())):
+        build.compiled(config, network_of(each))
+    optimizer = make_optimizer(o.kind, module.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     engine = Engine(
-        net,
+        module,
         optimizer,
         zero_stage=t.zero_stage,
         micro_batch=t.micro_batch,
@@ -64,12 +74,14 @@ def make_trainer(
         loss_scale=t.loss_scale if t.precision == "fp16" else None,
     )
     step = found.step if found else 0
-    objective = build.objective(config, build.distance(config, world.device, world))
+    objective = build.objective(config, lambda keys: build.distance(config, keys, world.device, world))
     networks = Networks(
         student=build.model(config, engine),
-        target=build.model(config, copies["target"].module) if "target" in copies else None,
-        teacher=build.teacher(opened, data, world.device, weights),
-        bare_student=build.model(config, engine.module),
+        target=build.model(config, network_of(copies["target"].called)) if "target" in copies else None,
+        teacher=teacher,
+        bare_student=build.model(config, network_of(engine.module)),
+        frozen=build.frozen(config, world.device),
+        extra=getattr(engine.module, "extra", None) if config.kind.extra else None,
     )
     order = Order(data.counts, config.run.seed, config.data.block_shards)
     batches = micro_batches(
@@ -123,3 +135,13 @@ def make_trainer(
         resume.load(found, engine, trainer.averages, copies)
         trainer.clock = Clock.resumed(found.state["clock"], world.size)
     return trainer, order, checked
+
+
+def changing_teacher(config: Config, first: Denoise | None, module: nn.Module) -> tuple[Copy, Denoise]:
+    """A teacher that takes the student's weights now and then, with those of `first`. Raises ConfigError."""
+    if not (isinstance(first, Model) and isinstance(first.net, nn.Module)):
+        raise ConfigError(f"objective.teacher {config.teacher}: its weights are needed, of a run or of a file")
+    begun = copy.deepcopy(module)
+    network_of(begun).load_state_dict(first.net.state_dict())
+    made = Copy(begun, build.lowered(begun))
+    return made, build.model(config, network_of(made.called))

@@ -85,7 +85,7 @@ def self_check(
         raise CmdistError(
             "self-check: the loss or its gradient is not finite before the first step; look at the weights that the "
             "run starts from "
-            f"(teacher, init, loss.lpips_weights){' and at train.loss_scale' if scale != 1 else ''}"
+            f"(teacher, init, LPIPS){' and at train.loss_scale' if scale != 1 else ''}"
         )
     different = dataclasses.replace(different, norm=abs(engine.gradient_norm() - norm) / max(norm, 1e-30))
     spread = Difference(0.0, 0.0)

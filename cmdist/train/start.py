@@ -101,7 +101,8 @@ def write_config(run_url: str, config: Config) -> None:
 
 def ends_of_schedules(config: Config) -> list[str]:
     """What no longer moves before the run's last step, in sentences with what can be done about it."""
-    o, c, last = config.optimizer, config.curriculum, config.train.steps
+    o, last = config.optimizer, config.train.steps
+    total = getattr(getattr(config.objective, "curriculum", None), "total_steps", None)
     told = []
     if o.decay_fraction and o.decay_end is not None and o.decay_end < last:
         told.append(
@@ -109,9 +110,9 @@ def ends_of_schedules(config: Config) -> list[str]:
             f"start: optimizer.decay_end={last} lets it fall over the last {o.decay_fraction:g} of {last:,} steps "
             "instead, and optimizer.decay_fraction=0 keeps it constant"
         )
-    if c.kind != "constant" and c.total_steps is not None and c.total_steps < last:
+    if total is not None and total < last:
         told.append(
-            f"N and mu stay as they are from step {c.total_steps:,} on, where the curriculum ends as it was fixed at "
-            "the first start (curriculum.total_steps)"
+            f"N and mu stay as they are from step {total:,} on, where the curriculum ends as it was fixed at "
+            "the first start (objective.curriculum.total_steps)"
         )
     return told

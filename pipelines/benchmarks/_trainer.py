@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmdist import build, runs
+from cmdist import build
+from cmdist import config as configuration
 from cmdist.checkpoints.attempt import Attempt
 from cmdist.config import Config
 from cmdist.data.decode import RAW
@@ -44,27 +45,29 @@ def trainer_of(config: Config, world: World) -> Iterator[Trainer]:
 def filled(config: Config) -> Iterator[Config]:
     """A configuration of a distillation from a made-up teacher all of whose layers have weights."""
     with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
-        yield stood_in(config, Path(folder)).model_copy(update={"init": "teacher"})
+        yield configuration.replaced(stood_in(config, Path(folder)), {"init": "teacher"})
 
 
 def stood_in(config: Config, folder: Path) -> Config:
     """`config` with data, teacher and LPIPS weights of its shape that are written to `folder`."""
-    d, t = config.data, config.train
     changes: dict[str, Any] = {
-        "data": d.model_copy(update={"url": _images(config, folder / "data"), "cache": None, "cache_gib": None}),
-        "train": t.model_copy(update={"global_batch": t.micro_batch, "self_check": False}),
+        "data.url": _images(config, folder / "data"),
+        "data.cache": None,
+        "data.cache_gib": None,
+        "train.global_batch": config.train.micro_batch,
+        "train.self_check": False,
         "init": None,
     }
     if config.teacher not in (None, "exact"):
-        changes["teacher"] = str(folder / "edm_random.pt")
+        changes["objective.teacher"] = str(folder / "edm_random.pt")
         net = build.network(config)
         for parameter in net.parameters():
             if not parameter.any():  # the last layer of each block starts from zero, and gives its others no gradient
                 torch.nn.init.normal_(parameter, std=0.02)
         torch.save(net.state_dict(), folder / "edm_random.pt")
-    if runs.uses_lpips(config):
-        changes["loss"] = config.loss.model_copy(update={"lpips_weights": _vgg(folder / "vgg16.pth")})
-    return config.model_copy(update=changes)
+    if config.lpips:
+        changes["objective.distance.weights"] = _vgg(folder / "vgg16.pth")
+    return configuration.replaced(config, changes)
 
 
 def _images(config: Config, folder: Path) -> str:

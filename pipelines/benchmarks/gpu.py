@@ -34,7 +34,7 @@ PARTS = (
     Part("overflow", "fp16 from a scale that overflows", 0.12, "runs:overflow"),
     Part("ceilings", "matrix products and copies", 0.08, "device:ceilings"),
     Part("imagenet64-cd", "ImageNet-64 CD", 0.15, "steps:step", (_CD,)),
-    Part("lsun-cd", "LSUN CD", 0.2, "steps:step", (_LSUN, "loss.distance=lpips")),
+    Part("lsun-cd", "LSUN CD", 0.2, "steps:step", (_LSUN, "objective.distance.kind=lpips")),
     Part("micro-batch-64", "ImageNet-64 CD, twice the micro-batch", 0.15, "steps:step", (_CD, "micro-batch x 2")),
     Part("channels-last", "ImageNet-64 CD, channels_last", 0.15, "steps:step", (_CD, "network.channels_last=true")),
     Part("compile", "ImageNet-64 CD, compiled", 0.3, "steps:step", (_CD, "train.compile=true")),

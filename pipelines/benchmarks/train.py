@@ -89,12 +89,11 @@ def measure(config: configuration.Config, world: World, steps: int, warm_up: int
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     rates = {name: matmul_flops(device, kinds[name]) for name in {"fp32", t.precision}}
     best = max(rates, key=rates.__getitem__)  # a CPU may well be slower in 16 bits
-    plainly = config.network.model_copy(
-        update={"checkpoint_activations": False}
-    )  # MFU: what is computed twice counts once
-    planned = plan(config.model_copy(update={"network": plainly}), 1)
+    again = "network.checkpoint_activations"  # MFU: what is computed twice counts once
+    twice = configuration.by_key(config).get(again, False)
+    planned = plan(configuration.replaced(config, {again: False}) if twice else config, 1)
     flops = planned.flops * t.micro_batch / seconds
-    as_run = plan(config, 1) if config.network.checkpoint_activations else planned
+    as_run = plan(config, 1) if twice else planned
     memory, touched = as_run.total_memory, sum(as_run.touched.values())
     return {
         "config": f"{config.run.root}/{config.run.name}",

@@ -124,7 +124,7 @@ def test_a_teacher_may_train_on_while_its_distillation_is_requeued(slurm: Slurm,
         assert teacher.join() == [0], teacher.text
 
     teach(5)
-    overrides = [*OBJECTIVES["cd"], f"teacher={runs}/edm", "init=teacher", "run.name=small"]
+    overrides = [*OBJECTIVES["cd"], f"objective.teacher={runs}/edm", "init=teacher", "run.name=small"]
     straight = train(2, tmp_path / "straight.log", path, *COMMON, *overrides, "run.name=straight")
     assert straight.join(240) == [0, 0], straight.text
     job = submit(slurm, tmp_path, digits, *overrides)

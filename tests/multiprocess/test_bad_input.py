@@ -83,7 +83,7 @@ def test_damaged_data(tmp_path: Path, digits: str, damage: Damage, says: str, ra
         (["data.channels=3"], 1, "the images have channels 1, data.channels says 3"),
         (["data.classes=7"], 1, "the data set has 10 classes, data.classes says 7"),
         (
-            ["objective=consistency_distillation", "teacher=nowhere"],
+            ["objective.kind=consistency_distillation", "objective.teacher=nowhere"],
             1,
             "nowhere is not a run folder: it has no config.yaml",
         ),
@@ -111,8 +111,8 @@ def test_a_teacher_of_another_architecture(tmp_path: Path, digits: str) -> None:
     config = write_config(tmp_path, digits)
     assert train(1, tmp_path / "a.log", config, "run.name=teacher", "train.steps=2").join() == [0]
     distil = [
-        "objective=consistency_distillation",
-        f"teacher={tmp_path}/runs/teacher",
+        "objective.kind=consistency_distillation",
+        f"objective.teacher={tmp_path}/runs/teacher",
         "run.name=student",
         "train.steps=2",
     ]
@@ -127,7 +127,9 @@ def test_a_teacher_of_another_architecture(tmp_path: Path, digits: str) -> None:
     )
     assert refused.join() == [1]
     assert "has another architecture: time_embed.0.weight is [32, 8] there and [64, 16] here" in refused.text
-    not_a_teacher = train(1, tmp_path / "e.log", config, *distil, f"teacher={tmp_path}/runs/student", "run.name=fourth")
+    not_a_teacher = train(
+        1, tmp_path / "e.log", config, *distil, f"objective.teacher={tmp_path}/runs/student", "run.name=fourth"
+    )
     assert not_a_teacher.join() == [2]
     assert "a teacher must be a denoising run" in not_a_teacher.text
     unlabelled = train(1, tmp_path / "f.log", config, *distil, "run.name=fifth", "data.classes=0")

@@ -39,9 +39,9 @@ def arguments(folder: Path, name: str) -> list[str]:
         *(
             "network.model_channels=8",
             "network.head_channels=8",
-            "teacher=exact",
+            "objective.teacher=exact",
             "init=null",
-            f"loss.lpips_weights={folder}/vgg.pth",
+            f"objective.distance.weights={folder}/vgg.pth",
         ),
         *(
             f"data.url={folder}/data",
@@ -74,8 +74,8 @@ def test_the_loss_falls_over_20_steps(tmp_path: Path, name: str) -> None:
     """
     more = [
         "train.steps=20",
-        "curriculum.n_timesteps=2",
-        "loss.solver=euler",
+        "objective.curriculum.n_timesteps=2",
+        "objective.solver=euler",
         "optimizer.lr=0.01",
         "optimizer.kind=adam",
     ]

@@ -293,7 +293,7 @@ train: {steps: 10, global_batch: 64, micro_batch: 32, precision: fp32}
 def test_a_file_is_a_teacher_with_edms_scalings(tmp_path: Path) -> None:
     net = small()
     url = write(tmp_path / "edm_small_ema.pt", net.state_dict())
-    c = config.parse(BASE, [f"teacher={url}"])
+    c = config.parse(BASE, [f"objective.teacher={url}"])
     found = build.teacher(c, None, torch.device("cpu"))  # type: ignore[arg-type]
     x, _, labels = inputs()
     sigma = torch.tensor([0.002, 1.0, 80.0])
@@ -309,19 +309,19 @@ def test_a_file_is_a_teacher_with_edms_scalings(tmp_path: Path) -> None:
 def test_a_consistency_model_is_no_teacher(tmp_path: Path, name: str) -> None:
     url = write(tmp_path / name, small().state_dict())
     with pytest.raises(ConfigError, match=f"{name} is a consistency model by its name, and a denoiser is needed here"):
-        build.teacher(config.parse(BASE, [f"teacher={url}"]), None, torch.device("cpu"))  # type: ignore[arg-type]
+        build.teacher(config.parse(BASE, [f"objective.teacher={url}"]), None, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def test_init_takes_a_file_directly_or_as_the_teachers(tmp_path: Path) -> None:
     wanted, net = small().state_dict(), small()
     url = write(tmp_path / "edm_small_ema.pt", wanted)
-    for overrides in ([f"init={url}", "teacher=exact"], [f"teacher={url}", "init=teacher"]):
+    for overrides in ([f"init={url}", "objective.teacher=exact"], [f"objective.teacher={url}", "init=teacher"]):
         for p in net.parameters():
             torch.nn.init.normal_(p)
         build.initialise(config.parse(BASE, overrides), net)
         assert all(torch.equal(value, wanted[name]) for name, value in net.state_dict().items())
     with pytest.raises(CheckpointError, match=r"init: .*edm_small_ema.pt has another architecture"):
-        build.initialise(config.parse(BASE, [f"teacher={url}", "init=teacher"]), small(model_channels=16))
+        build.initialise(config.parse(BASE, [f"objective.teacher={url}", "init=teacher"]), small(model_channels=16))
 
 
 def test_sample_draws_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

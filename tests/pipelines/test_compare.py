@@ -197,7 +197,14 @@ def test_everything_that_was_asked_for_is_there(page):
     assert {"1step samples of cd", "2step samples of odd", "ode samples of edm", "cd, step 5", "cd, step 10"} <= set(
         pictures
     )
-    for text in ("Configuration", "Protocols", "run.seed", "curriculum.kind", LONG, "settings that are the same"):
+    for text in (
+        "Configuration",
+        "Protocols",
+        "run.seed",
+        "objective.curriculum.kind",
+        LONG,
+        "settings that are the same",
+    ):
         assert text in found.text
 
 

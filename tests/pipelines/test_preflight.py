@@ -90,26 +90,21 @@ def test_weights_and_starts_that_are_not_there(tmp_path: Path, digits: str) -> N
     config = configuration.load(write_config(tmp_path, digits, text), [])
     with pytest.raises(ValueError, match=r"teacher nowhere/edm.pt is not there"):
         runs.check_weights(config, str(tmp_path / "run"), "auto")
-    with pytest.raises(ValueError, match=r"loss.lpips_weights nowhere/vgg.pth is not there"):
-        runs.check_weights(config.model_copy(update={"teacher": "exact"}), str(tmp_path / "run"), "auto")
+    exact = configuration.replaced(config, {"objective.teacher": "exact"})
+    with pytest.raises(ValueError, match=r"objective.distance.weights nowhere/vgg.pth is not there"):
+        runs.check_weights(exact, str(tmp_path / "run"), "auto")
     with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):
         runs.check_weights(
-            config.model_copy(update={"teacher": "exact", "init": "nowhere/init.safetensors"}),
-            str(tmp_path / "run"),
-            "auto",
+            configuration.replaced(exact, {"init": "nowhere/init.safetensors"}), str(tmp_path / "run"), "auto"
         )
 
 
 def test_what_a_run_does_not_use_is_not_missed(tmp_path: Path, digits: str) -> None:
     config = configuration.load(write_config(tmp_path, digits), [])
-    loss = config.loss.model_copy(update={"lpips_weights": "nowhere/vgg.pth"})
-    runs.check_weights(
-        config.model_copy(update={"teacher": "nowhere/edm.pt", "loss": loss}), str(tmp_path / "run"), "auto"
-    )
-    training = config.model_copy(
-        update={"objective": "consistency_training", "teacher": "nowhere/edm.pt", "init": "teacher"}
-    )
-    with pytest.raises(ValueError, match=r"teacher nowhere/edm.pt is not there"):
+    assert config.lpips is None and config.teacher is None
+    runs.check_weights(config, str(tmp_path / "run"), "auto")
+    training = configuration.replaced(config, {"objective": {"kind": "consistency_training"}, "init": "nowhere/edm.pt"})
+    with pytest.raises(ValueError, match=r"init nowhere/edm.pt is not there"):
         runs.check_weights(training, str(tmp_path / "run"), "auto")
     storage.write(f"{tmp_path}/run/run.json", b"{}")
     runs.check_weights(training, str(tmp_path / "run"), "auto")
@@ -118,10 +113,12 @@ def test_what_a_run_does_not_use_is_not_missed(tmp_path: Path, digits: str) -> N
 def test_a_teacher_of_the_wrong_kind_is_found_before_anything_starts(tmp_path: Path, digits: str) -> None:
     (tmp_path / "cd_x.pt").write_bytes(b"")
     config = configuration.load(write_config(tmp_path, digits), [])
-    config = config.model_copy(update={"objective": "consistency_distillation", "teacher": f"{tmp_path}/cd_x.pt"})
+    cd = {"objective": {"kind": "consistency_distillation", "teacher": f"{tmp_path}/cd_x.pt"}}
+    config = configuration.replaced(config, cd)
     with pytest.raises(ValueError, match=r"cd_x\.pt is a consistency model by its name, and a denoiser is needed here"):
         runs.check_weights(config, str(tmp_path / "run"), "auto")
-    start = config.model_copy(update={"objective": "consistency_training", "init": "teacher"})
+    ct = {"objective": {"kind": "consistency_training"}, "init": f"{tmp_path}/cd_x.pt"}
+    start = configuration.replaced(config, ct)
     runs.check_weights(start, str(tmp_path / "run"), "auto")
 
 

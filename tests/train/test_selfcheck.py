@@ -13,7 +13,12 @@ from training import SMALL, files, write_config
 NET = ["network.channel_mult=[1,2]", "network.attention_resolutions=[4]", "network.model_channels=16"]
 ULP = 2.0**-8  # relative distance of neighbours in bf16
 BF16 = ["train.precision=bf16"]
-CD = ["objective=consistency_distillation", "curriculum.n_timesteps=8", "curriculum.mu=0.5", "loss.distance=l2"]
+CD = [
+    "objective.kind=consistency_distillation",
+    "objective.curriculum.n_timesteps=8",
+    "objective.curriculum.mu=0.5",
+    "objective.distance.kind=l2",
+]
 
 
 class _Noise(torch.autograd.Function):
@@ -82,7 +87,7 @@ def scenarios(config_path: str, out: str) -> None:
             "train.self_check=false",
         )
         run(f"noisy {steps}", "run.name=noisy", f"train.steps={steps}", *BF16, **noisy)
-    teacher = f"teacher={Path(config_path).parent}/runs/noisy"
+    teacher = f"objective.teacher={Path(config_path).parent}/runs/noisy"
     run("teacher", "run.name=cd", "train.steps=1", *BF16, *CD, teacher, "init=teacher", **noisy)
     run("clipped", "run.name=clipped", "train.steps=1", *BF16, "optimizer.clip=0.01", **noisy)
     Engine.backward = lambda self, loss: backward(self, loss * 1.01)  # type: ignore[method-assign]

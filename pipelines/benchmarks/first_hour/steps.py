@@ -5,7 +5,6 @@ import contextlib
 import gzip
 import shutil
 import traceback
-import typing
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from cmdist import config as configuration
 from cmdist.checkpoints.attempt import Attempt
 from cmdist.config import Config
 from cmdist.errors import CmdistError
+from cmdist.kinds.objectives import OBJECTIVES
 from cmdist.system import distributed
 from cmdist.system.distributed import World
 from cmdist.train.assembly import make_trainer
@@ -31,7 +31,7 @@ from cmdist.train.assembly import make_trainer
 SMALL = (
     *("network.model_channels=32", "network.channel_mult=[1,2]", "network.num_res_blocks=1", "data.image_size=16"),
     *("network.attention_resolutions=[8]", "network.head_channels=32", "data.classes=0", "train.micro_batch=2"),
-    "loss.distance=l2",  # LPIPS looks at 224 pixels, which takes a core seconds; one part asks for it again
+    "objective.distance.kind=l2",  # LPIPS looks at 224 pixels, which takes a core seconds; one part asks for it again
 )
 SMALLEST = ("network.channel_mult=[1]", "network.attention_resolutions=[]")  # of those that a core has to compile
 KNOWN = {"denoising", "consistency_distillation", "consistency_training"}
@@ -52,7 +52,7 @@ def others(setup: Setup, tell: Tell) -> None:
     if not new:
         return tell({"not there": f"the objectives are {', '.join(objectives())}"})
     recipes = {
-        load(setup, str(path)).objective: str(path) for path in (REPOSITORY / "configs/imagenet64").glob("*.yaml")
+        load(setup, str(path)).kind_name: str(path) for path in (REPOSITORY / "configs/imagenet64").glob("*.yaml")
     }
     with alone() as world:
         for name in new:
@@ -64,8 +64,8 @@ def others(setup: Setup, tell: Tell) -> None:
 
 
 def objectives() -> tuple[str, ...]:
-    """The names that `objective` may have."""
-    return typing.get_args(Config.model_fields["objective"].annotation)
+    """The kinds of objective."""
+    return tuple(OBJECTIVES)
 
 
 def self_checks(setup: Setup, tell: Tell) -> None:
@@ -81,7 +81,7 @@ def self_checks(setup: Setup, tell: Tell) -> None:
 
     with alone() as world:  # one for both: DeepSpeed keeps the first process group
         if list((setup.out / "runs/edm/checkpoints").glob("step-*/COMMIT")):
-            places = [f"teacher={setup.out / 'runs/edm'}", f"data.url={runs.digits_data(setup)}"]
+            places = [f"objective.teacher={setup.out / 'runs/edm'}", f"data.url={runs.digits_data(setup)}"]
             small = runs.SMALL if setup.small else ()
             digits = configuration.load("configs/digits/cd.yaml", [*places, *small, "train.precision=bf16"])
             note("digits", digits, world)

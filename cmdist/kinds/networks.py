@@ -1,0 +1,77 @@
+"""The kinds of network: the keys of each, and how it is made. A new one is a file of nets/ and a row here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from cmdist.errors import ConfigError
+from cmdist.nets.unet import Precision, UNet
+from cmdist.sections import Positive, PositiveFloat, Section, free, identity
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a network is made for: images (channels, size, size) of `classes` classes (0: unlabelled)."""
+
+    channels: int
+    size: int
+    classes: int
+
+
+class Adm(Section):
+    """The U-Net of ADM (Dhariwal & Nichol 2021), in the terms of the released models."""
+
+    kind: Annotated[Literal["adm"], identity("which network")] = "adm"
+    model_channels: Annotated[int, Field(ge=1, le=65536), identity("channels of the first level")]
+    channel_mult: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1024)], ...],
+        Field(min_length=1),
+        identity("channels of each level, in model_channels"),
+    ]
+    num_res_blocks: Annotated[int, Field(ge=1, le=100), identity("residual blocks of each level")]
+    attention_resolutions: Annotated[tuple[Positive, ...], identity("where attention is, in pixels a side")] = ()
+    head_channels: Annotated[Positive, identity("of an attention head")] = 64
+    dropout: Annotated[float, Field(ge=0, lt=1), identity("in the residual blocks")] = 0.0
+    scale_shift_norm: Annotated[bool, identity("the embedding scales and shifts normalised features")] = True
+    resblock_updown: Annotated[bool, identity("residual blocks change the resolution")] = True
+    time_factor: Annotated[PositiveFloat, identity("times c_noise before its sinusoids; the released models' 1000")] = (
+        1000.0
+    )
+    checkpoint_activations: Annotated[bool, free("computed again in the backward pass: less memory, slower")] = False
+    channels_last: Annotated[bool, free("memory format of the activations")] = False
+
+
+def _adm(keys: Adm, images: Images, precision: Precision) -> nn.Module:
+    return UNet(
+        image_size=images.size,
+        in_channels=images.channels,
+        num_classes=images.classes or None,
+        precision=precision,
+        **keys.model_dump(exclude={"kind"}),
+    )
+
+
+def _check_adm(keys: Adm, images: Images) -> None:
+    depth = len(keys.channel_mult)
+    if images.size % 2 ** (depth - 1):
+        raise ConfigError(
+            f"data.image_size ({images.size}) must be divisible by {2 ** (depth - 1)} "
+            f"for network.channel_mult of length {depth}"
+        )
+
+
+@dataclass(frozen=True)
+class Network:
+    """A row of the table: its keys, and what makes it of these, of what it is for, and of its precision."""
+
+    section: type[Section]
+    make: Callable[[Any, Images, Precision], nn.Module]
+    check: Callable[[Any, Images], None]  # raises ConfigError for images that it cannot take
+
+
+NETWORKS: dict[str, Network] = {
+    "adm": Network(Adm, _adm, _check_adm),
+}

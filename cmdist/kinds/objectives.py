@@ -1,0 +1,140 @@
+"""The kinds of objective: the keys of each, how it is made, what it makes and what it needs.
+
+A new one is a file of core/objectives/ and a row here; nothing else asks for an objective's name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from cmdist.core import distances, noise, preconditioning, solvers
+from cmdist.core.objectives import denoising as core_denoising
+from cmdist.core.objectives.base import Objective
+from cmdist.core.objectives.consistency import Consistency
+from cmdist.core.preconditioning import Scalings
+from cmdist.kinds.distances import CURRICULA, DISTANCES, L2, Constant, curriculum, has_target
+from cmdist.sections import Noise, OneOf, PositiveFloat, Section, content, identity
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an objective is made of beside its own keys."""
+
+    noise: Noise
+    shape: tuple[int, int, int]  # of an image
+    steps: int  # of the run
+    distance: Callable[[Section], distances.Distance]  # by the keys of a distance
+
+
+class Denoising(Section):
+    """The teacher's objective (EDM)."""
+
+    kind: Annotated[Literal["denoising"], identity("what is learned")]
+    sigma_mean: Annotated[Finite, identity("of ln sigma")] = -1.2
+    sigma_std: Annotated[PositiveFloat, identity("of ln sigma")] = 1.2
+
+
+class UniformIndex(Section):
+    """Every pair of neighbours is as likely as any other."""
+
+    kind: Annotated[Literal["uniform"], identity("which pair of the grid is drawn")]
+
+
+class LognormalIndex(Section):
+    """Pairs by the log-normal law of improved CT."""
+
+    kind: Annotated[Literal["lognormal"], identity("which pair of the grid is drawn")]
+    mean: Annotated[Finite, identity("of ln sigma")] = -1.1
+    std: Annotated[PositiveFloat, identity("of ln sigma")] = 2.0
+
+
+INDICES: dict[str, type[Section]] = {"uniform": UniformIndex, "lognormal": LognormalIndex}
+
+
+class ConsistencyTraining(Section):
+    """Consistency training (Algorithm 3); improved CT with other keys."""
+
+    kind: Annotated[Literal["consistency_training"], identity("what is learned")]
+    distance: Annotated[Section, OneOf(DISTANCES, "l2")] = L2(kind="l2")
+    weighting: Annotated[Literal["uniform", "inverse_gap"], identity("lambda")] = "uniform"
+    index: Annotated[Section, OneOf(INDICES, "uniform")] = UniformIndex(kind="uniform")
+    curriculum: Annotated[Section, OneOf(CURRICULA, "constant")] = Constant(kind="constant")
+
+
+class ConsistencyDistillation(ConsistencyTraining):
+    """Consistency distillation (Algorithm 2)."""
+
+    kind: Annotated[Literal["consistency_distillation"], identity("what is learned")]  # type: ignore[assignment]
+    teacher: Annotated[str, content("whom the student follows, compared by its weights; exact: the data's closed form")]
+    solver: Annotated[Literal["euler", "heun"], identity("the teacher's step")] = "heun"
+
+
+SOLVERS = {"euler": solvers.euler_step, "heun": solvers.heun_step}
+WEIGHTINGS = {"uniform": noise.uniform, "inverse_gap": noise.inverse_gap}
+
+
+def _denoising(keys: Denoising, parts: Parts) -> Objective:
+    return core_denoising.Denoising(keys.sigma_mean, keys.sigma_std, parts.noise.sigma_data)
+
+
+def _consistency(keys: ConsistencyTraining, parts: Parts) -> Objective:
+    n, index = parts.noise, keys.index
+    return Consistency(
+        curriculum=curriculum(keys.curriculum, parts.steps),
+        grid=partial(noise.karras_sigmas, sigma_min=n.sigma_min, sigma_max=n.sigma_max, rho=n.rho),
+        index_draw=(
+            partial(noise.lognormal_index, mean=index.mean, std=index.std)
+            if isinstance(index, LognormalIndex)
+            else noise.uniform_index
+        ),
+        distance=parts.distance(keys.distance),
+        weighting=WEIGHTINGS[keys.weighting],
+        solver_step=SOLVERS[keys.solver] if isinstance(keys, ConsistencyDistillation) else None,
+    )
+
+
+def _edm(n: Noise) -> Callable[[Tensor], Scalings]:
+    return preconditioning.edm_scalings(n.sigma_data)
+
+
+def _bounded(n: Noise) -> Callable[[Tensor], Scalings]:
+    return preconditioning.consistency_scalings(n.sigma_data, n.sigma_min)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of the table. `section` has the keys, `make` takes them and `Parts`."""
+
+    section: type[Section]
+    make: Callable[[Any, Parts], Objective]
+    scalings: Callable[[Noise], Callable[[Tensor], Scalings]]
+    makes: Literal["denoiser", "consistency", "jump"]  # what a trained network is, and so how it is sampled
+    target: Callable[[Any], bool] = lambda keys: False  # whether it needs a target network
+    teacher_is_student: bool = False  # whether the teacher takes the student's weights now and then
+    frozen: Callable[[Any], str | None] = lambda keys: None  # the run or file of a helper that never changes
+    extra: Callable[[Any], nn.Module] | None = None  # what is trained beside the network
+    jvp: bool = False  # whether it differentiates the student forward
+
+    @property
+    def teacher(self) -> bool:
+        """Whether it follows a teacher."""
+        return "teacher" in self.section.model_fields
+
+
+def _has_target(keys: ConsistencyTraining) -> bool:
+    return has_target(keys.curriculum)
+
+
+OBJECTIVES: dict[str, Kind] = {
+    "denoising": Kind(Denoising, _denoising, _edm, "denoiser"),
+    "consistency_distillation": Kind(
+        ConsistencyDistillation, _consistency, _bounded, "consistency", target=_has_target
+    ),
+    "consistency_training": Kind(ConsistencyTraining, _consistency, _bounded, "consistency", target=_has_target),
+}
