@@ -8,7 +8,6 @@ python cluster/launch.py steps RUN                                              
 import argparse
 import json
 import os
-import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -18,12 +17,9 @@ from pathlib import Path
 from cmdist import config as configuration
 from cmdist.checkpoints import search
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.system import cli, storage
+from cmdist.system import cli, distributed, storage
 
 HERE = Path(__file__).parent
-# of a job or a launcher that this was started in; the new job has its own
-FOREIGN = re.compile(r"(SLURM|SRUN|PMI|PMIX)_.*|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT")
-KEPT = {"SLURM_CONF"}
 
 
 class SlurmError(CmdistError):
@@ -114,8 +110,7 @@ def submit(command: Sequence[str], name: str, dry_run: bool) -> str:
         words = [word if word.endswith("$TRAINING") else shlex.quote(word) for word in command]
         print(f"{name}=$({' '.join(words)})")
         return f"${name}"
-    environment = {key: value for key, value in os.environ.items() if key in KEPT or not FOREIGN.fullmatch(key)}
-    done = run(command, environment)
+    done = run(command, distributed.without_ranks(os.environ))  # the new job has its own ranks
     if done.returncode:
         raise SlurmError(f"{name.lower()} was not submitted: {said(done)}")
     job = done.stdout.strip().partition(";")[0]

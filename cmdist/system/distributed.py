@@ -3,10 +3,11 @@
 import contextlib
 import datetime
 import os
+import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -20,6 +21,12 @@ from cmdist.system import descriptors
 _CAUSE = "cmdist/first-failure"
 PATIENCE = 7200.0  # seconds that ranks wait for each other where no step is watched, as in evaluation
 MARGIN = 60.0  # seconds that they wait longer than a watchdog, so that it speaks first
+
+# What Slurm, torchrun, deepspeed and MPI tell a process about its job and its rank; SLURM_CONF is of the cluster.
+_OF_RANKS = re.compile(
+    r"(SLURM(?!_CONF$)|SRUN|PMI|PMIX|OMPI|TORCHELASTIC|MASTER)_.*"
+    r"|(LOCAL_|GROUP_|ROLE_|CROSS_)?RANK|(LOCAL_|GROUP_|ROLE_|CROSS_)?WORLD_SIZE|(LOCAL|CROSS)_SIZE|ROLE_NAME"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,11 @@ def place() -> tuple[int, int, int]:
     except ValueError as error:
         raise ConfigError(f"the variables {', '.join(names)} must be whole numbers: {error}") from error
     return rank, size, local
+
+
+def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process that is no rank of the job around it, as a glance or a job that is submitted."""
+    return {name: value for name, value in environment.items() if not _OF_RANKS.fullmatch(name)}
 
 
 def start(patience: float = PATIENCE) -> World:

@@ -3,19 +3,14 @@ further notice.
 """
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cmdist.errors import ConfigError
+from cmdist.system import distributed
 from cmdist.tracking.machine import step_aside
-
-# what launchers and Slurm say of a rank: a glance is none, and joins no group
-_OF_RANKS = re.compile(
-    r"(SLURM|SRUN|PMI|PMIX|OMPI|TORCHELASTIC|MASTER)_.*|(LOCAL_|GROUP_|ROLE_|CROSS_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|(LOCAL|CROSS)_SIZE"
-)
 
 
 class Glances:
@@ -33,8 +28,11 @@ class Glances:
         self._seen = start
         self._due: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        kept = {name: value for name, value in os.environ.items() if not _OF_RANKS.fullmatch(name)}
-        self._environment = kept | {"CUDA_VISIBLE_DEVICES": _visible(device), "OMP_NUM_THREADS": "1"}
+        # a glance is no rank, and joins no group
+        self._environment = distributed.without_ranks(os.environ) | {
+            "CUDA_VISIBLE_DEVICES": _visible(device),
+            "OMP_NUM_THREADS": "1",
+        }
 
     def after(self, committed: int | None) -> None:
         """Told at every step which commit is the last; costs nothing unless a glance is due, and never waits or

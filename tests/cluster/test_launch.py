@@ -99,6 +99,9 @@ def test_variables_of_a_job_and_a_launcher_do_not_reach_the_next(
         "WORLD_SIZE": "9",
         "LOCAL_RANK": "1",
         "MASTER_PORT": "1",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "none",
+        "OMPI_COMM_WORLD_SIZE": "9",
     }
     for name, value in (leaks | {"SLURM_CONF": "/etc/x", "SBATCH_ACCOUNT": "me"}).items():
         monkeypatch.setenv(name, value)

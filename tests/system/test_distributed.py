@@ -11,6 +11,7 @@ import torch.distributed as dist
 from cmdist.errors import ConfigError
 from cmdist.system import distributed
 from cmdist.system.distributed import World
+from ranks import REPOSITORY
 
 
 @pytest.fixture
@@ -33,6 +34,29 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Any:
         return done
 
     return see
+
+
+# variables by which each start form tells a process its rank
+OF_RANKS = {
+    "torchrun": "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE "
+    "ROLE_NAME MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID TORCHELASTIC_RESTART_COUNT TORCHELASTIC_USE_AGENT_STORE",
+    "deepspeed": "RANK WORLD_SIZE LOCAL_RANK LOCAL_SIZE CROSS_RANK CROSS_SIZE MASTER_ADDR MASTER_PORT",
+    "srun": "SLURM_PROCID SLURM_LOCALID SLURM_NTASKS SLURM_STEP_ID SLURM_JOB_ID SLURM_CONF_SERVER SRUN_DEBUG "
+    "PMI_RANK PMIX_RANK",
+    "mpirun": "OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_LOCAL_RANK PMIX_NAMESPACE",
+}
+
+
+@pytest.mark.parametrize("launcher", OF_RANKS)
+def test_a_process_beside_the_ranks_is_told_nothing_of_theirs(launcher: str) -> None:
+    others = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "me", "RANK_OF_HONOUR": "1", "OMP_NUM_THREADS": "1"}
+    found = distributed.without_ranks(others | dict.fromkeys(OF_RANKS[launcher].split(), "1"))
+    assert found == others
+
+
+def test_the_list_of_launcher_variables_is_in_one_place() -> None:
+    files = [path for folder in ("cmdist", "pipelines", "cluster") for path in (REPOSITORY / folder).rglob("*.py")]
+    assert [path.name for path in files if "PMIX" in path.read_text()] == ["distributed.py"]
 
 
 @pytest.mark.parametrize(("gpus", "index"), [(1, 0), (8, 3)])

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmdist.system import distributed
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHORTEST = 45.0  # seconds that a part is given, however small its share: processes take a while to start
 Tell = Callable[[Mapping[str, Any]], None]
-# of a launcher or a job that this was started in: the parts are one rank each
-_FOREIGN = re.compile(r"(SLURM|SRUN|PMI|PMIX)_.*|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT")
 _ERROR = re.compile(r"(error: |preflight: .+: |[\w.]*(Error|Exception|Interrupt)\b)")
 
 
@@ -60,8 +60,8 @@ class Setup:
 
 def environment(device: str) -> dict[str, str]:
     """The environment of a part: one rank, without a launcher's variables, and no GPU if it is for the CPU."""
-    kept = {name: value for name, value in os.environ.items() if not _FOREIGN.fullmatch(name)}
-    return kept | {"PYTHONUNBUFFERED": "1"} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    kept = distributed.without_ranks(os.environ) | {"PYTHONUNBUFFERED": "1"}
+    return kept | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
 
 
 def run_all(
