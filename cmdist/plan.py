@@ -122,7 +122,8 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "
         with Counter() as forward, torch.no_grad():
             student(images, sigma)
         denoise, fixed = build.model(unlabelled, student), build.model(unlabelled, other)
-        networks = Networks(student=denoise, bare_student=denoise, target=fixed, teacher=fixed)
+        extra = config.kind.extra(config.objective) if config.kind.extra else None
+        networks = Networks(denoise, denoise, target=fixed, teacher=fixed, frozen=fixed, extra=extra)
         with Counter() as step:
             objective.loss(networks, images, None, draw).minimised.mean().backward()  # type: ignore[no-untyped-call]
     return forward, step

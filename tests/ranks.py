@@ -169,14 +169,14 @@ def traced(record: str, arguments: list[str]) -> None:
     def trace(self: Trainer, batch: Any, point: Any, networks: Any) -> Any:
         draw, loss = losses(self, batch, point, networks)
         digest = hashlib.sha256()
-        for tensor in (batch.ids, batch.images, batch.labels, draw.sigma, draw.sigma_next, draw.noise):
-            if tensor is not None:
+        for tensor in (batch.ids, batch.images, batch.labels, *vars(draw).values()):
+            if hasattr(tensor, "numpy"):
                 digest.update(tensor.numpy().tobytes())
         lines.append(
             {
                 "g": batch.number,
                 "hash": digest.hexdigest() + str(draw.dropout_seed),
-                "loss": float(loss.detach().mean()),
+                "loss": float(loss.minimised.detach().mean()),
             }
         )
         return draw, loss

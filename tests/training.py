@@ -14,8 +14,7 @@ data: {url: none, image_size: 8, channels: 1, classes: 10, workers: 0, block_sha
 network: {model_channels: 8, channel_mult: [1], num_res_blocks: 1, head_channels: 8, dropout: 0.1}
 optimizer: {kind: radam, lr: 1.0e-3}
 train: {steps: 20, global_batch: 16, micro_batch: 4, precision: fp32, ema: [0.9, 0.99], log_every: 5,
-         checkpoint_every: 10,
-        keep_checkpoints: 0}
+        checkpoint_every: 10, keep_checkpoints: 0}
 tracking: {uri: none}
 """
 CT = [
@@ -57,7 +56,7 @@ def files(run: Path | str, step: int) -> dict[str, Any]:
 def vectors(run: Path | str, step: int) -> dict[str, torch.Tensor]:
     """The whole of every vector of a checkpoint, whatever the number of ranks that wrote it."""
     found = search.open_checkpoint(str(run), step)
-    kinds = ["master", "exp_avg", "exp_avg_sq", *(["target"] if found.has("target") else [])]
+    kinds = ["master", "exp_avg", "exp_avg_sq", *(name for name in ("target", "teacher") if found.has(name))]
     total = found.layout.total
     return {kind: found.read_state(kind, 0, total) for kind in kinds} | {
         f"ema {d}": found.read_ema(d, 0, total) for d in found.emas

@@ -25,7 +25,7 @@ def losses(config_path: str, overrides: list[str], out: str) -> None:
     found: list[float] = []
     with attempt_at(run_url, world) as attempt:
         trainer, _, _ = make_trainer(c, world, build.dataset(c), None, run_url, "id", attempt)
-        compiled = [trainer.engine.module, trainer.copies["target"].module]
+        compiled = [trainer.engine.module, trainer.copies["target"].called]
         assert all((m._compiled_call_impl is not None) == c.train.compile for m in compiled)
         assert trainer.engine.layout.names == tuple(name for name, _ in build.network(c).named_parameters())
         # a new network is silent: its last convolutions are 0, and no dropout mask would be seen in the losses
