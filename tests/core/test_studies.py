@@ -63,10 +63,10 @@ def test_the_map_between_quantiles_is_the_end_of_the_ode(line: Line) -> None:
     """The exact consistency function is invariant along its paths, and keeps points at sigma_min where they are."""
     x, sigma = line.quantile(torch.linspace(-2, 2, 9, dtype=DOUBLE), 3.0), torch.full((9,), 3.0, dtype=DOUBLE)
     end = line.consistency(x, 3.0, SIGMA_MIN)
-    solved = exact.consistency(line.denoiser, x[:, None], sigma, SIGMA_MIN, steps=1000)[:, 0]
-    torch.testing.assert_close(end, solved, rtol=0, atol=2e-4)
-    half_way = exact.consistency(line.denoiser, x[:, None], sigma, 0.4, steps=1000)[:, 0]
-    torch.testing.assert_close(line.consistency(half_way, 0.4, SIGMA_MIN), end, rtol=0, atol=2e-4)
+    solved = exact.consistency(line.denoiser, x[:, None], sigma, SIGMA_MIN, steps=3000)[:, 0]
+    torch.testing.assert_close(end, solved, rtol=0, atol=2e-5)
+    half_way = exact.consistency(line.denoiser, x[:, None], sigma, 0.4, steps=3000)[:, 0]
+    torch.testing.assert_close(line.consistency(half_way, 0.4, SIGMA_MIN), end, rtol=0, atol=2e-5)
     torch.testing.assert_close(line.consistency(end, SIGMA_MIN, SIGMA_MIN), end, rtol=0, atol=1e-7)
 
 
