@@ -181,7 +181,7 @@ def samples(rows: Sequence[Row]) -> bytes | None:
                 continue
             layout = layout or (columns, images.shape[1:])
             if (columns, images.shape[1:]) == layout:
-                metric = comparison.METRICS.get(comparison.kind(figure.metric), "")
+                metric = comparison.title_of_kind(figure.metric)
                 title = f"{row.name}: {figure.params['title']} ({metric} {figure.text})"
                 blocks.append((title, images))
                 named = figure.params["protocol.labels"] == f"seed modulo {columns}"

@@ -34,6 +34,7 @@ from cmdist.errors import ConfigError
 from cmdist.evaluation import extractors, generation, measurement, pictures
 from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.generation import Sampler, Task
+from cmdist.evaluation.metrics import table
 from cmdist.evaluation.references import Reference
 from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
@@ -209,7 +210,7 @@ def describe(
         "extractor": extractor.hash,
         "reference": real.hash,
         "resize": extractor.resize,
-        "definitions": measurement.DEFINITIONS.get(extractor.space, ""),
+        "definitions": table.definitions(extractor.space),
         "n": options.n,
         "seeds": [options.seed, options.seed + options.n - 1],
         "labels": f"seed modulo {config.data.classes}" if config.data.classes else "none",
@@ -257,9 +258,7 @@ def make(
     world: World,
     folder: str,
 ) -> list[dict[str, Any]]:
-    """Generate on all ranks; on rank 0 a record for each space, with a sample grid (.png) and its images (.npz) beside
-    it.
-    """
+    """Generate on all ranks; on rank 0 a record of each space, a sample grid (.png) and its images (.npz) with it."""
     begin = time.monotonic()
     size, classes = config.data.image_size, config.data.classes
     columns = pictures.columns(classes)
@@ -268,7 +267,7 @@ def make(
     )
     content = {
         "of": [base["measured"] for base in bases],
-        "probabilities": any("is" in metrics for _, metrics, _ in todo),
+        "probabilities": any(table.need(metrics, "probabilities") for _, metrics, _ in todo),
     }
     parts = storage.join(folder, f"parts-{distributed.gather(measurement.identity(content), world.control)[0]}")
     with tqdm(

@@ -25,7 +25,8 @@ from tqdm import tqdm
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import ConfigError, DataError
 from cmdist.evaluation import extractors, measurement, references
-from cmdist.evaluation.extractors import METRICS, Extractor
+from cmdist.evaluation.extractors import Extractor
+from cmdist.evaluation.metrics import table
 from cmdist.evaluation.metrics.frechet import Moments, frechet_distance
 from cmdist.evaluation.references import Reference
 from cmdist.schema import Config, Evaluation
@@ -39,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--metrics",
         nargs="+",
         metavar="METRIC",
-        help=f"of {', '.join(METRICS)}; default: fd if the data set has an extractor of its own, else fid",
+        help=f"of {', '.join(table.METRICS)}; default: fd if the data set has an extractor of its own, else fid",
     )
     parser.add_argument(
         "--inception", metavar="FILE", help="Inception's TorchScript weights; default: evaluation.inception"
@@ -84,7 +85,7 @@ def given(
         if extractor.space in urls:
             found[extractor.space] = references.load(urls[extractor.space], extractor, config.data.image_size)
             measurement.check(found[extractor.space].statistics.n, extractor, wanted[extractor.space])
-            need = [metric for metric in wanted[extractor.space] if metric in extractors.NEED_ROWS]
+            need = table.need(wanted[extractor.space], "rows")
             if need and found[extractor.space].features is None:
                 raise DataError(
                     f"{need[0]} needs features of real images, and {urls[extractor.space]} has "

@@ -13,22 +13,11 @@ from torch import Tensor
 
 from cmdist.data.images import ShardedImages
 from cmdist.errors import ConfigError, DataError
+from cmdist.evaluation.metrics.table import METRICS
 from cmdist.nets.classifier import Classifier
 from cmdist.nets.inception import Inception, resizer
 from cmdist.system import storage
 
-# metric -> space, which has the name of its Frechet distance
-METRICS = {
-    "fd": "fd",  # the data set's own extractor
-    "fid": "fid",  # Inception after clean-fid's resizing
-    "kid": "fid",
-    "fid_legacy": "fid_legacy",  # Inception as in the papers' tables, and what they take there
-    "is": "fid_legacy",
-    "precision": "fid_legacy",
-    "recall": "fid_legacy",
-    "fd_dinov2": "fd_dinov2",
-}
-NEED_ROWS = ("kid", "precision", "recall")  # all features, not their moments alone
 DINOV2 = (
     "torch.jit.trace(torch.hub.load('facebookresearch/dinov2', 'dinov2_vitl14').eval(), torch.zeros(1, 3, 224, 224))"
     ".save(FILE)"
@@ -37,7 +26,7 @@ DINOV2 = (
 
 @dataclass(frozen=True)
 class Extractor:
-    """`space` is a value of METRICS; `network` takes what `prepare` makes of uint8 images (B,C,H,W) and gives features
+    """`space` is one of METRICS; `network` takes what `prepare` makes of uint8 images (B,C,H,W) and gives features
     (B,dimensions).
 
     `batch` images go through it together, always as many, since the last bits depend on it.
@@ -182,7 +171,7 @@ def spaces(metrics: Sequence[str]) -> dict[str, list[str]]:
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ConfigError(f"--metrics {unknown[0]}: {', '.join(METRICS)} are allowed")
     found: dict[str, list[str]] = {}
-    for metric in METRICS:
-        if metric in metrics:
-            found.setdefault(METRICS[metric], []).append(metric)
+    for metric in METRICS.values():
+        if metric.name in metrics:
+            found.setdefault(metric.space, []).append(metric.name)
     return found

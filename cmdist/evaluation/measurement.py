@@ -14,18 +14,16 @@ from torch import Tensor
 import cmdist
 from cmdist import seeding
 from cmdist.errors import DataError
-from cmdist.evaluation.extractors import NEED_ROWS, Extractor
+from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.generation import Sample, Task, generate
-from cmdist.evaluation.metrics import frechet, inception_score, kernel, neighbours
+from cmdist.evaluation.metrics import frechet, table
+from cmdist.evaluation.metrics.inception_score import InceptionScore
+from cmdist.evaluation.metrics.table import METRICS, Gathered
 from cmdist.evaluation.parts import Arrays, Parts
 from cmdist.evaluation.references import Reference
 from cmdist.system import distributed
 from cmdist.tracking.environment import git_commit
 
-DEFINITIONS = {
-    "fid": f"kid: {kernel.SUBSETS} subsets of {kernel.SUBSET_SIZE}",
-    "fid_legacy": f"is: {inception_score.SPLITS} splits; precision, recall: {neighbours.NEIGHBOURS} neighbours",
-}
 ARITHMETIC = "float32 without TF32"  # of extractors and figures on every device; models have their own precision
 PIECE = 1024  # features that are added to the moments together
 
@@ -63,6 +61,15 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Collected:
+    """What rank 0 knows before figures are taken: a space for each that was wanted, images and hash as in Measured."""
+
+    spaces: Sequence["Space"]
+    images: Tensor
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Measured:
     """What rank 0 knows after a measurement: figures by metric, the first `keep` images uint8, and one hash over all
     images.
@@ -94,8 +101,26 @@ def measure(
     keep: int = 0,
     progress: Callable[[int], object] = lambda images: None,
 ) -> Measured | None:
-    """Generate the task's images on all ranks and take figures in the wanted spaces; all ranks must call. The result is
-    rank 0's.
+    """`collect`, and the figures on rank 0."""
+    found = collect(task, sample, wanted, folder, world, batch, keep, progress)
+    if found is None:
+        return None
+    figures = {metric: value for space in found.spaces for metric, value in space.figures().items()}
+    return Measured(figures, found.images, found.sha256)
+
+
+def collect(
+    task: Task,
+    sample: Sample,
+    wanted: Sequence[tuple[Extractor, Sequence[str], Reference | None]],
+    folder: str,
+    world: distributed.World,
+    batch: int = 1024,
+    keep: int = 0,
+    progress: Callable[[int], object] = lambda images: None,
+) -> Collected | None:
+    """Generate the task's images on all ranks and gather what the wanted metrics need; all ranks must call. The result
+    is rank 0's.
 
     `wanted`: for each space its extractor, its metrics and, on rank 0, its reference. Parts below `folder` outlive a
     kill: the same call goes on from them, on any number of ranks; the caller removes them when the figures are safe.
@@ -119,7 +144,7 @@ def measure(
             "images": images[: max(0, keep - task.before(blocks[part].start))].numpy(),
         }
         for extractor, metrics, _ in wanted:
-            if "is" in metrics:
+            if table.need(metrics, "probabilities"):
                 features, probabilities = extractor.features_and_probabilities(images)
                 arrays[f"{extractor.space}/probabilities"] = probabilities.numpy()
             else:
@@ -142,8 +167,7 @@ def measure(
             kept.append(torch.from_numpy(arrays["images"]))
         for space in spaces:
             space.add(arrays)
-    figures = {metric: value for space in spaces for metric, value in space.figures().items()}
-    return Measured(figures, torch.cat(kept), digest.hexdigest())
+    return Collected(spaces, torch.cat(kept), digest.hexdigest())
 
 
 class Space:
@@ -164,20 +188,20 @@ class Space:
             torch.empty(PIECE, extractor.dimensions),
             0,
         )  # one buffer, since new ones would fragment the heap
-        self._rows = Features(extractor.dimensions) if any(metric in NEED_ROWS for metric in metrics) else None
+        self._rows = Features(extractor.dimensions) if table.need(metrics, "rows") else None
         self._n = n
-        self._score: inception_score.InceptionScore | None = None
+        self._score: InceptionScore | None = None
 
     def add(self, arrays: Arrays) -> None:
         """A part's features."""
         features = torch.from_numpy(arrays[f"{self._name}/features"])
-        if self._name in self._metrics:
+        if table.need(self._metrics, "moments"):
             self._add_rows(features)
         if self._rows is not None:
             self._rows.append(features)
-        if "is" in self._metrics:
+        if table.need(self._metrics, "probabilities"):
             probabilities = torch.from_numpy(arrays[f"{self._name}/probabilities"])
-            self._score = self._score or inception_score.InceptionScore(self._n, probabilities.shape[1])
+            self._score = self._score or InceptionScore(self._n, probabilities.shape[1])
             self._score.add(probabilities)
 
     def _add_rows(self, rows: Tensor) -> None:
@@ -194,21 +218,14 @@ class Space:
 
     def figures(self) -> dict[str, float]:
         """By metric."""
-        found = {}
-        if self._name in self._metrics:
-            self._add_waiting()
-            found[self._name] = frechet.frechet_distance(self._moments.statistics(), self._reference.statistics)
-        if self._score is not None:
-            found["is"] = self._score.value()
-        if self._rows is not None:
-            real = self._reference.features
-            assert real is not None, "checked before"
-            if "kid" in self._metrics:
-                found["kid"] = kernel.kernel_distance(self._rows, real)
-            if "precision" in self._metrics or "recall" in self._metrics:
-                precision, recall = neighbours.precision_recall(self._rows, real, device=self._device)
-                found |= {"precision": precision, "recall": recall}
-        return {metric: found[metric] for metric in self._metrics}
+        real = self._reference
+        gathered = Gathered(self.statistics, real.statistics, self._rows, real.features, self._score, self._device)
+        return {metric: METRICS[metric].value(gathered) for metric in self._metrics}
+
+    def statistics(self) -> frechet.Statistics:
+        """Moments of the features of all images."""
+        self._add_waiting()
+        return self._moments.statistics()
 
 
 def bootstrap(images: Tensor, n: int, seed: int) -> Tensor:

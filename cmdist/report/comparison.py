@@ -11,21 +11,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from cmdist.evaluation.metrics.table import METRICS
 from cmdist.system import storage
 from cmdist.tracking import mlflow as tracking
 from cmdist.tracking.branches import BRANCHED, ORIGIN
 
-METRICS = {
-    "fd": "FD",
-    "fid": "FID",
-    "fid_legacy": "FID legacy",
-    "fd_dinov2": "FD DINOv2",
-    "kid": "KID",
-    "is": "IS",
-    "precision": "precision",
-    "recall": "recall",
-}
-HIGHER_IS_BETTER = {"is", "precision", "recall"}
 SAMPLERS = {"1step": "one-step", "2step": "two-step", "ode": "many-step"}
 
 
@@ -170,15 +160,30 @@ def kind(metric: str) -> str:
     return metric.rpartition("_")[0]
 
 
+def title_of_kind(metric: str) -> str:
+    """'FID' for fid_1step; a metric that the table does not know keeps its name."""
+    row = METRICS.get(kind(metric))
+    return row.title if row else kind(metric)
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether of two figures of a metric, e.g. is_1step, the higher one is better."""
+    row = METRICS.get(kind(metric))
+    return row is not None and row.better == "higher"
+
+
 def title(metric: str) -> str:
     """'FID one-step' for fid_1step."""
     sampler = metric.rpartition("_")[2]
-    return f"{METRICS.get(kind(metric), kind(metric))} {SAMPLERS.get(sampler, sampler.replace('step', '-step'))}"
+    return f"{title_of_kind(metric)} {SAMPLERS.get(sampler, sampler.replace('step', '-step'))}"
 
 
 def order(metric: str) -> tuple[int, int, str]:
-    """A key that sorts metrics as METRICS does, fewer steps first, the ODE last."""
-    names, (what, _, sampler) = list(METRICS), metric.rpartition("_")
+    """A key that sorts metrics as METRICS does, Frechet distances before the others; fewer steps first, the ODE
+    last.
+    """
+    names = sorted(METRICS, key=lambda name: not METRICS[name].distance)
+    what, _, sampler = metric.rpartition("_")
     steps = sampler.removesuffix("step")
     return names.index(what) if what in names else len(names), int(steps) if steps.isdigit() else 10**9, metric
 
@@ -257,7 +262,7 @@ def lineage(rows: Sequence[Row]) -> list[str]:
 def best(rows: Sequence[Row], column: Column) -> float | None:
     """The best value of a column with several."""
     values = [f.value for row in rows if (f := row.newest(column.metric, column.protocol))]
-    pick = max if kind(column.metric) in HIGHER_IS_BETTER else min
+    pick = max if higher_is_better(column.metric) else min
     return pick(values) if len(values) > 1 else None
 
 

@@ -57,7 +57,7 @@ def duration(seconds: float) -> str:
 def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str]) -> str:
     head = ["<th>run</th>", '<th class="text">objective</th>']
     for column in columns:
-        arrow = "↑" if comparison.kind(column.metric) in comparison.HIGHER_IS_BETTER else "↓"
+        arrow = "↑" if comparison.higher_is_better(column.metric) else "↓"
         ns = sorted({f.params.get("protocol.n", "?") for r in rows if (f := r.newest(column.metric, column.protocol))})
         head.append(f"<th>{escape(column.title)} {arrow}<br><small>n = {escape(', '.join(ns))}</small></th>")
     head += [f"<th>{name}</th>" for name in ("step", "EMA", "images seen", "wall time", "device-hours")]
@@ -124,7 +124,7 @@ def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> str:
         name = f"{comparison.title(metric)}, {some.params.get('protocol.n', '?')} images" + (
             f" ({letters[protocol]})" if letters[protocol] != "A" else ""
         )
-        log = comparison.kind(metric) not in comparison.HIGHER_IS_BETTER
+        log = not comparison.higher_is_better(metric)
         cards = []
         for label, place in axes:
             series = []

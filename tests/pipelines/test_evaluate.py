@@ -113,7 +113,7 @@ def test_protocol_record_is_complete(evaluated, data):
 def test_figures_stand_in_the_run_at_the_checkpoints_step_with_a_child_for_each(evaluated):
     found = records(evaluated)
     (parent,) = [r for r in stored(evaluated) if r["parent"] is None]
-    assert parent["key"] == "key-ct" and parent["params"]["objective"] == "consistency_training"
+    assert parent["key"] == "key-ct" and parent["params"]["objective.kind"] == "consistency_training"
     uri = f"sqlite:///{evaluated.parent}/mlflow.db"
     for metric, record in found.items():
         assert tracking.history(uri, parent["id"], metric) == [(10, record["value"])]
