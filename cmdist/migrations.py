@@ -29,6 +29,10 @@ class Kind:
     steps: tuple[Callable[[Tree], Tree], ...] = ()
 
     @property
+    def _article(self) -> str:
+        return "an" if self.name[0] in "aeiou" else "a"
+
+    @property
     def format(self) -> int:
         """What is written today."""
         return len(self.steps) + 1
@@ -45,8 +49,8 @@ class Kind:
             raise FormatError(f"{where}: format {version!r} is none; that of a {self.name} is 1 to {self.format}")
         if version > self.format:
             raise FormatError(
-                f"{where} is a {self.name} of format {version}; this version of cmdist reads up to {self.format}, "
-                "use a newer one"
+                f"{where} is {self._article} {self.name} of format {version}; this version of cmdist reads "
+                f"up to {self.format}, use a newer one"
             )
         for step in self.steps[version - 1 :]:
             tree = step(tree)

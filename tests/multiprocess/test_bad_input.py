@@ -131,7 +131,7 @@ def test_a_teacher_of_another_architecture(tmp_path: Path, digits: str) -> None:
         1, tmp_path / "e.log", config, *distil, f"objective.teacher={tmp_path}/runs/student", "run.name=fourth"
     )
     assert not_a_teacher.join() == [2]
-    assert "a teacher must be a denoising run" in not_a_teacher.text
+    assert "is no denoiser, its objective is consistency_distillation; a teacher must be one" in not_a_teacher.text
     unlabelled = train(1, tmp_path / "f.log", config, *distil, "run.name=fifth", "data.classes=0")
     assert unlabelled.join() == [2]
     assert "has data.classes 10, this run has 0" in unlabelled.text

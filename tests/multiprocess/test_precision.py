@@ -1,5 +1,6 @@
 """Half precision: the loss scale changes no step that it does not have to, and a skipped attempt advances nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def overflowing(record: str, arguments: list[str]) -> None:
         draw, loss = losses(self, batch, *rest)
         if self.step == 2 and self.engine.loss_scale.value > 2.0**14:
             attempts[0] += 1
-            loss = loss * float("inf")
+            loss = replace(loss, minimised=loss.minimised * float("inf"))
         return draw, loss
 
     Trainer._losses = inflated  # type: ignore[method-assign]
@@ -90,7 +91,7 @@ def not_finite(step: int, arguments: list[str]) -> None:
 
     def spoilt(self: Trainer, batch: Any, *rest: Any) -> Any:
         draw, loss = losses(self, batch, *rest)
-        return draw, loss * float("nan") if self.step == step else loss
+        return draw, replace(loss, minimised=loss.minimised * float("nan")) if self.step == step else loss
 
     Trainer._losses = spoilt  # type: ignore[method-assign]
     run_pipeline("train", arguments)

@@ -91,7 +91,8 @@ def test_what_a_start_asks_does_not_grow_with_the_ranks(tmp_path: Path, digits: 
             for who in ("teacher", "student"):
                 assert all(torch.equal(torch.tensor(told[who][n]), value) for n, value in weights.items()), (rank, who)
             assert told["largest"] < 1000, "nobody sends all ranks what only one needs"
-        assert found[0]["asked"].count(str(teacher)) == 1 + 1, "looked for, and read once for the start and the teacher"
+        asked = found[0]["asked"].count(str(teacher))
+        assert asked == 1 + 1 + 1, "looked for, pinned by its checksum, and read once for the start and the teacher"
         assert len([url for url in found[0]["asked"] if url.endswith("index.npz")]) == 1
         assert found[1]["asked"] == []
     assert [len(told["asked"]) for told in four[1:]] == [0, shards, 0]
