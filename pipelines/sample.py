@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
-from cmdist import build
+from cmdist import build, quality
 from cmdist.errors import ConfigError
-from cmdist.evaluation import generation, measurement, pictures
+from cmdist.evaluation import generation, pictures
 from cmdist.evaluation.generation import Task
 from cmdist.system import cli, storage
 
@@ -48,32 +48,21 @@ def main(arguments: Sequence[str]) -> None:
             "with --weights one configuration file is given, and no --ema: the file holds one set of weights"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    measurement.set_arithmetic()
-    torch.set_num_threads(1)  # as in evaluation: the same seed gives the same bits
+    quality.set_up_process()  # the same seed gives the same bits as in evaluation
     blocks, layouts = [], set()
     for url in options.runs:
         model = build.open_model(url, options.ema, options.weights, options.qkv_order)
-        config, noise = model.config, model.config.noise
-        samplers = generation.samplers(
-            model.denoiser(device),
-            options.steps,
-            options.times or config.sampling.times,
-            denoising=config.kind.makes == "denoiser",
-            ode_steps=config.sampling.ode_steps,
-            sigma_min=noise.sigma_min,
-            sigma_max=noise.sigma_max,
-            rho=noise.rho,
+        config, classes = model.config, model.config.data.classes
+        samplers, shape = (
+            quality.samplers(config, model.denoiser(device), options.steps, options.times),
+            quality.shape(config),
         )
-        shape, classes = (config.data.channels, config.data.image_size, config.data.image_size), config.data.classes
         columns = pictures.columns(classes)
         layouts.add((columns, shape[1]))
         first = -(-options.seed // columns) * columns  # so that the first column is class 0
         for sampler in samplers:
             task = Task(range(first, first + options.rows * columns), shape, classes, sampler.draws)
-            parts = [
-                images[task.part(group)].cpu() for group, images in generation.generate(task, sampler.sample, device)
-            ]
-            blocks.append((f"{model.title}: {sampler.title}", torch.cat(parts)))
+            blocks.append((f"{model.title}: {sampler.title}", generation.images(task, sampler.sample, device)))
     if len(layouts) > 1:
         raise ConfigError("the runs have other numbers of classes or image sizes; one picture needs the same for all")
     storage.write(

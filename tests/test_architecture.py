@@ -40,7 +40,7 @@ LAYERS = [
     {"runs"},
     {"pins"},
     {"build"},
-    {"plan", "train.assembly", "theory"},
+    {"plan", "quality", "train.assembly", "theory"},
     {"train.start"},
 ]
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}

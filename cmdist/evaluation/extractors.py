@@ -166,6 +166,11 @@ def load(
     return made
 
 
+def usual(data: ShardedImages) -> list[str]:
+    """The metric of a data set where none is asked for: fd if it has an extractor of its own, else fid."""
+    return ["fd" if data.index.get("extractor") else "fid"]
+
+
 def spaces(metrics: Sequence[str]) -> dict[str, list[str]]:
     """space -> its metrics among those asked for, in the order of METRICS. Raises ConfigError."""
     if unknown := [metric for metric in metrics if metric not in METRICS]:

@@ -110,6 +110,11 @@ def generate(
                 yield group, to_uint8(sample(noise[:, part].contiguous(), None if labels is None else labels[part]))
 
 
+def images(task: Task, sample: Sample, device: torch.device) -> Tensor:
+    """All of a task's images uint8 (n,C,H,W) on the CPU."""
+    return torch.cat([group[task.part(number)].cpu() for number, group in generate(task, sample, device)])
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A way to make images: `draws` noises each, and what the protocol record says of it; metrics have its name in

@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from cmdist.system import storage
+
+ROWS = 4  # of a sample grid that is kept beside figures
 _GAP = 2  # pixels between images, before scaling the picture's text
 
 
@@ -70,6 +73,14 @@ def png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def write(stem: str, images: Tensor, columns: int) -> bytes:
+    """Keep a grid of uint8 images (n,C,H,W) as STEM.png, and the images as STEM.npz for comparisons; the picture."""
+    picture = png(grid(images, columns, max(1, 40 // images.shape[3])))
+    storage.write(f"{stem}.png", picture)
+    storage.write(f"{stem}.npz", pack(images, columns))
+    return picture
 
 
 def for_page(images: Tensor, columns: int, most: int = 64) -> tuple[bytes, str]:

@@ -1,0 +1,124 @@
+"""An evaluation by a configuration: what is asked for, with what the configuration says where nothing is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cmdist import build
+from cmdist.build import Model
+from cmdist.checkpoints.checkpoint import checksum, ema_file
+from cmdist.config import Config
+from cmdist.core.noise import Denoise
+from cmdist.evaluation import extractors, generation, measurement, real, records
+from cmdist.evaluation.generation import Sampler
+from cmdist.evaluation.records import Evaluation, Images, Subject
+from cmdist.runs import TrainedRun
+from cmdist.system import storage
+from cmdist.system.distributed import World
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of an evaluation; None takes what the configuration and the data set say."""
+
+    n: int
+    seed: int = 0
+    batch: int = 1024  # images held on the device at once
+    metrics: Sequence[str] | None = None
+    steps: Sequence[str] | None = None
+    times: Sequence[float] | None = None
+    inception: str | None = None
+    dinov2: str | None = None
+    references: Sequence[str] = ()  # SPACE=FILE
+
+
+def samplers(
+    config: Config, denoise: Denoise, steps: Sequence[str] | None = None, times: Sequence[float] | None = None
+) -> list[Sampler]:
+    """The ways to make images that were asked for, else the usual ones of the objective. Raises ConfigError."""
+    noise = config.noise
+    return generation.samplers(
+        denoise,
+        steps,
+        times or config.sampling.times,
+        denoising=config.kind.makes == "denoiser",
+        ode_steps=config.sampling.ode_steps,
+        sigma_min=noise.sigma_min,
+        sigma_max=noise.sigma_max,
+        rho=noise.rho,
+    )
+
+
+def shape(config: Config) -> tuple[int, int, int]:
+    """(C,H,W) of the configuration's images."""
+    return config.data.channels, config.data.image_size, config.data.image_size
+
+
+def measure_run(
+    run: TrainedRun, asked: Asked, world: World, emas: Sequence[float] | None, tell: Callable[[str], object]
+) -> None:
+    """Figures of a checkpoint's averages (None: the first of train.ema), into the run's folder and its MLflow; all
+    ranks must call. Raises CheckpointError, ConfigError, DataError.
+    """
+    url, config, subjects = run.checkpoint.url, run.config, []
+    for ema in dict.fromkeys(emas or config.train.ema[:1]):
+        denoise = build.load_denoiser(run, ema, world.device)
+        source = {"url": url, "weights": f"xxh3:{run.checkpoint.commit['files'][ema_file(ema)]['xxh3']}"}
+        subjects.append(Subject(f"{config.run.name} step {run.step}, EMA {ema}", ema, denoise, source))
+    run_url = url.rpartition("/checkpoints/")[0]
+    evaluation = _assembled(config, run_url, run.step, subjects, asked, world)
+    if world.first:  # retention keeps the averages of this step from now on
+        storage.create(storage.join(evaluation.folder, f"step-{run.step:010d}.begun"), b"")
+    shown = records.evaluate(evaluation, world, tell)
+    if world.first:
+        records.log(run_url, shown)
+
+
+def measure_file(
+    model: Model, file: str, folder: str, asked: Asked, world: World, tell: Callable[[str], object]
+) -> None:
+    """Figures of a file of weights, opened as `model`, into `folder`; all ranks must call. Raises ConfigError,
+    DataError.
+    """
+    source = {"url": storage.absolute(file), "weights": f"xxh3:{checksum([storage.read(file)])}"}
+    subject = Subject(model.title, None, model.denoiser(world.device), source)
+    records.evaluate(_assembled(model.config, storage.absolute(folder), 0, [subject], asked, world), world, tell)
+
+
+def _assembled(
+    config: Config, folder: str, step: int, subjects: Sequence[Subject], asked: Asked, world: World
+) -> Evaluation:
+    data = build.dataset(config, world)
+    wanted = extractors.spaces(asked.metrics or extractors.usual(data))
+    files = {
+        "inception": asked.inception or config.evaluation.inception,
+        "dinov2": asked.dinov2 or config.evaluation.dinov2,
+    }
+    spaces = extractors.load(list(wanted), data, files, world.device)
+    for extractor in spaces:
+        measurement.check(asked.n, extractor, wanted[extractor.space])
+    every = [(s, sampler) for s in subjects for sampler in samplers(config, s.denoise, asked.steps, asked.times)]
+    references = {}
+    if world.first:
+        urls = dict(config.evaluation.references) | real.named(asked.references, wanted)
+        references = real.given(urls, spaces, wanted, config.data.image_size)
+    images = Images(shape(config), config.data.classes, asked.n, asked.seed, asked.batch)
+    return Evaluation(
+        storage.join(folder, "evaluations"),
+        step,
+        config.train.precision,
+        every,
+        images,
+        spaces,
+        wanted,
+        data,
+        references,
+    )
+
+
+def set_up_process() -> None:
+    """Make a process compute as evaluations do, so that the same weights and seeds give the same bits."""
+    measurement.set_arithmetic()
+    # the number of threads changes the last bits of an image; more cores are used by more ranks
+    torch.set_num_threads(1)
