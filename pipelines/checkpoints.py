@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 
 from cmdist import config as configuration
+from cmdist import runs
 from cmdist.checkpoints import record as records
 from cmdist.checkpoints import retention, sealed, search
 from cmdist.checkpoints.attempt import Attempt
@@ -148,22 +149,21 @@ def thin(run_url: str, last: int | None, every: int | None) -> None:
 
 
 def copy(source: str, run_url: str) -> None:
-    """Copy a checkpoint, its run.json and its config.yaml, every byte verified, COMMIT last."""
+    """Copy a checkpoint, its run.json and its configurations, every byte verified, COMMIT last."""
     from_run = source.rpartition("/checkpoints/")[0] or source
     opened: Checkpoint | None = search.open_folder(source) if from_run != source else search.newest(source)
     if opened is None:
         raise CheckpointError(f"{source} has no committed checkpoint")
     target = storage.join(run_url, "checkpoints", opened.url.rpartition("/")[2])
-    for name in ("run.json", "config.yaml"):
-        content = storage.read(storage.join(from_run, name))
-        if name == "run.json" and storage.exists(storage.join(run_url, name)):
-            if sealed.read(storage.join(run_url, name), must=False)["id"] != opened.commit.get("run"):
-                raise CmdistError(f"{run_url} is another run; copy into a folder of its own")
-        elif not storage.exists(storage.join(run_url, name)):
-            if name == "run.json":  # by its place it is known as a copy
-                record = sealed.read(storage.join(from_run, name), must=False)
-                content = sealed.seal({"url": from_run} | record)
-            storage.write(storage.join(run_url, name), content)
+    theirs = records.read(from_run)
+    if storage.exists(records.url(run_url)):
+        if records.read(run_url)["id"] != opened.commit.get("run"):
+            raise CmdistError(f"{run_url} is another run; copy into a folder of its own")
+    else:
+        records.write(run_url, {"url": from_run} | theirs)  # by its place it is known as a copy
+    for name in ("config.yaml", runs.BEFORE):
+        if storage.exists(storage.join(from_run, name)) and not storage.exists(storage.join(run_url, name)):
+            storage.write(storage.join(run_url, name), storage.read(storage.join(from_run, name)))
     copied = Checkpoint(target, opened.step, opened.commit)
     for name in opened.commit["files"]:
         storage.write(storage.join(target, name), opened.read_file(name))

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from cmdist.checkpoints import record as run_record
 from cmdist.errors import ConfigError, DataError
 from cmdist.evaluation import pictures
 from cmdist.report import charts, comparison, sections
@@ -74,7 +75,7 @@ def of_folders(urls: Sequence[str]) -> list[Row]:
     records = []
     for url in urls:
         try:
-            records.append((url, json.loads(storage.read(storage.join(url, "run.json")))))
+            records.append((url, run_record.read(url)))
         except FileNotFoundError:
             raise DataError(f"{url} is not a run folder: it has no run.json") from None
         courier.deliver(tracking.spool_folder(storage.absolute(url)))

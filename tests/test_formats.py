@@ -203,3 +203,24 @@ def test_a_state_of_format_2_knows_its_configuration_by_todays_names() -> None:
     own = {"kind": "consistency_training", "distance": {"kind": "l1"}}
     own["curriculum"] = {"kind": "doubling", "s0": 2, "s1": 20, "total_steps": 7}
     assert migrations.CONFIG.migrate(found["config"], "x") == {"objective": own}
+
+
+def test_a_newer_run_is_neither_compared_nor_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(FIXTURES, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    newer(Path("runs/ct/run.json"), migrations.RUN)
+    for name, arguments in (("compare", ["runs/ct"]), ("checkpoints", ["copy", "runs/ct", "runs/other"])):
+        with pytest.raises(FormatError, match=r"run\.json is a run\.json of format"):
+            pipeline(name).main(arguments)
+    assert not Path("runs/other/run.json").exists()
+
+
+def test_a_copied_old_run_keeps_what_its_checkpoints_were_trained_with(old: Path, tmp_path: Path) -> None:
+    run = tmp_path / "ct"
+    shutil.copytree("runs/ct", run)
+    (run / "config.yaml").rename(run / runs.BEFORE)
+    (run / "config.yaml").write_text(
+        config.dump(config.parse((run / runs.BEFORE).read_text(), ["noise.sigma_data=0.9"]))
+    )
+    pipeline("checkpoints").main(["copy", str(run), str(tmp_path / "other")])
+    assert runs.open_run(str(tmp_path / "other")).config.noise.sigma_data == 0.5

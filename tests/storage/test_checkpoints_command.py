@@ -26,7 +26,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, s3: str) -> str:
         assert saver.ready(step, last=False)
         saver.save(step, Snapshot(0, {"master": vector}, {0.9: vector}, {"identity": {}}))
     saver.wait()
-    storage.write(f"{url}/run.json", sealed.seal({"id": "id"}))
+    storage.write(f"{url}/run.json", sealed.seal({"id": "id", "tracking_uri": "none"}))
     storage.write(f"{url}/config.yaml", b"objective: any\n")
     return url
 
@@ -88,6 +88,6 @@ def test_copy(run: str, tmp_path: Path) -> None:
     with pytest.raises(Damaged, match="state.json"):
         main(["copy", f"{run}/checkpoints/step-0000000300", there])
     assert search.steps(there) == [200, 400]
-    storage.write(f"{there}/run.json", sealed.seal({"id": "another"}))
+    storage.write(f"{there}/run.json", sealed.seal({"id": "another", "tracking_uri": "none"}))
     with pytest.raises(CmdistError, match="is another run; copy into a folder of its own"):
         main(["copy", run, there])
