@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,6 +20,7 @@ from cmdist.core import distances
 from cmdist.core.objectives.base import Networks
 from cmdist.nets.lpips import Lpips
 from cmdist.train.engine import BUCKET
+from cmdist.train.optim import make_optimizer
 
 GB = 1e9
 LIBRARIES = 1.5 * GB  # CUDA context, cuDNN and cuBLAS workspaces: a round allowance
@@ -43,6 +44,7 @@ class Plan:
     flops: float  # one image of training: teacher, target, student forward and backward, LPIPS
     images: int  # to be seen over the whole run
     touched: dict[str, float]  # kind of operation -> bytes that those of a micro-batch read and write, none compiled
+    update: float  # bytes that moving the weights, averages and target reads and writes at the end of a step
     memory: dict[str, float]  # part -> bytes on the GPU
     host_memory: float  # bytes of a checkpoint's copy
 
@@ -91,6 +93,7 @@ def plan(config: Config, ranks: int) -> Plan:
         forward_flops=forward.flops / t.micro_batch,
         flops=step.flops / t.micro_batch,
         touched=_kinds(step),
+        update=_update(config, parameters, -(-parameters // ranks)),
         images=t.steps * t.global_batch,
         memory={part: size for part, size in memory.items() if size},
         host_memory=copies * share,
@@ -102,6 +105,28 @@ def _kinds(counter: "Counter") -> dict[str, float]:
     for name, size in counter.touched.items():
         kinds[next((kind for part, kind in KINDS.items() if part in name), "everything else")] += float(size)
     return kinds
+
+
+def _update(config: Config, parameters: int, share: int) -> float:
+    """Bytes of what `train.engine` and `train.averages` do with a gradient, of which a rank owns a share; without
+    clipping, loss scale and communication, and none compiled.
+    """
+    o, t = config.optimizer, config.train
+    weights = nn.Parameter(torch.empty(share if t.zero_stage else parameters, device="meta"))
+    optimizer = make_optimizer(o.kind, [weights], betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+    optimizer.state[weights] = {kind: torch.empty_like(weights.data) for kind in ("exp_avg", "exp_avg_sq")}
+    optimizer.state[weights]["step"] = torch.tensor(1e4)  # RAdam's first steps do less
+    with Counter() as counter, torch.no_grad():
+        weights.grad = torch.cat([weights.data])
+        weights.grad.norm()
+        optimizer.step()
+        if t.zero_stage:  # into the module's own memory
+            torch.empty_like(weights.data).copy_(weights.data)
+        for _ in t.ema:
+            torch.empty(share, device="meta").lerp_(weights.data[:share], 0.5)
+        if build.needs_target(config):
+            torch.empty(parameters, device="meta").lerp_(torch.empty(parameters, device="meta"), 0.5)
+    return float(counter.touched.total())
 
 
 def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "Counter"]:

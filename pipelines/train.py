@@ -165,6 +165,7 @@ def print_plan(
         "if nothing is compiled:"
     )
     print("\n".join(f"  {kind:<34} {size / 1e9:>8,.1f}" for kind, size in found.touched.items() if size))
+    print(f"  once a step, moving the weights    {found.update / 1e9:>8,.1f}")
     print(f"images to be seen                     {found.images:,} in {t.steps:,} steps of {t.global_batch:,}")
     print(f"GPU-hours                             {hours:,.0f}, {hours / ranks / 24:,.1f} days on {ranks} GPUs,")
     print(

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cmdist.checkpoints.layout import Layout, Piece, load_slice, overlap, parameters, read_slice, whole
+from cmdist.checkpoints.layout import Layout, Piece, load_slice, overlap, read_slice
+from cmdist.train.flat import Flat
 from cmdist.train.loss_scale import LossScale
 
 Kind = Literal["master", "exp_avg", "exp_avg_sq"]
@@ -66,14 +67,13 @@ class Engine:
         self.loss_scale = LossScale(loss_scale or 1.0, dynamic=loss_scale is not None)
         self.accumulation = accumulation
         self._stage = zero_stage
-        self._shapes = [p for p in module.parameters() if p.requires_grad]
+        self._clip = clip
         # DeepSpeed looks at the norm at every step, and the host waits. Needed at once it is only for clipping and for
         # a step that is tried again; else the device keeps it until it is asked for.
         self._own_norm = not clip and not self.loss_scale.dynamic
         self._norm: Tensor | float = 0.0
-        self._since = torch.tensor(
-            -1, device=self._shapes[0].device
-        )  # steps since the first gradient that was not finite
+        # steps since the first gradient that was not finite
+        self._since = torch.tensor(-1, device=next(module.parameters()).device)
         world = dist.get_world_size()
         self._engine, *_ = deepspeed.initialize(
             model=module,
@@ -83,7 +83,7 @@ class Engine:
                 "train_batch_size": micro_batch * accumulation * world,
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": accumulation,
-                "gradient_clipping": clip,  # left out, it would mean 1.0
+                "gradient_clipping": clip if zero_stage else 0.0,  # left out, it would mean 1.0
                 "zero_optimization": {
                     "stage": zero_stage,
                     "reduce_bucket_size": BUCKET,
@@ -101,6 +101,9 @@ class Engine:
         self._torch_optimizer: torch.optim.Optimizer = (
             self._engine.optimizer.optimizer if zero_stage else self._engine.optimizer
         )
+        if zero_stage == 0:
+            self._flat = Flat([p for p in module.parameters() if p.requires_grad])
+            self._torch_optimizer.param_groups[0]["params"] = [self._flat.vector]
         if self._own_norm:
             self._torch_optimizer.register_step_pre_hook(self._measure)
         # DeepSpeed's flat vector is the canonical one: same order, no padding inside
@@ -141,16 +144,25 @@ class Engine:
         return bool(self._engine.skipped_steps == skipped)
 
     def _plain_step(self, boundary: bool) -> bool:
-        if boundary and not self._own_norm:  # ZeRO 1 and 2 look for overflows themselves
-            gradients = [p.grad for p in self._shapes if p.grad is not None]
-            if self.loss_scale.value != 1.0:
-                torch._foreach_div_(gradients, self.loss_scale.value)
-            self._norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
-            if self._norm != self._norm or self._norm == float("inf"):
-                self._engine.optimizer.zero_grad()
+        if boundary:
+            gradient = self._flat.take_gradients()
+            if not self._own_norm and not self._scale_and_clip(gradient):  # ZeRO 1 and 2 do it themselves
+                self._flat.drop_gradients()
                 self._engine.micro_steps += 1
                 return False
         self._engine.step()
+        if boundary:
+            self._flat.drop_gradients()
+        return True
+
+    def _scale_and_clip(self, gradient: Tensor) -> bool:
+        if self.loss_scale.value != 1.0:
+            gradient.div_(self.loss_scale.value)
+        self._norm = float(gradient.norm())
+        if self._norm != self._norm or self._norm == float("inf"):
+            return False
+        if self._clip and self._norm > self._clip:
+            gradient.mul_(self._clip / (self._norm + 1e-6))
         return True
 
     def _measure(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -187,7 +199,7 @@ class Engine:
             return overlap(self._whole(kind), dist.get_rank() * share, (dist.get_rank() + 1) * share)
         zero = self._engine.optimizer
         (flat,) = zero.single_partition_of_fp32_groups
-        memory = flat.data if kind == "master" else self._torch_optimizer.state[flat][kind]
+        memory = self._memory(flat, kind)
         first = dist.get_rank() * flat.numel()
         length = min(flat.numel(), self.layout.total - first)  # the last ranks may hold padding
         return [Piece(first, memory[:length])] if length > 0 else []
@@ -223,9 +235,10 @@ class Engine:
             state["step"] = torch.tensor(float(step))
 
     def _whole(self, kind: Kind) -> list[Piece]:
-        if kind == "master":
-            return whole(self.layout, parameters(self.module))
-        return whole(self.layout, [self._torch_optimizer.state[p][kind] for p in self._shapes])
+        return [Piece(0, self._memory(self._flat.vector, kind))]
+
+    def _memory(self, flat: Tensor, kind: Kind) -> Tensor:
+        return flat.data if kind == "master" else self._torch_optimizer.state[flat][kind]  # type: ignore[no-any-return]
 
     def _make_optimizer_state(self) -> None:
         # torch makes it at the first step; made here, loading is the same before and after one
