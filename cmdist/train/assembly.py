@@ -63,7 +63,9 @@ def make_trainer(
         copies["teacher"], teacher = changing_teacher(config, teacher, module)
     for each in (module, *(one.called for one in copies.values())):
         build.compiled(config, network_of(each))
-    optimizer = make_optimizer(o.kind, module.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+    optimizer = make_optimizer(
+        o.kind, module.parameters(), betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, compiled=t.compile
+    )
     engine = Engine(
         module,
         optimizer,

@@ -1,10 +1,11 @@
 """The optimizer, and its learning rate as a function of the step."""
 
-from collections.abc import Iterable
-from typing import Literal
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def make_optimizer(
@@ -14,10 +15,68 @@ def make_optimizer(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    compiled: bool = False,
 ) -> torch.optim.Optimizer:
-    """RAdam (the paper's) or Adam over one group; the learning rate is set before each step."""
-    cls = {"radam": torch.optim.RAdam, "adam": torch.optim.Adam}[kind]
+    """RAdam (the paper's) or Adam over one group; the learning rate is set before each step. `compiled`: RAdam reads
+    and writes each number once, and rounds otherwise than torch's.
+    """
+    cls = {"radam": CompiledRAdam if compiled else torch.optim.RAdam, "adam": torch.optim.Adam}[kind]
     return cls([p for p in parameters if p.requires_grad], lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+class CompiledRAdam(torch.optim.RAdam):
+    """torch's RAdam in one pass over memory: torch has none that is fused, and takes about 30 reads and writes."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step; `closure` is not called."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                state["step"] += 1
+                rate, adaptive = _rate(int(state["step"]), group["lr"], group["betas"])
+                _compiled_pass()(
+                    *(p.data, p.grad, state["exp_avg"], state["exp_avg_sq"], torch.tensor(rate)),
+                    *(*group["betas"], group["eps"], group["weight_decay"], adaptive),
+                )
+
+
+def _rate(step: int, lr: float, betas: tuple[float, float]) -> tuple[float, bool]:
+    """What the moments' quotient is multiplied by, and whether the second moment is known well enough to divide by."""
+    beta1, beta2 = betas
+    seen = 1.0 - beta2**step
+    longest = 2.0 / (1.0 - beta2) - 1.0
+    length = longest - 2.0 * step * beta2**step / seen
+    rate = lr / (1.0 - beta1**step)
+    if length <= 5.0:
+        return rate, False
+    variance = (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
+    return float(rate * (variance * seen) ** 0.5), True
+
+
+def _pass(
+    weights: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    rate: Tensor,  # of the host, (): another number at each step compiles nothing anew
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    adaptive: bool,
+) -> None:
+    gradient = gradient + weight_decay * weights
+    first.lerp_(gradient, 1.0 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+    weights.sub_(rate * (first / (second.sqrt() + eps) if adaptive else first))
+
+
+@functools.cache
+def _compiled_pass() -> Callable[..., None]:
+    return torch.compile(_pass, dynamic=False)  # where it is first needed: this imports the compiler
 
 
 def learning_rate(step: int, lr: float, total_steps: int, warmup_steps: int = 0, decay_fraction: float = 0.0) -> float:
