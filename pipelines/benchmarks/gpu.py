@@ -5,7 +5,8 @@ python pipelines/benchmark.py gpu --device cpu --minutes 2 --out /tmp/first-hour
 
 The parts run one after the other in the order of their importance, each in a process of its own with a limit of time;
 one that fails ends nothing else. Each one's result is written at once: parts/NAME.json, with table.md and table.json
-of all so far; what a part printed is in logs/NAME.log.
+of all so far; what a part printed is in logs/NAME.log. The exit code is 1 if a part failed; one for which there was
+no time, before or in its midst, has not.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from benchmarks.first_hour.schedule import Part, Setup, run_all
 
-from cmdist.errors import ConfigError
+from cmdist.errors import CmdistError, ConfigError
 
 PROGRAM = Path(__file__).parents[1] / "benchmark.py"
 _CD, _LSUN, _CT = (f"configs/{name}.yaml" for name in ("imagenet64/cd", "lsun_bedroom256/cd", "imagenet64/ct"))
@@ -47,7 +48,9 @@ PARTS = (
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the parts, print the table. Raises ConfigError where there is no GPU, unless it is told to do without."""
+    """Run the parts, print the table. Raises ConfigError where there is no GPU, unless it is told to do without, and
+    CmdistError at the end if a part failed.
+    """
     parser = argparse.ArgumentParser(
         prog="benchmark.py gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,3 +81,5 @@ def main(arguments: Sequence[str]) -> None:
     rows = run_all(parts, lambda part: [*command, part.name], options.minutes * 60.0, setup)
     print(f"\n{(setup.out / 'table.md').read_text()}")
     print(json.dumps({state: sum(row["state"] == state for row in rows) for state in {row["state"] for row in rows}}))
+    if failed := [f"{row['part']} ({row['reason']})" for row in rows if row["state"] == "failed"]:
+        raise CmdistError(f"{len(failed)} of {len(rows)} parts failed: {', '.join(failed)}")
