@@ -1,16 +1,22 @@
 # shellcheck shell=bash
 # What the train_*.sbatch files have in common, sourced by them with PYTHON and the arguments of pipelines/train.py set.
 #
-# One task for each GPU, not one launcher for each node: nothing stands between Slurm and the ranks, so a signal reaches every rank, an
-# exit code comes back, and a dead rank ends the job at once. cmdist reads its rank from SLURM_PROCID.
+# One task for each GPU, not one launcher for each node: nothing stands between Slurm and the ranks, so a signal reaches
+# every rank, an exit code comes back, and a dead rank ends the job at once. cmdist reads its rank from SLURM_PROCID.
 #
 # The job stays the same job until the run is finished:
-#   USR1 (180 s before the time limit, or from preemption), TERM   the ranks finish their step, commit, and the job is requeued
-#   a dead rank or node, a hang, an error of the network or store  the job is requeued and goes on from the newest committed step
-#   an impossible configuration, missing data, an unwritable run   pre-flight says so and the job ends
-#   MAX_RESTARTS requeues in a row without a newly committed step  pre-flight says so and the job ends
-#   scancel                                                        the ranks commit, and the job ends
-# Log: this file's lines and pre-flight in NAME-JOBID.log; the ranks' own in logs/NAME-JOBID/NODE.log, appended over all restarts.
+#   USR1 (180 s before the time limit, or from preemption), TERM
+#       the ranks finish their step, commit, and the job is requeued
+#   a dead rank or node, a hang, an error of the network or store
+#       the job is requeued and goes on from the newest committed step
+#   an impossible configuration, missing data, an unwritable run
+#       pre-flight says so and the job ends
+#   MAX_RESTARTS requeues in a row without a newly committed step
+#       pre-flight says so and the job ends
+#   scancel
+#       the ranks commit, and the job ends
+# Log: this file's lines and pre-flight in NAME-JOBID.log; the ranks' own in logs/NAME-JOBID/NODE.log, appended over all
+# restarts.
 
 set -u -o pipefail
 
@@ -33,8 +39,8 @@ timer=""
 
 say() { echo "$(date '+%F %T') job $SLURM_JOB_ID, start $attempt: $*"; }
 
-# Only while this start is the job's current one: Slurm requeues after a preemption and a node failure by itself, after scancel nobody
-# should, and the script of a node that was cut off must not requeue the start that has replaced it.
+# Only while this start is the job's current one: Slurm requeues after a preemption and a node failure by itself, after
+# scancel nobody should, and the script of a node that was cut off must not requeue the start that has replaced it.
 requeue() {
     local job
     for _ in {1..20}; do

@@ -168,6 +168,11 @@ class Checkpoint:
         for decay in self.emas if start < stop else ():
             self._blocks(ema_file(decay), *self._place_of_ema(decay, start, stop), hold=True)
 
+    @property
+    def held(self) -> int:
+        """Bytes that `fetch` has read, and holds."""
+        return sum(len(block) for block in self._held.values())
+
     def release(self) -> None:
         """Forget what `fetch` holds."""
         self._held.clear()

@@ -128,5 +128,6 @@ def page(title: str, body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{CSS}</style></head>\n<body><main>{body}</main><script>{JS}</script></body></html>\n"
+        f"<title>{title}</title><style>{CSS}</style></head>\n"
+        f"<body><main>{body}</main><script>{JS}</script></body></html>\n"
     )

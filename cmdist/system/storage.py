@@ -44,7 +44,7 @@ def check_url(url: str) -> None:
     """
     if url.startswith("pipe:"):
         raise CmdistError(
-            f"{url}: 'pipe:' URLs run shell commands and are refused; give a path or an fsspec URL such as s3://bucket/folder"
+            f"{url}: 'pipe:' URLs run shell commands and are refused; give a path or a URL such as s3://bucket/folder"
         )
     if "://" not in url:
         return
