@@ -164,17 +164,17 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not name:
         raise ConfigError(f"override '{override}' must read key=value, e.g. train.steps=100")
     if name in MOVED:
-        raise ConfigError(f"override '{override}': {name} is now {MOVED[name]}")
+        raise ConfigError(f"override of {name}: {name} is now {MOVED[name]}")  # without the value: it may be secret
     *path, leaf = name.split(".")
     node = tree
     for part in path:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"override '{override}': '{part}' is a value, not a section")
+            raise ConfigError(f"override of {name}: '{part}' is a value, not a section")
     try:
         given = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not YAML") from error
+        raise ConfigError(f"override of {name}: the value is not YAML") from error
     if leaf == "kind" and given != node.get("kind"):
         _keep_common(node, _one_of(path), given)
     node[leaf] = given

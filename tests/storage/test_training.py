@@ -73,7 +73,7 @@ def test_no_secret_gets_out(tmp_path: Path, digits: str, own: Rclone) -> None:
         ("data.url", "https://host/data?X-Amz-Signature=SECRET"),
         ("data.url", "abfs://user:SECRET@account.dfs.core.windows.net/data"),
         ("tracking.uri", "http://user:SECRET@host:5000"),
-        ("teacher", "gs://bucket/teacher#SECRET"),
+        ("objective.teacher", "gs://bucket/teacher#SECRET"),
         ("init", "s3://bucket/init?secret=SECRET"),
     ],
 )
@@ -81,6 +81,13 @@ def test_urls_that_hold_secrets_are_refused_without_repeating_them(tmp_path: Pat
     url = url.replace("SECRET", SECRET)
     with pytest.raises(ConfigError, match=f"^{key} = .*query string is refused, since URLs are logged") as error:
         config.load(write_config(tmp_path, "data"), [f"{key}={url}"])
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["teacher", "run.name.x", "loss.lpips_weights"])
+def test_a_key_that_is_refused_does_not_repeat_its_value(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.load(write_config(tmp_path, "data"), [f"{key}=s3://KEY:{SECRET}@bucket/x"])
     assert SECRET not in str(error.value)
 
 

@@ -21,7 +21,8 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def see(gpus: int, **variables: str) -> dict[str, Any]:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-            monkeypatch.delenv(name, raising=False)  # and so put back at the end
+            monkeypatch.setenv(name, "0")  # one that was not there is only put back if it was set here first
+            monkeypatch.delenv(name)
         for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", **variables}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
