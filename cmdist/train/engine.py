@@ -48,7 +48,8 @@ class Engine:
     """A module and its optimizer under ZeRO 0, 1 or 2, with fp32 weights; the process group must exist.
 
     `start`, `stop` bound this rank's slice of the canonical vector (layout.py). `loss_scale`: the first one for fp16,
-    None for no scaling.
+    None for no scaling. `norm` (before clipping) and `since_first_overflow` are of the last step, perhaps still on the
+    device: `gradient_norm` and `since_overflow` wait for them.
     """
 
     def __init__(
@@ -71,9 +72,9 @@ class Engine:
         # DeepSpeed looks at the norm at every step, and the host waits. Needed at once it is only for clipping and for
         # a step that is tried again; else the device keeps it until it is asked for.
         self._own_norm = not clip and not self.loss_scale.dynamic
-        self._norm: Tensor | float = 0.0
+        self.norm: Tensor | float = 0.0
         # steps since the first gradient that was not finite
-        self._since = torch.tensor(-1, device=next(module.parameters()).device)
+        self.since_first_overflow = torch.tensor(-1, device=next(module.parameters()).device)
         world = dist.get_world_size()
         self._engine, *_ = deepspeed.initialize(
             model=module,
@@ -133,14 +134,17 @@ class Engine:
         Without clipping and loss scale a step is always taken, and `since_overflow` tells later whether it should not.
         """
         boundary = self._engine.is_gradient_accumulation_boundary()
-        taken = self._plain_step(boundary) if self._stage == 0 else self._zero_step()
+        taken = self._plain_step(boundary) if self._stage == 0 else self._zero_step(boundary)
         if boundary:
             self.loss_scale.update(taken)
         return taken
 
-    def _zero_step(self) -> bool:
+    def _zero_step(self, boundary: bool) -> bool:
         skipped = self._engine.skipped_steps
         self._engine.step()
+        if boundary and not self._own_norm:
+            norm = self._engine.get_global_grad_norm()
+            self.norm = 0.0 if norm is None else norm
         return bool(self._engine.skipped_steps == skipped)
 
     def _plain_step(self, boundary: bool) -> bool:
@@ -158,11 +162,11 @@ class Engine:
     def _scale_and_clip(self, gradient: Tensor) -> bool:
         if self.loss_scale.value != 1.0:
             gradient.div_(self.loss_scale.value)
-        self._norm = float(gradient.norm())
-        if self._norm != self._norm or self._norm == float("inf"):
+        self.norm = float(gradient.norm())
+        if self.norm != self.norm or self.norm == float("inf"):
             return False
-        if self._clip and self._norm > self._clip:
-            gradient.mul_(self._clip / (self._norm + 1e-6))
+        if self._clip and self.norm > self._clip:
+            gradient.mul_(self._clip / (self.norm + 1e-6))
         return True
 
     def _measure(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -171,21 +175,21 @@ class Engine:
         squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
         if self._stage:  # each rank has a slice; without ZeRO the whole
             dist.all_reduce(squares)
-        self._norm = squares.sqrt()
-        self._since = torch.where(self._since < 0, self._norm.isfinite().long() * -1, self._since + 1)
+        self.norm = squares.sqrt()
+        self.since_first_overflow = torch.where(
+            self.since_first_overflow < 0, self.norm.isfinite().long() * -1, self.since_first_overflow + 1
+        )
 
     def since_overflow(self) -> int | None:
         """How many steps ago the first one was whose gradient was not finite, None without one; waits for the
         device.
         """
-        since = int(self._since)
+        since = int(self.since_first_overflow)
         return None if since < 0 else since
 
     def gradient_norm(self) -> float:
         """L2 norm of the whole gradient of the last step, before clipping; waits for the device."""
-        if self._own_norm or self._stage == 0:
-            return float(self._norm)
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        return float(self.norm)
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the next step."""

@@ -113,9 +113,9 @@ class Trainer:
             last = self.step == self.schedule.steps
             if last or self.step % self.schedule.log_every == 0:
                 seconds = time.perf_counter() - window_start
-                self._log(at, loss, images_per_second=(self.step - window) * self.schedule.global_batch / seconds)
+                speed = (self.step - window) * self.schedule.global_batch / seconds
+                shown = {"loss": self._log(at, loss, images_per_second=speed), **at}
                 window, window_start = self.step, time.perf_counter()
-                shown = {"loss": self._shown, **at}
                 bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
             if last or stopping or self.step % self.schedule.checkpoint_every == 0:
                 self._refuse_overflow(loss)
@@ -167,15 +167,16 @@ class Trainer:
             attempts = MAX_SKIPPED if self.engine.loss_scale.dynamic else 1
             for _ in range(attempts):
                 done = [self._micro_step(batch, at) for batch in micro_batches]
-                losses = torch.stack([each.minimised.mean() for _, each in done])
-                if self._taken:  # else an overflow: nothing has moved, and the same step is tried again
+                losses = torch.stack([each.minimised.mean() for _, each, _ in done])
+                taken = done[-1][2]
+                if taken:  # else an overflow: nothing has moved, and the same step is tried again
                     break
             else:
                 raise CmdistError(
                     f"step {self.step}: the gradient was not finite (attempts: {attempts}); loss {losses.mean():.4g}, "
                     "lower optimizer.lr"
                 )
-            for sigma, each in done:
+            for sigma, each, _ in done:
                 for name, values in {"loss": each.minimised, **each.told}.items():
                     self.buckets.add(name, sigma, values)
             self.averages.update()
@@ -191,12 +192,13 @@ class Trainer:
         if acts.zero_moments:
             self.engine.zero_moments()
 
-    def _micro_step(self, batch: MicroBatch, at: At) -> tuple[torch.Tensor, Losses]:
+    def _micro_step(self, batch: MicroBatch, at: At) -> tuple[torch.Tensor, Losses, bool]:
+        """Noise levels and losses (B,) of a micro-batch, and whether the weights moved where it ends a step."""
         draw, losses = self._losses(batch, at, self.networks)
         self.engine.backward(losses.minimised.mean())
-        self._taken = self.engine.step()
+        taken = self.engine.step()
         told = {name: each.detach() for name, each in losses.told.items()}
-        return draw.sigma, Losses(losses.minimised.detach(), told)
+        return draw.sigma, Losses(losses.minimised.detach(), told), taken
 
     def _losses(self, batch: MicroBatch, at: At, networks: Networks) -> tuple[Draw, Losses]:
         device = self.world.device
@@ -226,7 +228,8 @@ class Trainer:
             state["loss_scale"] = self.engine.loss_scale.state()
             self.saver.save(self.step, self.snapshots.take(state), last)
 
-    def _log(self, at: At, losses: torch.Tensor, images_per_second: float) -> None:
+    def _log(self, at: At, losses: torch.Tensor, images_per_second: float) -> float:
+        """Tell the tracker how the last steps went; all ranks must call. The mean loss of the last one."""
         peak = (
             torch.cuda.max_memory_allocated()
             if self.world.device.type == "cuda"
@@ -236,12 +239,12 @@ class Trainer:
         # micro-batch m lies on rank m modulo world: the mean is summed in the order of m, the same for any number of
         # ranks
         flat = [rank[0][i] for i in range(len(gathered[0][0])) for rank in gathered]
-        self._shown = sum(flat) / len(flat)
+        mean = sum(flat) / len(flat)
         if self.tracker is not None:
             self.tracker.log(
                 self.step,
                 {
-                    "loss": self._shown,
+                    "loss": mean,
                     "lr": self.learning_rate(self.step - 1),
                     "gradient_norm": self.engine.gradient_norm(),
                     "images_per_second": images_per_second,
@@ -252,3 +255,4 @@ class Trainer:
                 | self.buckets.metrics([rank[1] for rank in gathered])
                 | self.clock.metrics(),
             )
+        return mean

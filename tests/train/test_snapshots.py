@@ -1,4 +1,4 @@
-"""The copy of a rank's state: right, in memory that is taken once, and beside a GPU pinned and waited for once."""
+"""The copy of a rank's state: right when it is given, in memory that is taken once, and pinned beside a GPU."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -68,30 +68,47 @@ def test_without_a_target_and_without_averages() -> None:
     assert list(taken.vectors) == list(KINDS) and taken.averages == {}
 
 
-def test_beside_a_gpu_it_is_pinned_once_and_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU: what torch is asked to do."""
+def test_beside_a_gpu_the_snapshot_is_there_when_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU copies into pinned memory after the call that asks for it has come back. Without a GPU: such copies wait
+    here until the device is waited for, and copies into other memory are done at once, as CUDA does them.
+    """
     engine, averages, target = make()
     engine.module = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]))
-    asked: list[Any] = []
+    pinned: list[Tensor] = []
+    late: list[tuple[Tensor, Tensor]] = []
     empty, copy = torch.empty, torch.Tensor.copy_
 
-    def make_room(*shape: int, pin_memory: bool) -> Tensor:
-        asked.append(("room", pin_memory))
-        return empty(*shape)
+    def make_room(*shape: int, pin_memory: bool = False) -> Tensor:
+        room = empty(*shape).fill_(float("nan"))
+        pinned.extend([room] if pin_memory else [])
+        return room
 
     def copy_to(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-        asked.append(("copy", non_blocking))
+        in_pinned = any(into.untyped_storage().data_ptr() == room.untyped_storage().data_ptr() for room in pinned)
+        if non_blocking and in_pinned:
+            late.append((into, source))
+            return into
         return copy(into, source)
+
+    def wait() -> None:
+        while late:
+            copy(*late.pop())
 
     monkeypatch.setattr(torch, "empty", make_room)
     monkeypatch.setattr(torch.Tensor, "copy_", copy_to)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: asked.append("wait"))
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
     snapshots = Snapshots(engine, averages, {"target": target})
-    assert asked == [("room", True)]
+    places = set()
     for _ in range(2):
-        asked.clear()
-        snapshots.take({})
-        assert asked[-1] == "wait" and set(asked[:-1]) == {("copy", True)}
+        wanted = {kind: expected(engine.live[kind]) for kind in KINDS}
+        of_averages = {decay: values.clone() for decay, values in averages.slices.items()}
+        taken = snapshots.take({})
+        for live in (*(p.tensor for pieces in engine.live.values() for p in pieces), *averages.slices.values()):
+            live.add_(1.0)  # training goes on
+        assert all(torch.equal(taken.vectors[kind], wanted[kind]) for kind in KINDS)
+        assert all(torch.equal(taken.averages[decay], of_averages[decay]) for decay in of_averages)
+        places |= {v.untyped_storage().data_ptr() for v in (*taken.vectors.values(), *taken.averages.values())}
+    assert places == {room.untyped_storage().data_ptr() for room in pinned}, "all of it in pinned memory, taken once"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
