@@ -17,7 +17,7 @@ from PIL import Image
 from cmdist import build, config, migrations, runs
 from cmdist.checkpoints import record, search
 from cmdist.errors import FormatError
-from cmdist.evaluation import measurement
+from cmdist.evaluation import measurement, records
 from fixtures.make_format_3 import RUNS, STEPS, STOP, STUDENT, arithmetic, norms, sha256, weights
 from ranks import Ranks, pipeline, run_pipeline
 from runs import call
@@ -151,7 +151,7 @@ def test_newer_files_are_refused_in_a_sentence(tmp_path: Path, monkeypatch: pyte
         (run / "config.yaml", migrations.CONFIG, lambda: runs.open_run(str(run))),
         (run / "run.json", migrations.RUN, lambda: record.read(str(run))),
         (Path("data/index.json"), migrations.INDEX, lambda: build.dataset(runs.open_run("runs/edm").config)),
-        (figures, migrations.EVALUATION, lambda: pipeline("evaluate").read_records(str(run / "evaluations"), STOP)),
+        (figures, migrations.EVALUATION, lambda: records.read(str(run / "evaluations"), STOP)),
     ]
     for path, kind, look in cases:
         before = path.read_bytes()
