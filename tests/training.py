@@ -27,6 +27,7 @@ CT = [
 CD = [
     "objective.kind=consistency_distillation",
     "objective.teacher=exact",
+    "objective.curriculum.kind=constant",
     "objective.curriculum.n_timesteps=8",
     "objective.curriculum.mu=0.5",
     "objective.distance.kind=pseudo_huber",
