@@ -5,10 +5,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest_data import numbered
-
 from cmdist.data.images import open_dataset
 from cmdist.data.preparing.shards import write_dataset
+from conftest_data import numbered
 
 
 @pytest.fixture

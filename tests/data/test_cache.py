@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest_data import numbered
 
 from cmdist.data import cache, images
 from cmdist.data.cache import Cache, Remote
@@ -21,6 +20,7 @@ from cmdist.data.preparing.shards import index_shards, write_dataset
 from cmdist.data.reader import micro_batches
 from cmdist.errors import DataError
 from cmdist.system import storage
+from conftest_data import numbered
 
 
 class Store(http.server.SimpleHTTPRequestHandler):

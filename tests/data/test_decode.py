@@ -5,12 +5,12 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest_data import encoded, photo
 from PIL import Image
 
 from cmdist.data import decode as module
 from cmdist.data.decode import BadImageError, decode, encode, load
 from cmdist.errors import DataError
+from conftest_data import encoded, photo
 
 
 @pytest.mark.parametrize("channels", [1, 3])

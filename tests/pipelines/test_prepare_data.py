@@ -12,7 +12,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest_data import cropped, png
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,6 +21,7 @@ from cmdist.data.preparing.sources.digits import digits
 from cmdist.data.reader import micro_batches
 from cmdist.errors import ConfigError, DataError
 from cmdist.nets.classifier import Classifier, train_classifier
+from conftest_data import cropped, png
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "prepare_data.py"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
-from conftest_data import cropped, encoded, photo, tar_of
 
 from cmdist.data.cache import Cache
 from cmdist.data.images import open_dataset
 from cmdist.errors import DataError
+from conftest_data import cropped, encoded, photo, tar_of
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset as wds
-from conftest_data import numbered, png
 from PIL import Image
 
 from cmdist.data.decode import BadImageError
@@ -17,6 +16,7 @@ from cmdist.data.preparing.preparation import begin, make_plan
 from cmdist.data.preparing.shards import index_shards, write_dataset, write_shards
 from cmdist.errors import CmdistError, DataError, FormatError
 from cmdist.system import storage
+from conftest_data import numbered, png
 
 
 def change(path, edit):

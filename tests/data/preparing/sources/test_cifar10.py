@@ -5,11 +5,11 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest_data import link, tar_of
 
 from cmdist.data.preparing.sources import cifar10 as cifar10_module
 from cmdist.data.preparing.sources.cifar10 import cifar10
 from cmdist.errors import DataError
+from conftest_data import link, tar_of
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 N = 6  # images in a file

@@ -4,7 +4,6 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest_data import cropped, encoded, photo, png
 from PIL import Image
 
 from cmdist.data.decode import BadImageError
@@ -13,6 +12,7 @@ from cmdist.data.preparing.sources.base import centre_crop, length_of
 from cmdist.data.preparing.sources.digits import digits
 from cmdist.data.preparing.sources.files import folder, zipped
 from cmdist.errors import DataError
+from conftest_data import cropped, encoded, photo, png
 
 
 def test_digits_are_those_of_scikit_learn():

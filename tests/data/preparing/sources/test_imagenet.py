@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from conftest_data import cropped, encoded, link, photo, tar_of
 
 from cmdist.data.decode import BadImageError
 from cmdist.data.preparing.sources.imagenet import imagenet
 from cmdist.errors import DataError
+from conftest_data import cropped, encoded, link, photo, tar_of
 
 SYNSETS = ["n02119789", "n01440764", "n13133613"]  # not in sorted order, as in the published tar
 

@@ -4,11 +4,11 @@ import os
 import lmdb
 import numpy as np
 import pytest
-from conftest_data import cropped, encoded, photo
 
 from cmdist.data.decode import BadImageError
 from cmdist.data.preparing.sources.lsun import lsun
 from cmdist.errors import DataError
+from conftest_data import cropped, encoded, photo
 
 
 def database(path, values):
