@@ -24,10 +24,10 @@ from cmdist.errors import ConfigError, DataError
 from cmdist.kinds.distances import Lpips, plain
 from cmdist.kinds.networks import NETWORKS
 from cmdist.kinds.objectives import Parts
+from cmdist.models import TrainedRun, Weights, ema_weights, open_run
 from cmdist.nets import released
 from cmdist.nets.lpips import load_lpips
 from cmdist.nets.unet import UNet
-from cmdist.runs import TrainedRun, Weights, ema_weights, open_run
 from cmdist.sections import Section
 from cmdist.system import storage
 from cmdist.system.distributed import World

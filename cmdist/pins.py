@@ -14,8 +14,8 @@ from cmdist import config as configuration
 from cmdist.checkpoints.checkpoint import checksum, ema_file
 from cmdist.config import Config
 from cmdist.errors import CheckpointError, CmdistError
+from cmdist.models import TrainedRun, open_run
 from cmdist.nets import released
-from cmdist.runs import TrainedRun, open_run
 from cmdist.system import storage
 
 Pin = dict[str, Any]  # url, weights (their checksum) and, of a run, step

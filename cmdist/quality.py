@@ -13,7 +13,7 @@ from cmdist.core.noise import Denoise
 from cmdist.evaluation import extractors, generation, measurement, real, records
 from cmdist.evaluation.generation import Sampler
 from cmdist.evaluation.records import Evaluation, Images, Subject
-from cmdist.runs import TrainedRun
+from cmdist.models import TrainedRun
 from cmdist.system import storage
 from cmdist.system.distributed import World
 

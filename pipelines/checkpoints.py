@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 
 from cmdist import config as configuration
-from cmdist import runs
+from cmdist import models
 from cmdist.checkpoints import record as records
 from cmdist.checkpoints import retention, sealed, search
 from cmdist.checkpoints.attempt import Attempt
@@ -161,7 +161,7 @@ def copy(source: str, run_url: str) -> None:
             raise CmdistError(f"{run_url} is another run; copy into a folder of its own")
     else:
         records.write(run_url, {"url": from_run} | theirs)  # by its place it is known as a copy
-    for name in ("config.yaml", runs.BEFORE):
+    for name in ("config.yaml", models.BEFORE):
         if storage.exists(storage.join(from_run, name)) and not storage.exists(storage.join(run_url, name)):
             storage.write(storage.join(run_url, name), storage.read(storage.join(from_run, name)))
     copied = Checkpoint(target, opened.step, opened.commit)

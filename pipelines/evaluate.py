@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from cmdist import build, quality, runs
+from cmdist import build, models, quality
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import ConfigError
 from cmdist.evaluation import extractors, measurement, real, references
@@ -102,9 +102,9 @@ def main(arguments: Sequence[str]) -> None:
             quality.measure_file(model, options.weights, options.out, asked, world, tell)
         else:
             url = storage.absolute(options.run)
-            newest = runs.open_run(url, options.checkpoint).step if world.first else 0
+            newest = models.open_run(url, options.checkpoint).step if world.first else 0
             step = distributed.gather(newest, world.control)[0]  # another one may be committed meanwhile
-            quality.measure_run(runs.open_run(url, step), asked, world, options.ema, tell)
+            quality.measure_run(models.open_run(url, step), asked, world, options.ema, tell)
         distributed.stop(world)
 
 

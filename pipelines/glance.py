@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from cmdist import build, pins, quality, runs, seeding
+from cmdist import build, models, pins, quality, seeding
 from cmdist import config as configuration
 from cmdist.checkpoints import record
 from cmdist.checkpoints.checkpoint import ema_file
@@ -28,8 +28,8 @@ from cmdist.config import Config
 from cmdist.core.noise import Denoise, karras_sigmas
 from cmdist.data.images import ShardedImages
 from cmdist.evaluation import glance
+from cmdist.models import TrainedRun
 from cmdist.quality import Asked
-from cmdist.runs import TrainedRun
 from cmdist.system import cli, storage
 from cmdist.system.distributed import World
 from cmdist.tracking import courier, environment
@@ -57,7 +57,7 @@ def look(run_url: str, step: int, spool: Path) -> None:
     quality.set_up_process()  # the same weights give the same bits as in evaluation
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     begin = time.monotonic()
-    run = runs.open_run(run_url, step)
+    run = models.open_run(run_url, step)
     known = record.read(run_url)
     run = dataclasses.replace(run, config=pins.opened_at(run.config, known.get("pins", {})))
     config, tracked = run.config, known["tracking_uri"] != "none"

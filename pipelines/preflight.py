@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 import cmdist
-from cmdist import build, runs
+from cmdist import build, models
 from cmdist import config as configuration
 from cmdist.checkpoints import progress, search
 from cmdist.config import Config
@@ -75,10 +75,10 @@ def main(arguments: Sequence[str]) -> None:
         with failures.noted("data", 2):
             check_data(config)
         with failures.noted("weights", 2):
-            runs.check_weights(config, run_url, options.resume)
+            models.check_weights(config, run_url, options.resume)
         if options.resume not in ("auto", "none"):
             with failures.noted("--resume", 2):
-                runs.open_run(options.resume)
+                models.open_run(options.resume)
         with failures.noted("run.root", 2):
             storage.write(probe, node.encode())
     failures.quiet = False

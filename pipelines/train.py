@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmdist import build, gpus, pins, runs
+from cmdist import build, gpus, models, pins
 from cmdist import config as configuration
 from cmdist.checkpoints import progress, record
 from cmdist.checkpoints.attempt import Attempt, attempt_at
@@ -201,7 +201,7 @@ def train(config: Config, world: World, mode: str) -> bool:
 def check_weights(config: Config, run_url: str, mode: str) -> None:
     """The weights that a new run starts from are there: looked at before a folder is made for it."""
     if not storage.exists(storage.join(run_url, "run.json")):
-        runs.check_weights(config, run_url, mode)
+        models.check_weights(config, run_url, mode)
 
 
 def go_on(

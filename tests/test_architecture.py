@@ -40,7 +40,7 @@ LAYERS = [
     {"schema"},
     {"config"},
     {"identity"},
-    {"runs"},
+    {"models"},
     {"pins"},
     {"build"},
     {"plan", "quality", "train.assembly", "theory"},

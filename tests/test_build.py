@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmdist import build, config, runs
+from cmdist import build, config, models
 from cmdist.nets.unet import UNet
 from runs import make_data, make_run
 from training import CD, files, write_config
@@ -20,7 +20,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def test_a_teacher_is_computed_as_its_students_run_computes(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", extractor=False)
     teacher = make_run(tmp_path, "teacher", data, objective="denoising")
-    assert runs.open_run(str(teacher)).config.train.precision == "fp32"
+    assert models.open_run(str(teacher)).config.train.precision == "fp32"
     overrides = [
         *CD,
         f"objective.teacher={teacher}",

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from cmdist import build, config, migrations, runs
+from cmdist import build, config, migrations, models
 from cmdist.checkpoints import record, search
 from cmdist.errors import FormatError
 from cmdist.evaluation import measurement, records
@@ -120,7 +120,7 @@ def test_an_old_run_goes_on_to_the_same_weights(old: Path, name: str, tmp_path: 
     assert json.loads((run / "run.json").read_text())["format"] == migrations.RUN.format
     new = search.open_checkpoint(str(run), STEPS)
     assert json.loads(new.read_file("state.json"))["format"] == migrations.STATE.format
-    assert (run / runs.BEFORE).read_bytes() == (FIXTURES / "runs" / name / "config.yaml").read_bytes()
+    assert (run / models.BEFORE).read_bytes() == (FIXTURES / "runs" / name / "config.yaml").read_bytes()
 
 
 def test_an_old_run_is_a_teacher(old: Path, tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_newer_files_are_refused_in_a_sentence(tmp_path: Path, monkeypatch: pyte
     run = Path("runs/ct")
     figures = next((run / "evaluations").glob("*.json"))
     cases = [
-        (run / "config.yaml", migrations.CONFIG, lambda: runs.open_run(str(run))),
+        (run / "config.yaml", migrations.CONFIG, lambda: models.open_run(str(run))),
         (run / "run.json", migrations.RUN, lambda: record.read(str(run))),
-        (Path("data/index.json"), migrations.INDEX, lambda: build.dataset(runs.open_run("runs/edm").config)),
+        (Path("data/index.json"), migrations.INDEX, lambda: build.dataset(models.open_run("runs/edm").config)),
         (figures, migrations.EVALUATION, lambda: records.read(str(run / "evaluations"), STOP)),
     ]
     for path, kind, look in cases:
@@ -218,9 +218,9 @@ def test_a_newer_run_is_neither_compared_nor_copied(tmp_path: Path, monkeypatch:
 def test_a_copied_old_run_keeps_what_its_checkpoints_were_trained_with(old: Path, tmp_path: Path) -> None:
     run = tmp_path / "ct"
     shutil.copytree("runs/ct", run)
-    (run / "config.yaml").rename(run / runs.BEFORE)
+    (run / "config.yaml").rename(run / models.BEFORE)
     (run / "config.yaml").write_text(
-        config.dump(config.parse((run / runs.BEFORE).read_text(), ["noise.sigma_data=0.9"]))
+        config.dump(config.parse((run / models.BEFORE).read_text(), ["noise.sigma_data=0.9"]))
     )
     pipeline("checkpoints").main(["copy", str(run), str(tmp_path / "other")])
-    assert runs.open_run(str(tmp_path / "other")).config.noise.sigma_data == 0.5
+    assert models.open_run(str(tmp_path / "other")).config.noise.sigma_data == 0.5

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from cmdist import build, config, identity, runs
+from cmdist import build, config, identity, models
 from cmdist.checkpoints import search
 from cmdist.errors import CheckpointError
 from cmdist.kinds.distances import CURRICULA, DISTANCES
@@ -248,7 +248,7 @@ def test_a_longer_run_through_the_command(tmp_path: Path, digits: str) -> None:
         assert line in longer.text, longer.text
     written = yaml.safe_load((run / "config.yaml").read_text())
     assert (written["objective"]["curriculum"]["total_steps"], written["optimizer"]["decay_end"]) == (6, 6)
-    own = {step: runs.open_run(str(run), step).config for step in (6, 8)}
+    own = {step: models.open_run(str(run), step).config for step in (6, 8)}
     assert [own[step].sampling.ode_steps for step in (6, 8)] == [18, 5]
     assert own[6].data.workers == 0 and own[6].train.steps == 6
     before = files(run, 8)
@@ -265,7 +265,7 @@ def test_a_longer_run_through_the_command(tmp_path: Path, digits: str) -> None:
     assert branch.join() == [0], branch.text
     assert "step         8 of 10" in branch.text and "noise.sigma_data: 0.5 -> 0.9" in branch.text
     assert "warning: train.precision was fp32 and is bf16 from step 8 on" in branch.text
-    ended = runs.open_run(f"{tmp_path}/runs/other").config
+    ended = models.open_run(f"{tmp_path}/runs/other").config
     assert (ended.noise.sigma_data, ended.objective.curriculum.total_steps) == (0.9, 6)
 
 
@@ -278,7 +278,7 @@ def test_each_checkpoint_is_used_with_its_own_configuration(tmp_path: Path, digi
     tree = yaml.safe_load((run / "config.yaml").read_text())
     tree["noise"]["sigma_data"], tree["data"]["url"] = 0.9, "moved"
     (run / "config.yaml").write_text(json.dumps(tree))
-    opened = runs.open_run(str(run)).config
+    opened = models.open_run(str(run)).config
     assert (opened.noise.sigma_data, opened.data.url) == (0.5, "moved")  # where things are, today's is right
     pipeline("sample").main([str(run), "--rows", "1", "--out", f"{tmp_path}/b.png"])
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -11,7 +11,7 @@ from cmdist.errors import ConfigError
 from cmdist.evaluation import extractors
 from cmdist.evaluation.generation import to_uint8
 from cmdist.evaluation.metrics.frechet import Moments, frechet_distance
-from cmdist.runs import open_run
+from cmdist.models import open_run
 from cmdist.theory import digits
 from cmdist.theory.digits import Truth
 from cmdist.theory.limit import grid

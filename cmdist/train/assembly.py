@@ -22,8 +22,8 @@ from cmdist.data.images import ShardedImages
 from cmdist.data.order import Order, schedule
 from cmdist.data.reader import micro_batches
 from cmdist.errors import ConfigError
+from cmdist.models import Weights
 from cmdist.pins import Pin
-from cmdist.runs import Weights
 from cmdist.system.distributed import StopRequest, World
 from cmdist.train import resume
 from cmdist.train.averages import Averages, Copy

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmdist import config as configuration
-from cmdist import identity, pins, runs
+from cmdist import identity, models, pins
 from cmdist.checkpoints import record, search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.config import Config
@@ -62,7 +62,7 @@ def start_from(
     """
 
     def look() -> tuple[Config | None, dict[str, Pin]]:
-        before = runs.config_of(found) if found else None
+        before = models.config_of(found) if found else None
         old = known.get("pins")
         if old is None and found and before:  # of the run that it goes on from, as far as the same is named
             same = pins.named(before).items() & pins.named(config).items()
@@ -70,7 +70,7 @@ def start_from(
         return before, pins.pin(config, old or {}, begun=found is not None)
 
     before, pinned = resume.once(world, look)
-    measured = sharing.once(world, lambda: runs.measured(config, index_hash))
+    measured = sharing.once(world, lambda: models.measured(config, index_hash))
     measured = measured | {key: each["weights"] for key, each in pinned.items()}
     if found is None or before is None:
         return Start(configuration.fixed(config), None, measured, pinned, [])
@@ -91,7 +91,7 @@ def start_from(
 
 def write_config(run_url: str, config: Config) -> None:
     """config.yaml of this start; what a version without formats wrote there stays beside it, for its checkpoints."""
-    where, before = storage.join(run_url, "config.yaml"), storage.join(run_url, runs.BEFORE)
+    where, before = storage.join(run_url, "config.yaml"), storage.join(run_url, models.BEFORE)
     if storage.exists(where) and not storage.exists(before):
         text = storage.read(where)
         if not text.startswith(b"format:"):

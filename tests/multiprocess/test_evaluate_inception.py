@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cmdist import runs
+from cmdist import models
 from cmdist.errors import CheckpointError, ConfigError, DataError
 from cmdist.evaluation import extractors
 from cmdist.nets import torchvision_ops
@@ -257,7 +257,7 @@ def test_killed_at_any_point_it_goes_on_to_the_same_figures(quick, weights, tmp_
 
 def test_a_checkpoint_that_is_thinned_meanwhile_is_a_sentence(bare, weights, tmp_path, monkeypatch):
     run = copy(bare, tmp_path)
-    original = runs.open_run
+    original = models.open_run
 
     def opened(*arguments):
         found = original(*arguments)
@@ -265,7 +265,7 @@ def test_a_checkpoint_that_is_thinned_meanwhile_is_a_sentence(bare, weights, tmp
             file.unlink()
         return found
 
-    monkeypatch.setattr(runs, "open_run", opened)
+    monkeypatch.setattr(models, "open_run", opened)
     with pytest.raises(CheckpointError, match=r"ema-0.9.safetensors"):
         call(evaluate.main, run, *QUICK, "--inception", weights)
     assert not (run / "evaluations").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import toy
-from cmdist import build, config, runs
+from cmdist import build, config, models
 from cmdist.checkpoints import search
 from cmdist.errors import ConfigError
 from cmdist.plan import plan
@@ -81,9 +81,9 @@ def test_the_network_alone_is_sampled_and_measured(
     whole: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     toy.install(monkeypatch)
-    run = runs.open_run(str(whole))
+    run = models.open_run(str(whole))
     names = set(run.checkpoint.layout.names)
-    assert "extra.slope" in names and "extra.slope" not in runs.ema_weights(run)
+    assert "extra.slope" in names and "extra.slope" not in models.ema_weights(run)
     assert "net.inner.weight" not in names and "inner.weight" in names
     call(pipeline("evaluate").main, whole, "--n", 128, "--metrics", "fd")
     assert len(list((whole / "evaluations").glob("*.json"))) == 2

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cmdist import build, runs
+from cmdist import build, models
 from cmdist.checkpoints import checkpoint as checkpoints
 from cmdist.core.sampling import one_step
 from cmdist.data.preparing.shards import open_dataset
@@ -60,7 +60,7 @@ def test_figures_are_those_of_the_images_of_the_seeds(evaluated, data):
     assert set(found) == {"fd_1step", "fd_2step"}
     dataset = open_dataset(str(data))
     extractor = extractors.own(dataset, torch.device("cpu"))
-    denoise = build.load_denoiser(runs.open_run(str(evaluated)), 0.9)
+    denoise = build.load_denoiser(models.open_run(str(evaluated)), 0.9)
     noise = generation.noises(range(512), 1, (1, 8, 8))[0]
     with torch.inference_mode():
         made = torch.cat(
@@ -260,7 +260,7 @@ def test_evaluation_needs_no_deepspeed():
 
 def test_a_file_of_weights_is_measured_as_the_run_that_it_came_from(evaluated, tmp_path, capsys):
     weights = tmp_path / "cd_small.pt"
-    torch.save(runs.ema_weights(runs.open_run(str(evaluated)), 0.9), weights)
+    torch.save(models.ema_weights(models.open_run(str(evaluated)), 0.9), weights)
     for again in ("", " (made before)"):
         call(
             evaluate.main,

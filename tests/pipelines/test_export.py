@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmdist import build, config, runs
+from cmdist import build, config, models
 from cmdist.core.noise import karras_sigmas
 from cmdist.core.sampling import multistep, one_step
 from cmdist.errors import CheckpointError, ConfigError
@@ -119,13 +119,13 @@ def test_every_tensor_of_the_papers_networks_finds_its_place(channel_mult: tuple
 def test_a_runs_average_becomes_plain_safetensors_that_are_read_back(tmp_path: Path) -> None:
     run = make_run(tmp_path, "ct", make_data(tmp_path / "data"))
     call(export.main, run, "--format", "safetensors", "--ema", "0.5", "--out", tmp_path / "out")
-    wanted = runs.ema_weights(runs.open_run(str(run)), 0.5)
+    wanted = models.ema_weights(models.open_run(str(run)), 0.5)
     found = released.read(str(tmp_path / "out" / "model.safetensors"), 16)
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
     again = build.open_model(str(tmp_path / "out" / "config.yaml"), file=str(tmp_path / "out" / "model.safetensors"))
     x, sigma, labels = torch.randn(2, 1, 8, 8), torch.tensor([1.0, 80.0]), torch.tensor([3, 4])
     assert torch.equal(
-        again.denoiser()(x, sigma, labels), build.load_denoiser(runs.open_run(str(run)), 0.5)(x, sigma, labels)
+        again.denoiser()(x, sigma, labels), build.load_denoiser(models.open_run(str(run)), 0.5)(x, sigma, labels)
     )
 
 

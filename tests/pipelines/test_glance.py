@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cmdist import build, runs, seeding
+from cmdist import build, models, seeding
 from cmdist.core.noise import karras_sigmas
 from cmdist.tracking import mlflow as tracking
 from cmdist.tracking.journal import Journal
@@ -66,7 +66,7 @@ def test_figures_grids_and_one_step_quality_reach_the_run_in_mlflow(root, glance
 
 def test_the_consistency_error_is_what_its_definition_says(root):
     """Computed once more without core/validation.py, in one loop."""
-    run = runs.open_run(str(root / "ct"))
+    run = models.open_run(str(root / "ct"))
     denoise, data = build.load_denoiser(run), build.dataset(run.config)
     images, labels = data.images(range(64)).float() / 127.5 - 1, data.labels(range(64))
     noise = torch.randn(64, 1, 8, 8, generator=seeding.generator("cpu", 0, "validation"))

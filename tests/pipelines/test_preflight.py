@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cmdist import config as configuration
-from cmdist import runs
+from cmdist import models
 from cmdist.system import storage
 from ranks import Ranks, pipeline, run_pipeline
 from training import SMALL, write_config
@@ -89,12 +89,12 @@ def test_weights_and_starts_that_are_not_there(tmp_path: Path, digits: str) -> N
     text = text.replace("channels: 1, classes: 10", "channels: 3")
     config = configuration.load(write_config(tmp_path, digits, text), [])
     with pytest.raises(ValueError, match=r"teacher nowhere/edm.pt is not there"):
-        runs.check_weights(config, str(tmp_path / "run"), "auto")
+        models.check_weights(config, str(tmp_path / "run"), "auto")
     exact = configuration.replaced(config, {"objective.teacher": "exact"})
     with pytest.raises(ValueError, match=r"objective.distance.weights nowhere/vgg.pth is not there"):
-        runs.check_weights(exact, str(tmp_path / "run"), "auto")
+        models.check_weights(exact, str(tmp_path / "run"), "auto")
     with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):
-        runs.check_weights(
+        models.check_weights(
             configuration.replaced(exact, {"init": "nowhere/init.safetensors"}), str(tmp_path / "run"), "auto"
         )
 
@@ -102,12 +102,12 @@ def test_weights_and_starts_that_are_not_there(tmp_path: Path, digits: str) -> N
 def test_what_a_run_does_not_use_is_not_missed(tmp_path: Path, digits: str) -> None:
     config = configuration.load(write_config(tmp_path, digits), [])
     assert config.lpips is None and config.teacher is None
-    runs.check_weights(config, str(tmp_path / "run"), "auto")
+    models.check_weights(config, str(tmp_path / "run"), "auto")
     training = configuration.replaced(config, {"objective": {"kind": "consistency_training"}, "init": "nowhere/edm.pt"})
     with pytest.raises(ValueError, match=r"init nowhere/edm.pt is not there"):
-        runs.check_weights(training, str(tmp_path / "run"), "auto")
+        models.check_weights(training, str(tmp_path / "run"), "auto")
     storage.write(f"{tmp_path}/run/run.json", b"{}")
-    runs.check_weights(training, str(tmp_path / "run"), "auto")
+    models.check_weights(training, str(tmp_path / "run"), "auto")
 
 
 def test_a_teacher_of_the_wrong_kind_is_found_before_anything_starts(tmp_path: Path, digits: str) -> None:
@@ -116,10 +116,10 @@ def test_a_teacher_of_the_wrong_kind_is_found_before_anything_starts(tmp_path: P
     cd = {"objective": {"kind": "consistency_distillation", "teacher": f"{tmp_path}/cd_x.pt"}}
     config = configuration.replaced(config, cd)
     with pytest.raises(ValueError, match=r"cd_x\.pt is a consistency model by its name, and a denoiser is needed here"):
-        runs.check_weights(config, str(tmp_path / "run"), "auto")
+        models.check_weights(config, str(tmp_path / "run"), "auto")
     ct = {"objective": {"kind": "consistency_training"}, "init": f"{tmp_path}/cd_x.pt"}
     start = configuration.replaced(config, ct)
-    runs.check_weights(start, str(tmp_path / "run"), "auto")
+    models.check_weights(start, str(tmp_path / "run"), "auto")
 
 
 def test_a_run_that_has_begun_needs_its_start_no_more(tmp_path: Path, digits: str) -> None:
@@ -127,10 +127,10 @@ def test_a_run_that_has_begun_needs_its_start_no_more(tmp_path: Path, digits: st
         update={"init": "nowhere/init.safetensors"}
     )
     with pytest.raises(ValueError, match=r"init nowhere/init.safetensors is not there"):
-        runs.check_weights(config, str(tmp_path / "run"), "none")
-    runs.check_weights(config, str(tmp_path / "run"), "s3://bucket/another")
+        models.check_weights(config, str(tmp_path / "run"), "none")
+    models.check_weights(config, str(tmp_path / "run"), "s3://bucket/another")
     storage.write(f"{tmp_path}/run/run.json", b"{}")
-    runs.check_weights(config, str(tmp_path / "run"), "auto")
+    models.check_weights(config, str(tmp_path / "run"), "auto")
 
 
 def test_a_start_that_is_not_there(tmp_path: Path, digits: str) -> None:
