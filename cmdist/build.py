@@ -22,8 +22,8 @@ from cmdist.data.cache import Cache, default_folder
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import ConfigError, DataError
 from cmdist.kinds.distances import Lpips, plain
+from cmdist.kinds.kind import Parts
 from cmdist.kinds.networks import NETWORKS
-from cmdist.kinds.objectives import Parts
 from cmdist.models import TrainedRun, Weights, ema_weights, open_run
 from cmdist.nets import released
 from cmdist.nets.lpips import load_lpips
@@ -89,7 +89,7 @@ def set_arithmetic(config: Config) -> None:
 
 def model(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.Model:
     """`net` with the scalings of the configuration's objective."""
-    return preconditioning.Model(net, config.kind.scalings(config.noise))
+    return preconditioning.Model(net, config.kind.scalings(config.objective, config.noise))
 
 
 def denoiser_of(config: Config, net: Callable[..., torch.Tensor]) -> preconditioning.Model:
@@ -296,5 +296,11 @@ def initialise(config: Config, net: nn.Module, weights: Weights | None = None) -
     url = config.start
     assert url is not None
     weights = weights or Weights()
-    found = weights.file(url, _head_channels(config)) if released.is_file(url) else weights.run(url)[1]
+    run, found = (None, weights.file(url, _head_channels(config))) if released.is_file(url) else weights.run(url)
+    theirs = run.config.noise.c_noise if run else "log"
+    if theirs != config.noise.c_noise:
+        raise ConfigError(
+            f"init: {url} was told noise levels with noise.c_noise {theirs}, this run has {config.noise.c_noise}; they "
+            "must be equal"
+        )
     released.load(net, found, f"init: {url}")

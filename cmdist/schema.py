@@ -5,8 +5,9 @@ from typing import Annotated
 from pydantic import model_validator
 
 from cmdist.kinds.distances import Lpips
+from cmdist.kinds.kind import Kind
 from cmdist.kinds.networks import NETWORKS, Images
-from cmdist.kinds.objectives import OBJECTIVES, Kind
+from cmdist.kinds.objectives import OBJECTIVES
 from cmdist.sections import (
     Data,
     Evaluation,

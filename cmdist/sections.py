@@ -118,6 +118,10 @@ class Noise(Section):
     sigma_max: Annotated[PositiveFloat, identity("the highest noise level")] = 80.0
     sigma_data: Annotated[PositiveFloat, identity("standard deviation of the data")] = 0.5
     rho: Annotated[PositiveFloat, identity("curvature of the grid")] = 7.0
+    c_noise: Annotated[
+        Literal["log", "angle"],
+        identity("what a network is told of sigma: ln(sigma)/4, as EDM's, or arctan(sigma/sigma_data), TrigFlow's"),
+    ] = "log"
 
 
 class Optimizer(Section):

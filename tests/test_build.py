@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cmdist import build, config, models
+from cmdist.errors import ConfigError
 from cmdist.nets.unet import UNet
 from runs import make_data, make_run
 from training import CD, files, write_config
@@ -33,6 +34,14 @@ def test_a_teacher_is_computed_as_its_students_run_computes(tmp_path: Path) -> N
     net = made.net  # type: ignore[union-attr]
     assert isinstance(net, UNet)
     assert (net.precision, net.memory_format, net.dropout, net.training) == ("bf16", torch.channels_last, 0.0, False)
+
+
+def test_weights_that_were_told_noise_levels_otherwise_are_refused(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", extractor=False)
+    begun = make_run(tmp_path, "begun", data, objective="denoising")
+    other = config.load(write_config(tmp_path, str(data)), [f"init={begun}", "noise.c_noise=angle"])
+    with pytest.raises(ConfigError, match=r"init: .*begun was told .*c_noise log, this run has angle; they must be e"):
+        build.initialise(other, build.network(other))
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from cmdist.core.noise import add_noise, lognormal_sigma
 from cmdist.core.objectives.base import Acts, At, Draw, Losses, Networks, draw_noise, same_dropout
 from cmdist.core.preconditioning import consistency_scalings
+from cmdist.kinds.kind import Kind, Parts
 from cmdist.kinds.networks import NETWORKS, Images, Network
-from cmdist.kinds.objectives import OBJECTIVES, Kind, Parts
+from cmdist.kinds.objectives import OBJECTIVES
 from cmdist.sections import Positive, Section, content, identity
 
 BOUNDARY = 3
@@ -98,7 +99,7 @@ def _make(keys: ToyKeys, parts: Parts) -> Toy:
 ROW = Kind(
     ToyKeys,
     _make,
-    lambda n: consistency_scalings(n.sigma_data, n.sigma_min),
+    lambda keys, n: consistency_scalings(n.sigma_data, n.sigma_min),
     "consistency",
     teacher_is_student=True,
     frozen=lambda keys: keys.helper,

@@ -18,17 +18,35 @@ class Scalings(NamedTuple):
     c_noise: Tensor
 
 
-def edm_scalings(sigma_data: float = 0.5) -> Callable[[Tensor], Scalings]:
-    """The scalings of a denoiser (EDM, table 1)."""
+def log_level(sigma: Tensor) -> Tensor:
+    """c_noise of EDM (table 1)."""
+    return 0.25 * sigma.log()
+
+
+def angle(sigma_data: float) -> Callable[[Tensor], Tensor]:
+    """c_noise of TrigFlow (Lu & Song 2024, arXiv:2410.11081), in [0, pi/2): finite and smooth at sigma = 0 too."""
+    return lambda sigma: (sigma / sigma_data).arctan()
+
+
+def edm_scalings(
+    sigma_data: float = 0.5, c_noise: Callable[[Tensor], Tensor] = log_level
+) -> Callable[[Tensor], Scalings]:
+    """The scalings of a denoiser (EDM, table 1).
+
+    With `angle` they are TrigFlow's in other words: theta = arctan(sigma / sigma_data), y = cos(theta) x, and its F is
+    ours with the sign turned.
+    """
 
     def scalings(sigma: Tensor) -> Scalings:
         total = (sigma**2 + sigma_data**2).sqrt()
-        return Scalings((sigma_data / total) ** 2, sigma * sigma_data / total, 1 / total, 0.25 * sigma.log())
+        return Scalings((sigma_data / total) ** 2, sigma * sigma_data / total, 1 / total, c_noise(sigma))
 
     return scalings
 
 
-def consistency_scalings(sigma_data: float = 0.5, sigma_min: float = 0.002) -> Callable[[Tensor], Scalings]:
+def consistency_scalings(
+    sigma_data: float = 0.5, sigma_min: float = 0.002, c_noise: Callable[[Tensor], Tensor] = log_level
+) -> Callable[[Tensor], Scalings]:
     """The scalings of a consistency function (paper, appendix C): at sigma_min c_skip = 1 and c_out = 0 exactly."""
 
     def scalings(sigma: Tensor) -> Scalings:
@@ -37,7 +55,7 @@ def consistency_scalings(sigma_data: float = 0.5, sigma_min: float = 0.002) -> C
         shifted, variance = sigma - torch.full_like(sigma, sigma_min), torch.full_like(sigma, sigma_data**2)
         total = (sigma**2 + variance).sqrt()
         c_skip = variance / (shifted**2 + variance)
-        return Scalings(c_skip, sigma_data * shifted / total, 1 / total, 0.25 * sigma.log())
+        return Scalings(c_skip, sigma_data * shifted / total, 1 / total, c_noise(sigma))
 
     return scalings
 

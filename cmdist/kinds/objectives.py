@@ -3,33 +3,20 @@
 A new one is a file of core/objectives/ and a row here; nothing else asks for an objective's name.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
 
-from cmdist.core import distances, noise, preconditioning, solvers
+from cmdist.core import noise, solvers
 from cmdist.core.objectives import denoising as core_denoising
 from cmdist.core.objectives.base import Objective
 from cmdist.core.objectives.consistency import Consistency
-from cmdist.core.preconditioning import Scalings
 from cmdist.kinds.distances import CURRICULA, DISTANCES, L2, Constant, curriculum, has_target
-from cmdist.sections import Noise, OneOf, PositiveFloat, Section, content, identity
+from cmdist.kinds.kind import Kind, Parts, bounded, edm
+from cmdist.sections import OneOf, PositiveFloat, Section, content, identity
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What an objective is made of beside its own keys."""
-
-    noise: Noise
-    shape: tuple[int, int, int]  # of an image
-    steps: int  # of the run
-    distance: Callable[[Section], distances.Distance]  # by the keys of a distance
 
 
 class Denoising(Section):
@@ -99,42 +86,12 @@ def _consistency(keys: ConsistencyTraining, parts: Parts) -> Objective:
     )
 
 
-def _edm(n: Noise) -> Callable[[Tensor], Scalings]:
-    return preconditioning.edm_scalings(n.sigma_data)
-
-
-def _bounded(n: Noise) -> Callable[[Tensor], Scalings]:
-    return preconditioning.consistency_scalings(n.sigma_data, n.sigma_min)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A row of the table. `section` has the keys, `make` takes them and `Parts`."""
-
-    section: type[Section]
-    make: Callable[[Any, Parts], Objective]
-    scalings: Callable[[Noise], Callable[[Tensor], Scalings]]
-    makes: Literal["denoiser", "consistency", "jump"]  # what a trained network is, and so how it is sampled
-    target: Callable[[Any], bool] = lambda keys: False  # whether it needs a target network
-    teacher_is_student: bool = False  # whether the teacher takes the student's weights now and then
-    frozen: Callable[[Any], str | None] = lambda keys: None  # the run or file of a helper that never changes
-    extra: Callable[[Any], nn.Module] | None = None  # what is trained beside the network
-    jvp: bool = False  # whether it differentiates the student forward
-
-    @property
-    def teacher(self) -> bool:
-        """Whether it follows a teacher."""
-        return "teacher" in self.section.model_fields
-
-
 def _has_target(keys: ConsistencyTraining) -> bool:
     return has_target(keys.curriculum)
 
 
 OBJECTIVES: dict[str, Kind] = {
-    "denoising": Kind(Denoising, _denoising, _edm, "denoiser"),
-    "consistency_distillation": Kind(
-        ConsistencyDistillation, _consistency, _bounded, "consistency", target=_has_target
-    ),
-    "consistency_training": Kind(ConsistencyTraining, _consistency, _bounded, "consistency", target=_has_target),
+    "denoising": Kind(Denoising, _denoising, edm, "denoiser"),
+    "consistency_distillation": Kind(ConsistencyDistillation, _consistency, bounded, "consistency", target=_has_target),
+    "consistency_training": Kind(ConsistencyTraining, _consistency, bounded, "consistency", target=_has_target),
 }

@@ -2,6 +2,7 @@
 of core's code.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from cmdist.core.exact import FiniteDataSet, Gaussian, GaussianMixture
-from cmdist.core.noise import Denoise
+from cmdist.core.noise import Denoise, expand
 from cmdist.core.objectives.consistency import Pairs
+from cmdist.core.preconditioning import Model, Scalings
 
 DOUBLE = torch.float64
 SHAPE = (1, 2, 2)
@@ -105,3 +107,25 @@ ENUMERABLE = {
 def pairs(sigma: Tensor, sigma_next: Tensor, noise: Tensor, seed: int = 0) -> Pairs:
     """A draw of given neighbours."""
     return Pairs(sigma, noise, seed, sigma_next=sigma_next)
+
+
+def sigma_of(c_noise: Tensor, sigma_data: float, told: str) -> Tensor:
+    """The noise level of which a network is told `c_noise`."""
+    return sigma_data * c_noise.tan() if told == "angle" else (4 * c_noise).exp()
+
+
+def as_network(
+    function: Callable[..., Tensor], scalings: Callable[[Tensor], Scalings], sigma_data: float = 0.5, told: str = "log"
+) -> Model:
+    """The model with these scalings that is `function` of (x, sigma, labels, sigma_next where there is one): its
+    network takes the scalings back.
+    """
+
+    def net(u: Tensor, c_noise: Tensor, labels: Tensor | None, *second: Tensor) -> Tensor:
+        sigma = sigma_of(c_noise, sigma_data, told)
+        c_skip, c_out, c_in = (expand(each, u) for each in scalings(sigma)[:3])
+        x = u / c_in
+        value = function(x, sigma, labels, *(sigma_of(each, sigma_data, told) for each in second))
+        return (value - c_skip * x) / c_out
+
+    return Model(net, scalings)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmdist.core.noise import karras_sigmas
-from cmdist.core.preconditioning import Model, consistency_scalings, edm_scalings
+from cmdist.core.preconditioning import Model, angle, consistency_scalings, edm_scalings, log_level
 
 SIGMAS = [0.002, 0.0021, 0.01, 0.3, 0.5, 1.0, 7.5, 80.0]
 SIGMA_DATAS = [0.5, 0.3, 0.6, 0.1, 0.123, 0.7, 1.0, 2.0]
@@ -97,3 +97,17 @@ def test_the_sums_keep_the_images_precision_whatever_the_network_returns(theirs:
     )
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, x * (0.25 / (80.0**2 + 0.25)), rtol=1e-6, atol=0)
+
+
+def test_edm_scalings_with_an_angle_are_trigflows() -> None:
+    """y = cos x; D = cos y - sin sigma_data F with F's sign turned; the angle stays finite and exact at both ends."""
+    sigma = torch.tensor([0.0, 0.002, 0.5, 80.0], dtype=torch.float64)
+    theta = angle(0.5)(sigma)
+    found = edm_scalings(0.5, angle(0.5))(sigma)
+    torch.testing.assert_close(found.c_skip, theta.cos() ** 2)
+    torch.testing.assert_close(found.c_out, 0.5 * theta.sin())
+    torch.testing.assert_close(found.c_in, theta.cos() / 0.5)
+    torch.testing.assert_close(0.5 * theta.tan(), sigma)
+    assert found.c_noise[0] == 0 and torch.equal(found.c_noise, theta)
+    assert torch.equal(edm_scalings()(sigma).c_noise, log_level(sigma))
+    assert torch.equal(consistency_scalings(0.5, 0.002, angle(0.5))(sigma).c_noise, theta)

@@ -1,0 +1,56 @@
+"""A row of the table of objectives: what it says of a kind, and what its makers are given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from cmdist.core import distances, preconditioning
+from cmdist.core.objectives.base import Objective
+from cmdist.core.preconditioning import Scalings
+from cmdist.sections import Noise, Section
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an objective is made of beside its own keys."""
+
+    noise: Noise
+    shape: tuple[int, int, int]  # of an image
+    steps: int  # of the run
+    distance: Callable[[Section], distances.Distance]  # by the keys of a distance
+
+
+def edm(keys: Section, n: Noise) -> Callable[[Tensor], Scalings]:
+    """Those of a denoiser."""
+    return preconditioning.edm_scalings(n.sigma_data, _told(n))
+
+
+def bounded(keys: Section, n: Noise) -> Callable[[Tensor], Scalings]:
+    """Those of a function that is the identity at sigma_min."""
+    return preconditioning.consistency_scalings(n.sigma_data, n.sigma_min, _told(n))
+
+
+def _told(n: Noise) -> Callable[[Tensor], Tensor]:
+    return preconditioning.angle(n.sigma_data) if n.c_noise == "angle" else preconditioning.log_level
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of the table. `section` has the keys, `make` takes them and `Parts`."""
+
+    section: type[Section]
+    make: Callable[[Any, Parts], Objective]
+    scalings: Callable[[Any, Noise], Callable[[Tensor], Scalings]]  # by its keys and the noise levels
+    makes: Literal["denoiser", "consistency", "jump"]  # what a trained network is, and so how it is sampled
+    target: Callable[[Any], bool] = lambda keys: False  # whether it needs a target network
+    teacher_is_student: bool = False  # whether the teacher takes the student's weights now and then
+    frozen: Callable[[Any], str | None] = lambda keys: None  # the run or file of a helper that never changes
+    extra: Callable[[Any], nn.Module] | None = None  # what is trained beside the network
+    jvp: bool = False  # whether it differentiates the student forward
+
+    @property
+    def teacher(self) -> bool:
+        """Whether it follows a teacher."""
+        return "teacher" in self.section.model_fields
