@@ -27,7 +27,7 @@ from cmdist.kinds.networks import NETWORKS
 from cmdist.models import TrainedRun, Weights, ema_weights, open_run
 from cmdist.nets import released
 from cmdist.nets.lpips import load_lpips
-from cmdist.nets.unet import UNet
+from cmdist.nets.unet import SECOND, UNet
 from cmdist.sections import Section
 from cmdist.system import storage
 from cmdist.system.distributed import World
@@ -233,7 +233,7 @@ def teacher(
         found = weights.file(config.teacher, _head_channels(config))
         return _teacher(
             config,
-            _ready(config, found, f"teacher {config.teacher}", device, denoiser_of),
+            _ready(config.as_denoiser(), found, f"teacher {config.teacher}", device, denoiser_of),
         )
     run, found = weights.run(config.teacher)
     theirs, ours = run.config, config
@@ -288,8 +288,8 @@ def _head_channels(config: Config) -> int:
 
 
 def initialise(config: Config, net: nn.Module, weights: Weights | None = None) -> None:
-    """Give `net` the weights of the run or file that `init` names, if any. Raises CheckpointError for another
-    architecture.
+    """Give `net` the weights of the run or file that `init` names, if any; what takes a second noise level stays as it
+    is, adding 0, where they have none. Raises CheckpointError for another architecture.
     """
     if config.init is None:
         return
@@ -303,4 +303,5 @@ def initialise(config: Config, net: nn.Module, weights: Weights | None = None) -
             f"init: {url} was told noise levels with noise.c_noise {theirs}, this run has {config.noise.c_noise}; they "
             "must be equal"
         )
-    released.load(net, found, f"init: {url}")
+    second = {name: value for name, value in net.state_dict().items() if name.startswith(SECOND)}
+    released.load(net, second | found, f"init: {url}")

@@ -145,10 +145,11 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "
         images, sigma = torch.zeros(b, channels, size, size), torch.ones(b)
         draw = objective.draw(images.shape, objective.at(0), torch.Generator())
         with Counter() as forward, torch.no_grad():
-            student(images, sigma)
+            student(images, sigma, None, *([sigma] if config.second_time else []))
         denoise, fixed = build.model(unlabelled, student), build.model(unlabelled, other)
+        teacher = fixed if not config.second_time else build.model(unlabelled, build.network(unlabelled.as_denoiser()))
         extra = config.kind.extra(config.objective) if config.kind.extra else None
-        networks = Networks(denoise, denoise, target=fixed, teacher=fixed, frozen=fixed, extra=extra)
+        networks = Networks(denoise, denoise, target=fixed, teacher=teacher, frozen=fixed, extra=extra)
         with Counter() as step:
             objective.loss(networks, images, None, draw).minimised.mean().backward()  # type: ignore[no-untyped-call]
     return forward, step

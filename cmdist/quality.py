@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from cmdist import build
 from cmdist.build import Model
 from cmdist.checkpoints.checkpoint import checksum, ema_file
 from cmdist.config import Config
 from cmdist.core.noise import Denoise
+from cmdist.core.solvers import mean_jump
 from cmdist.evaluation import extractors, generation, measurement, real, records
 from cmdist.evaluation.generation import Sampler
 from cmdist.evaluation.records import Evaluation, Images, Subject
@@ -34,20 +36,32 @@ class Asked:
 
 
 def samplers(
-    config: Config, denoise: Denoise, steps: Sequence[str] | None = None, times: Sequence[float] | None = None
+    config: Config,
+    denoise: Callable[..., Tensor],
+    steps: Sequence[str] | None = None,
+    times: Sequence[float] | None = None,
 ) -> list[Sampler]:
     """The ways to make images that were asked for, else the usual ones of the objective. Raises ConfigError."""
     noise = config.noise
     return generation.samplers(
         denoise,
-        steps,
+        steps or config.usual_steps,
         times or config.sampling.times,
-        denoising=config.kind.makes == "denoiser",
+        makes=config.kind.makes,
         ode_steps=config.sampling.ode_steps,
         sigma_min=noise.sigma_min,
         sigma_max=noise.sigma_max,
         rho=noise.rho,
     )
+
+
+def consistency(config: Config, denoise: Callable[..., Tensor]) -> Denoise | None:
+    """What goes to sigma_min at once, if a model of the configuration's objective does."""
+    if config.kind.makes == "jump":
+        return lambda x, sigma, labels: mean_jump(
+            denoise, x, sigma, labels, torch.full_like(sigma, config.noise.sigma_min)
+        )
+    return denoise if config.kind.makes == "consistency" else None
 
 
 def shape(config: Config) -> tuple[int, int, int]:

@@ -109,6 +109,22 @@ class Config(Section):
         return float(getattr(self.network, "dropout", 0.0))
 
     @property
+    def usual_steps(self) -> list[str]:
+        """The samplers of evaluation, by name, the fastest first."""
+        return ["heun"] if self.kind.makes == "denoiser" else ["1", str(len(self.sampling.times))]
+
+    @property
+    def second_time(self) -> bool:
+        """Whether the network takes a second noise level."""
+        return bool(getattr(self.network, "second_time", False))
+
+    def as_denoiser(self) -> "Config":
+        """With a network that takes one noise level, as those of denoisers."""
+        if not self.second_time:
+            return self
+        return self.model_copy(update={"network": self.network.model_copy(update={"second_time": False})})
+
+    @property
     def lpips(self) -> Lpips | None:
         """The keys of LPIPS, if the loss looks through VGG."""
         distance = getattr(self.objective, "distance", None)

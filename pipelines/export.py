@@ -70,9 +70,10 @@ def to_safetensors(model: Model, out: str) -> None:
 def to_diffusers(model: Model, out: str) -> None:
     """The folder of a ConsistencyModelPipeline, its model_index.json last: without it diffusers does not load."""
     config, network, noise = model.config, model.config.network, model.config.noise
-    if config.kind.makes == "denoiser":
+    if config.kind.makes != "consistency":
+        what = "a denoiser" if config.kind.makes == "denoiser" else f"of objective {config.kind_name}"
         raise ConfigError(
-            f"{model.where} is a denoiser; a ConsistencyModelPipeline needs a consistency "
+            f"{model.where} is {what}; a ConsistencyModelPipeline needs a consistency "
             "model (--format safetensors takes any)"
         )
     with torch.device("meta"):

@@ -67,7 +67,8 @@ def look(run_url: str, step: int, spool: Path) -> None:
         data, denoise = build.dataset(config), build.load_denoiser(run, device=device)
         samplers, classes = quality.samplers(config, denoise), config.data.classes
         grids = glance.sample_grids(samplers, quality.shape(config), classes, device, stem, spool)
-        figures = {} if config.kind.makes == "denoiser" else validate(config, data, denoise, device)
+        consistency = quality.consistency(config, denoise)
+        figures = {} if consistency is None else validate(config, data, consistency, device)
         seen = {
             "step": step,
             "weights": weights,
@@ -97,8 +98,7 @@ def measure(run: TrainedRun, device: torch.device) -> None:
             )
             return
         metrics = ["kid"]  # so few images are too few for a Frechet distance in Inception's 2048 features
-    steps = ["heun" if config.kind.makes == "denoiser" else "1"]
-    asked = Asked(config.train.glance_images, metrics=metrics, steps=steps)
+    asked = Asked(config.train.glance_images, metrics=metrics, steps=config.usual_steps[:1])
     quality.measure_run(run, asked, World(device=device), None, partial(print, flush=True))
 
 

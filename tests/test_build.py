@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from cmdist import build, config, models
@@ -42,6 +43,26 @@ def test_weights_that_were_told_noise_levels_otherwise_are_refused(tmp_path: Pat
     other = config.load(write_config(tmp_path, str(data)), [f"init={begun}", "noise.c_noise=angle"])
     with pytest.raises(ConfigError, match=r"init: .*begun was told .*c_noise log, this run has angle; they must be e"):
         build.initialise(other, build.network(other))
+
+
+def test_a_student_with_a_second_noise_level_starts_from_a_denoiser_and_follows_one(tmp_path: Path) -> None:
+    """A run as teacher has its own network, a file this run's but for the second noise level."""
+    data = make_data(tmp_path / "data", extractor=False)
+    teacher = make_run(tmp_path, "teacher", data, objective="denoising")
+    weights = models.ema_weights(models.open_run(str(teacher)))
+    file = tmp_path / "edm.safetensors"
+    safetensors.torch.save_file(weights, file)
+    x, sigma = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 3.0])
+    labels = torch.tensor([0, 1])
+    for where in (teacher, file):
+        overrides = [*CD, f"objective.teacher={where}", "init=teacher", "network.second_time=true"]
+        student = config.load(write_config(tmp_path, str(data)), overrides)
+        net = build.network(student)
+        build.initialise(student, net)
+        followed = build.teacher(student, build.dataset(student), torch.device("cpu"))
+        assert followed is not None
+        denoised = build.denoiser_of(student, net.eval())(x, sigma, labels, sigma / 2)
+        assert torch.equal(denoised, followed(x, sigma, labels))
 
 
 @pytest.mark.slow

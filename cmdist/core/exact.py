@@ -22,16 +22,27 @@ class Gaussian:
     mean: Tensor | float
     std: float
 
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(std^2 x + sigma^2 mean) / (std^2 + sigma^2)."""
-        s = expand(sigma, x)
-        return (self.std**2 * x + s**2 * self._mean(x)) / (self.std**2 + s**2)
+    def __call__(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, sigma_next: Tensor | None = None
+    ) -> Tensor:
+        """(std^2 x + sigma^2 mean) / (std^2 + sigma^2); with sigma_next (B,) the mean denoiser from sigma to there.
 
-    def consistency(self, x: Tensor, sigma: Tensor, sigma_min: float) -> Tensor:
-        """The ODE's solution at sigma_min from x at sigma: mean + (x - mean) sqrt((std^2 + sigma_min^2) / (std^2 +
-        sigma^2)).
+        That one is mean + (x - mean) std^2 (sigma + sigma_next) / (A (sigma A_next + sigma_next A)), A^2 = std^2 +
+        sigma^2: what `solvers.mean_jump` needs to land where `consistency` does, without their cancellation.
         """
-        shrink = ((self.std**2 + sigma_min**2) / (self.std**2 + expand(sigma, x) ** 2)).sqrt()
+        s, v = expand(sigma, x), self.std**2
+        if sigma_next is None:
+            return (v * x + s**2 * self._mean(x)) / (v + s**2)
+        t = expand(sigma_next, x)
+        here, there = (v + s**2).sqrt(), (v + t**2).sqrt()
+        return self._mean(x) + (x - self._mean(x)) * v * (s + t) / (here * (s * there + t * here))
+
+    def consistency(self, x: Tensor, sigma: Tensor, sigma_min: float | Tensor) -> Tensor:
+        """The ODE's solution at sigma_min, a number or (B,), from x at sigma: mean + (x - mean) sqrt((std^2 +
+        sigma_min^2) / (std^2 + sigma^2)).
+        """
+        end = expand(sigma_min, x) if isinstance(sigma_min, Tensor) else sigma_min
+        shrink = ((self.std**2 + end**2) / (self.std**2 + expand(sigma, x) ** 2)).sqrt()
         return self._mean(x) + (x - self._mean(x)) * shrink
 
     def _mean(self, x: Tensor) -> Tensor | float:
@@ -82,13 +93,13 @@ def consistency(
     denoise: Denoise,
     x: Tensor,
     sigma: Tensor,
-    sigma_min: float,
+    sigma_min: float | Tensor,
     labels: Tensor | None = None,
     steps: int = 2000,
     rho: float = 7.0,
 ) -> Tensor:
-    """The consistency function of any denoiser: the ODE from x at sigma (B,) to sigma_min by `steps` Heun steps in
-    float64.
+    """The consistency function of any denoiser: the ODE from x at sigma (B,) to sigma_min, a number or (B,), by `steps`
+    Heun steps in float64.
     """
     wide, start = x.double(), sigma.double()
     ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=x.device)[:, None]
@@ -98,3 +109,12 @@ def consistency(
     for now, then in zip(grid[:-1], grid[1:], strict=True):
         wide = heun_step(denoise, wide, now, labels, then)
     return wide.to(x.dtype)
+
+
+def mean_denoiser(
+    denoise: Denoise, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None = None, steps: int = 2000
+) -> Tensor:
+    """The mean of any denoiser along its ODE from x at sigma (B,) to sigma_next (B,), below it; see `consistency`."""
+    end = consistency(denoise, x, sigma, sigma_next, labels, steps)
+    s, t = expand(sigma, x), expand(sigma_next, x)
+    return (s * end - t * x) / (s - t)

@@ -14,6 +14,8 @@ from torch import Tensor
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 # x (B, C, H, W) at sigma (B,), sigma, labels (B,) or None, sigma_next (B,) -> x at sigma_next
 Jump = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+# as Denoise, and sigma_next (B,): what the denoiser is on average along the ODE from sigma to sigma_next
+MeanDenoise = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 # sigma (B,), sigma_next (B,) -> (B,)
 Weighting = Callable[[Tensor, Tensor], Tensor]
 # B, descending sigmas (N,) on the CPU, generator -> (B,) in 0 ... N - 2

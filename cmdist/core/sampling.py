@@ -3,12 +3,16 @@ argument.
 """
 
 from math import sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cmdist.core.noise import Denoise
-from cmdist.core.solvers import Step, integrate
+from cmdist.core.noise import Denoise, Jump
+from cmdist.core.solvers import Step, integrate, walk
+
+# What a trained network is, and so how it is sampled: D; f to sigma_min; jumps between any two noise levels.
+Makes = Literal["denoiser", "consistency", "jump"]
 
 
 @torch.no_grad()
@@ -52,4 +56,11 @@ def ode(
     Algorithm 1).
     """
     x = integrate(step, denoise, float(sigmas[0]) * noise, sigmas, labels)
+    return x.clamp(-1, 1) if clip else x
+
+
+@torch.no_grad()
+def jumps(jump: Jump, noise: Tensor, sigmas: Tensor, labels: Tensor | None = None, clip: bool = True) -> Tensor:
+    """sigmas[0] noise (B, C, H, W) carried from each noise level of sigmas (n,) to the next; without new noise."""
+    x = walk(jump, float(sigmas[0]) * noise, sigmas, labels)
     return x.clamp(-1, 1) if clip else x

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cmdist.core.noise import Denoise, Jump, expand
+from cmdist.core.noise import Denoise, Jump, MeanDenoise, expand
 
 
 class Step(Protocol):
@@ -37,6 +37,16 @@ def heun_step(denoise: Denoise, x: Tensor, sigma: Tensor, labels: Tensor | None,
     there = torch.where(sigma_next == 0, sigma, sigma_next)
     d_next = derivative(ahead, there, denoise(ahead, there, labels))
     return torch.where(expand(sigma_next == 0, x), ahead, x + step * (d + d_next) / 2)
+
+
+def mean_jump(denoise: MeanDenoise, x: Tensor, sigma: Tensor, labels: Tensor | None, sigma_next: Tensor) -> Tensor:
+    """A flow map, by one evaluation over any distance: Euler's step with the mean denoiser from sigma to sigma_next.
+
+    In flow-matching time it is y - (a - r) u(y, r, a), with the mean velocity u of MeanFlow (Geng et al. 2025, eq. 3).
+    """
+    # a step down from sigma_max would lose the digits that this weighted mean keeps
+    share = expand(sigma_next / sigma, x)
+    return share * x + (1 - share) * denoise(x, sigma, labels, sigma_next)
 
 
 def walk(jump: Jump, x: Tensor, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:

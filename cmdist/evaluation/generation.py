@@ -9,13 +9,14 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from cmdist import seeding
 from cmdist.core import sampling, solvers
-from cmdist.core.noise import Denoise, karras_sigmas, onto
+from cmdist.core.noise import Denoise, Jump, karras_sigmas, onto
 from cmdist.errors import ConfigError, DataError
 
 Sample = Callable[
@@ -144,12 +145,25 @@ def multistep(denoise: Denoise, times: Sequence[float], sigma_min: float) -> Sam
         return sampling.multistep(denoise, noises, torch.tensor(times), sigma_min, labels)
 
     return Sampler(
-        f"{len(times)}step",
-        "two steps" if len(times) == 2 else f"{len(times)} steps",
+        *_named(len(times)),
         len(times),
         sample,
         {"sampler": "multistep", "times": list(times)},
     )
+
+
+def jumps(jump: Jump, sigmas: Sequence[float]) -> Sampler:
+    """From each of the noise levels `sigmas` to the next, descending from sigma_max."""
+
+    def sample(noises: Tensor, labels: Tensor | None) -> Tensor:
+        return sampling.jumps(jump, noises[0], torch.tensor(sigmas), labels)
+
+    return Sampler(*_named(len(sigmas) - 1), 1, sample, {"sampler": "jumps", "times": list(sigmas)})
+
+
+def _named(steps: int) -> tuple[str, str]:
+    """The name and title of a sampler with a number of steps."""
+    return f"{steps}step", {1: "one step", 2: "two steps"}.get(steps, f"{steps} steps")
 
 
 def ode(denoise: Denoise, steps: int, sigma_min: float, sigma_max: float, rho: float) -> Sampler:
@@ -169,27 +183,27 @@ def ode(denoise: Denoise, steps: int, sigma_min: float, sigma_max: float, rho: f
 
 
 def samplers(
-    denoise: Denoise,
-    steps: Sequence[str] | None,
+    denoise: Callable[..., Tensor],
+    steps: Sequence[str],
     times: Sequence[float],
     *,
-    denoising: bool,
+    makes: sampling.Makes,
     ode_steps: int,
     sigma_min: float,
     sigma_max: float,
     rho: float,
 ) -> list[Sampler]:
-    """The samplers that `steps` names: numbers of steps for a consistency model (default 1 and len(times)), heun for a
-    denoising one.
+    """The samplers that `steps` names: heun for a denoiser, else numbers of steps.
 
-    `times` are the noise levels of the multistep sampler. Raises ConfigError.
+    `times` are the noise levels of several steps. Raises ConfigError.
     """
+    denoising = makes == "denoiser"
     if times[0] != sigma_max or any(a <= b for a, b in itertools.pairwise(times)) or times[-1] <= sigma_min:
         raise ConfigError(
             f"the times {list(times)} must fall from sigma_max ({sigma_max}) and stay above sigma_min ({sigma_min})"
         )
     made = []
-    for name in steps or (["heun"] if denoising else ["1", str(len(times))]):
+    for name in steps:
         if name != "heun" and not (name.isdigit() and int(name) > 0):
             raise ConfigError(f"--steps {name}: a number of steps or 'heun' is allowed")
         if (name == "heun") != denoising:
@@ -201,13 +215,15 @@ def samplers(
             raise ConfigError(f"--steps {name}: {kind}")
         if denoising:
             made.append(ode(denoise, ode_steps, sigma_min, sigma_max, rho))
-        elif name == "1":
-            made.append(one_step(denoise, sigma_max))
-        elif int(name) == len(times):
-            made.append(multistep(denoise, times, sigma_min))
-        else:
+        elif int(name) not in (1, len(times)):
             raise ConfigError(
                 f"--steps {name} needs {name} noise levels and there are {len(times)} ({list(times)}); "
                 "give them with --times"
             )
+        elif makes == "jump":
+            made.append(jumps(partial(solvers.mean_jump, denoise), [*times[: int(name)], sigma_min]))
+        elif name == "1":
+            made.append(one_step(denoise, sigma_max))
+        else:
+            made.append(multistep(denoise, times, sigma_min))
     return made

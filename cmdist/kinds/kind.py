@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from cmdist.core import distances, preconditioning
 from cmdist.core.objectives.base import Objective
 from cmdist.core.preconditioning import Scalings
+from cmdist.core.sampling import Makes
 from cmdist.sections import Noise, Section
 
 
@@ -43,7 +44,7 @@ class Kind:
     section: type[Section]
     make: Callable[[Any, Parts], Objective]
     scalings: Callable[[Any, Noise], Callable[[Tensor], Scalings]]  # by its keys and the noise levels
-    makes: Literal["denoiser", "consistency", "jump"]  # what a trained network is, and so how it is sampled
+    makes: Makes  # what a trained network is, and so how it is sampled
     target: Callable[[Any], bool] = lambda keys: False  # whether it needs a target network
     teacher_is_student: bool = False  # whether the teacher takes the student's weights now and then
     frozen: Callable[[Any], str | None] = lambda keys: None  # the run or file of a helper that never changes

@@ -40,6 +40,7 @@ class Adm(Section):
     time_factor: Annotated[PositiveFloat, identity("times c_noise before its sinusoids; the released models' 1000")] = (
         1000.0
     )
+    second_time: Annotated[bool, identity("takes a second noise level, for objectives that learn jumps")] = False
     checkpoint_activations: Annotated[bool, free("computed again in the backward pass: less memory, slower")] = False
     channels_last: Annotated[bool, free("memory format of the activations")] = False
 

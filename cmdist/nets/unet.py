@@ -8,7 +8,7 @@ head runs in the given precision.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from cmdist.nets.group_norm import GroupNorm
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Resample = Literal["up", "down"]
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+SECOND = "next_embed."  # before the names of what takes the second noise level: no weights of a denoiser have it
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -137,7 +139,8 @@ class UNet(nn.Module):
 
     `attention_resolutions` are in pixels. The body runs under autocast to `precision`; the time embedding, the head and
     the output keep the parameters' dtype (fp32). `time_factor` multiplies c_noise before its sinusoids, the released
-    models' 1000. Raises ConfigError, with one sentence, for a shape that cannot be built.
+    models' 1000. With `second_time` it takes the c_noise of a second noise level too, through an MLP that adds 0 at
+    initialization. Raises ConfigError, with one sentence, for a shape that cannot be built.
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class UNet(nn.Module):
         checkpoint_activations: bool = False,
         channels_last: bool = False,
         time_factor: float = 1000.0,
+        second_time: bool = False,
         precision: Precision = "fp32",
     ) -> None:
         super().__init__()
@@ -178,6 +182,9 @@ class UNet(nn.Module):
             return [Attention(channels, head_channels)] if size in attention_resolutions else []
 
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.second_time = second_time
+        if second_time:
+            self.next_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), _zero(nn.Linear(emb, emb)))
         if num_classes:
             self.label_emb = nn.Embedding(num_classes, emb)
 
@@ -224,16 +231,20 @@ class UNet(nn.Module):
                         setattr(layer, name, nn.Parameter(p.data.to(_DTYPES[self.precision]), p.requires_grad))
         return self
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images x (B, in_channels, H, W), c_noise (B,) = ln(sigma)/4, labels (B,) int64 iff conditional -> (B,
-        out_channels, H, W).
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, c_noise_next: Tensor | None = None
+    ) -> Tensor:
+        """Images x (B, in_channels, H, W), c_noise (B,) = ln(sigma)/4, labels (B,) int64 iff conditional, c_noise_next
+        (B,) iff `second_time` -> (B, out_channels, H, W).
 
         Raises DataError, with one sentence, for images or labels that do not fit the network.
         """
         dtype = next(self.parameters()).dtype
-        self._check_inputs(x, labels)
+        self._check_inputs(x, labels, c_noise_next)
         with torch.autocast(x.device.type, enabled=False):  # the caller's autocast must not reach the time embedding
-            emb = self.time_embed(timestep_embedding(self.time_factor * c_noise, self.model_channels).to(dtype))
+            emb = self.time_embed(self._sinusoids(c_noise))
+            if c_noise_next is not None:
+                emb = emb + self.next_embed(self._sinusoids(c_noise_next))
             if labels is not None:
                 emb = emb + self.label_emb(labels)
             emb = F.silu(emb)
@@ -249,17 +260,26 @@ class UNet(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return cast(Tensor, self.out(h.to(dtype))).contiguous()
 
+    def _sinusoids(self, c_noise: Tensor) -> Tensor:
+        return timestep_embedding(self.time_factor * c_noise, self.model_channels).to(next(self.parameters()).dtype)
+
     def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():
             # The random state is restored so that the second pass draws the same dropout mask.
             return cast(Tensor, checkpoint(block, h, emb, use_reentrant=False, preserve_rng_state=self.dropout > 0))
         return cast(Tensor, block(h, emb))
 
-    def _check_inputs(self, x: Tensor, labels: Tensor | None) -> None:
+    def _check_inputs(self, x: Tensor, labels: Tensor | None, c_noise_next: Tensor | None) -> None:
         expected = (self.in_channels, self.image_size, self.image_size)
         if tuple(x.shape[1:]) != expected:
             raise DataError(
                 f"images of shape {tuple(x.shape[1:])} were given to a network for {expected} (channels, height, width)"
+            )
+        if self.second_time != (c_noise_next is not None):
+            raise DataError(
+                "a second noise level is missing: this network has second_time"
+                if self.second_time
+                else "a second noise level was given to a network without second_time"
             )
         if self.num_classes and labels is None:
             raise DataError(f"labels are missing: this network is conditional on {self.num_classes} classes")
@@ -297,7 +317,7 @@ def _resample(x: Tensor, direction: Resample) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest") if direction == "up" else F.avg_pool2d(x, 2)
 
 
-def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+def _zero(layer: Layer) -> Layer:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

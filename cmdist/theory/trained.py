@@ -28,7 +28,7 @@ def compare(urls: Sequence[str], n: int = 1000, inspected: int = 200) -> tuple[l
     """
     runs = [open_run(url) for url in urls]
     for run in runs:
-        if run.config.kind.makes == "denoiser" or not run.config.data.classes:
+        if run.config.kind.makes != "consistency" or not run.config.data.classes:
             raise ConfigError(f"{run.checkpoint.url} is no consistency model with classes; this page needs such runs")
     if len({run.config.data.url for run in runs}) > 1:
         raise ConfigError("the runs of one page must share a data set; these have " + ", ".join(urls))

@@ -7,7 +7,9 @@ import torch
 from closed_forms import CASES, DOUBLE, ENUMERABLE, SHAPE, flow, posterior, randn
 from torch import Tensor
 
-from cmdist.core.exact import FiniteDataSet, Gaussian, GaussianMixture, consistency
+from cmdist.core.exact import FiniteDataSet, Gaussian, GaussianMixture, consistency, mean_denoiser
+from cmdist.core.flow import denoised_by, flow_time, sigma_of, velocity
+from cmdist.core.solvers import mean_jump
 
 SIGMAS = [0.002, 0.1, 0.5, 2.0, 80.0]
 
@@ -144,3 +146,41 @@ def test_closed_forms_follow_the_inputs_device() -> None:
     data = FiniteDataSet(randn(4, *SHAPE), torch.tensor([0, 1, 0, 1]))
     for denoise in (Gaussian(randn(*SHAPE), 0.5), Gaussian(0.3, 0.5), CASES["mixture"].denoise, data):
         assert denoise(x, sigma, labels).device.type == "meta"
+
+
+@pytest.mark.parametrize("sigma_next", [0.002, 0.3, 2.9])
+def test_a_mean_denoiser_jumps_along_the_ode(sigma_next: float) -> None:
+    """The Gaussian's closed form lands on its ODE's solution, a mixture's numerical one on that of another solver."""
+    sigma, end = full(4, 3.0), full(4, sigma_next)
+    for name in ("gaussian", "mixture"):
+        case = CASES[name]
+        x = case.means[torch.arange(4) % len(case.means)] + 3 * randn(4, *SHAPE, seed=6)
+        numerical = mean_denoiser(case.denoise, x, sigma, end)
+        landed = mean_jump(lambda *a, value=numerical: value, x, sigma, None, end)
+        torch.testing.assert_close(landed, flow(case.denoise, x, sigma, end, steps=400), rtol=0, atol=1e-6)
+    gaussian = Gaussian(0.3, 0.5)
+    closed = mean_jump(gaussian, x, sigma, None, end)
+    torch.testing.assert_close(closed, gaussian.consistency(x, sigma, sigma_next), rtol=1e-13, atol=1e-13)
+    at_once = gaussian(x, sigma, None, sigma)
+    torch.testing.assert_close(at_once, gaussian(x, sigma), rtol=1e-13, atol=1e-13)  # from sigma to sigma: D itself
+
+
+def test_flow_time_is_the_same_curve() -> None:
+    """A Gaussian's flow map, mean velocity and velocity as written in flow-matching time."""
+    mean, std = 0.3, 0.7
+    sigma, sigma_next = (
+        torch.tensor([0.01, 0.5, 3.0, 80.0], dtype=DOUBLE),
+        torch.tensor([0.002, 0.1, 2.0, 1.0]).to(DOUBLE),
+    )
+    a, r = (flow_time(v).view(-1, 1, 1, 1) for v in (sigma, sigma_next))
+    torch.testing.assert_close(sigma_of(flow_time(sigma)), sigma, rtol=1e-13, atol=0)
+    y = randn(4, *SHAPE, seed=7)
+    x = y * (1 + sigma.view(-1, 1, 1, 1))
+    spread = lambda t: ((1 - t) ** 2 * std**2 + t**2).sqrt()  # noqa: E731
+    end = (1 - r) * mean + (y - (1 - a) * mean) * spread(r) / spread(a)
+    gaussian = Gaussian(mean, std)
+    mean_denoised = gaussian(x, sigma, None, sigma_next)
+    torch.testing.assert_close(velocity(x, sigma, mean_denoised), (y - end) / (a - r), rtol=1e-11, atol=1e-11)
+    slope = -mean + (y - (1 - a) * mean) * (a - (1 - a) * std**2) / spread(a) ** 2
+    torch.testing.assert_close(velocity(x, sigma, gaussian(x, sigma)), slope, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(denoised_by(x, sigma, slope), gaussian(x, sigma), rtol=1e-11, atol=1e-11)

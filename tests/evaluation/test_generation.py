@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from cmdist.core.exact import Gaussian
 from cmdist.errors import ConfigError, DataError
 from cmdist.evaluation import generation
 from cmdist.evaluation.generation import Task
@@ -135,7 +136,9 @@ ARGUMENTS = {"ode_steps": 40, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 def test_samplers_draw_from_the_gaussian_that_the_model_stands_for(steps, times, denoising):
     mean, std = 0.2, 0.1
     model = gaussian(mean, std)[0 if denoising else 1]
-    (sampler,) = generation.samplers(model, [steps], times, denoising=denoising, **ARGUMENTS)
+    (sampler,) = generation.samplers(
+        model, [steps], times, makes="denoiser" if denoising else "consistency", **ARGUMENTS
+    )
     noise = generation.noises(range(256), sampler.draws, (1, 8, 8))
     images = sampler.sample(noise, None)
     n = images.numel()
@@ -147,24 +150,36 @@ def test_samplers_draw_from_the_gaussian_that_the_model_stands_for(steps, times,
 def test_ode_ends_at_sigma_0_and_not_at_sigma_min():
     """With a denoiser that always says 1/4, only the last step from sigma_min to 0 takes the remaining noise away."""
     (sampler,) = generation.samplers(
-        lambda x, sigma, labels: torch.full_like(x, 0.25), None, (80.0, 0.8), denoising=True, **ARGUMENTS
+        lambda x, sigma, labels: torch.full_like(x, 0.25), ["heun"], (80.0, 0.8), makes="denoiser", **ARGUMENTS
     )
     images = sampler.sample(generation.noises(range(8), 1, (1, 8, 8)), None)
     assert (images - 0.25).abs().max() < 1e-6
 
 
-def test_defaults_are_the_samplers_of_the_paper():
+def test_samplers_have_the_names_that_metrics_know():
     denoise, consistency = gaussian(0.0, 0.5)
-    assert [s.name for s in generation.samplers(consistency, None, (80.0, 0.8), denoising=False, **ARGUMENTS)] == [
-        "1step",
-        "2step",
+    made = generation.samplers(consistency, ["1", "2"], (80.0, 0.8), makes="consistency", **ARGUMENTS)
+    assert [s.name for s in made] == ["1step", "2step"]
+    assert [s.name for s in generation.samplers(denoise, ["heun"], (80.0, 0.8), makes="denoiser", **ARGUMENTS)] == [
+        "ode"
     ]
-    assert [s.name for s in generation.samplers(denoise, None, (80.0, 0.8), denoising=True, **ARGUMENTS)] == ["ode"]
+
+
+@pytest.mark.parametrize("times", [(80.0,), (80.0, 0.8), (80.0, 5.0, 0.5)])
+def test_jumps_go_along_the_ode_without_new_noise(times: tuple[float, ...]):
+    """A mean denoiser carries a Gaussian's noise to where its consistency function does, by any number of jumps."""
+    data, ends = Gaussian(0.2, 0.1), (80.0, 0.8) if len(times) == 1 else times
+    (sampler,) = generation.samplers(data, [str(len(times))], ends, makes="jump", **ARGUMENTS)
+    noise = generation.noises(range(4), 1, (1, 8, 8))
+    end = data.consistency(80 * noise[0], torch.full((4,), 80.0), 0.002)
+    torch.testing.assert_close(sampler.sample(noise, None), end.clamp(-1, 1), rtol=0, atol=2e-6)
+    assert (sampler.name, sampler.draws) == (f"{len(times)}step", 1)
+    assert sampler.described == {"sampler": "jumps", "times": [*times, 0.002]}
 
 
 def test_two_steps_use_the_second_draw():
     _, consistency = gaussian(0.0, 0.5)
-    (sampler,) = generation.samplers(consistency, ["2"], (80.0, 0.8), denoising=False, **ARGUMENTS)
+    (sampler,) = generation.samplers(consistency, ["2"], (80.0, 0.8), makes="consistency", **ARGUMENTS)
     noise = generation.noises(range(4), 2, (1, 8, 8))
     other = noise.clone()
     other[1] += 1
@@ -186,4 +201,6 @@ def test_two_steps_use_the_second_draw():
 )
 def test_impossible_samplers_are_refused(steps, times, denoising, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        generation.samplers(gaussian(0.0, 0.5)[0], steps, times, denoising=denoising, **ARGUMENTS)
+        generation.samplers(
+            gaussian(0.0, 0.5)[0], steps, times, makes="denoiser" if denoising else "consistency", **ARGUMENTS
+        )

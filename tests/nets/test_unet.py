@@ -464,3 +464,25 @@ def test_channels_last_reaches_every_convolution_and_changes_rounding_only(updow
         results.append([y.detach(), *(p.grad for p in net.parameters())])
     errors = [float((a - b).norm() / a.norm()) for a, b in zip(*results, strict=True)]
     assert errors[0] < 0.02 if precision == "bf16" else max(errors) < 1e-5
+
+
+def test_a_second_noise_level_adds_nothing_at_first_and_counts_afterwards() -> None:
+    """Its names are new ones beside the released ones, its last layer is zero: a denoiser's weights go on as they
+    are.
+    """
+    torch.manual_seed(0)
+    arguments = {"image_size": 8, "in_channels": 1, "model_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1}
+    plain, two = (UNet(**arguments, attention_resolutions=(), head_channels=8, second_time=s) for s in (False, True))
+    new = {name for name in two.state_dict() if name not in plain.state_dict()}
+    assert new == {f"next_embed.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    two.load_state_dict({**two.state_dict(), **plain.state_dict()})
+    x, level = torch.randn(3, 1, 8, 8), torch.tensor([0.1, -0.4, 1.0])
+    assert torch.equal(two(x, level, None, level - 1), plain(x, level))
+    two.next_embed[2].weight.data.normal_()
+    assert not torch.allclose(two(x, level, None, level - 1), two(x, level, None, level - 2))
+    with pytest.raises(DataError, match="a second noise level is missing"):
+        two(x, level)
+    with pytest.raises(DataError, match="given to a network without second_time"):
+        plain(x, level, None, level)
