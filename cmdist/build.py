@@ -27,6 +27,7 @@ from cmdist.kinds.networks import NETWORKS
 from cmdist.models import TrainedRun, Weights, ema_weights, open_run
 from cmdist.nets import released
 from cmdist.nets.lpips import load_lpips
+from cmdist.nets.undrawn import Undrawn
 from cmdist.nets.unet import SECOND, UNet
 from cmdist.sections import Section
 from cmdist.system import storage
@@ -178,7 +179,8 @@ def _ready(
     device: torch.device | str,
     made: Callable[[Config, nn.Module], preconditioning.Model] | None = None,
 ) -> preconditioning.Model:
-    net = network(config)
+    with Undrawn():
+        net = network(config)
     released.load(net, weights, where)
     return (made or model)(config, net.to(device).eval().requires_grad_(False))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
@@ -19,6 +20,7 @@ from cmdist.data.preparing import preparation
 from cmdist.data.preparing.shards import finish, write_shards
 from cmdist.data.preparing.sources.base import Source
 from cmdist.nets.lpips import Lpips
+from cmdist.nets.undrawn import Undrawn
 from cmdist.system.distributed import World
 from cmdist.train.assembly import make_trainer
 from cmdist.train.trainer import Trainer
@@ -32,7 +34,7 @@ def trainer_of(config: Config, world: World) -> Iterator[Trainer]:
     as long as real ones; its files are gone afterwards.
     """
     with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
-        made = stood_in(config, Path(folder))
+        made = stood_in(config, Path(folder), world.device)
         data = build.dataset(made)
         trainer, _, _ = make_trainer(made, world, data, None, f"{folder}/run", "benchmark", Attempt(folder, 1, None))
         try:
@@ -42,13 +44,13 @@ def trainer_of(config: Config, world: World) -> Iterator[Trainer]:
 
 
 @contextlib.contextmanager
-def filled(config: Config) -> Iterator[Config]:
+def filled(config: Config, device: torch.device) -> Iterator[Config]:
     """A configuration of a distillation from a made-up teacher all of whose layers have weights."""
     with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
-        yield configuration.replaced(stood_in(config, Path(folder)), {"init": "teacher"})
+        yield configuration.replaced(stood_in(config, Path(folder), device), {"init": "teacher"})
 
 
-def stood_in(config: Config, folder: Path) -> Config:
+def stood_in(config: Config, folder: Path, device: torch.device) -> Config:
     """`config` with data, teacher and LPIPS weights of its shape that are written to `folder`."""
     changes: dict[str, Any] = {
         "data.url": _images(config, folder / "data"),
@@ -59,12 +61,15 @@ def stood_in(config: Config, folder: Path) -> Config:
         "init": None,
     }
     if config.teacher not in (None, "exact"):
-        changes["objective.teacher"] = str(folder / "edm_random.pt")
-        net = build.network(config)
-        for parameter in net.parameters():
-            if not parameter.any():  # the last layer of each block starts from zero, and gives its others no gradient
-                torch.nn.init.normal_(parameter, std=0.02)
-        torch.save(net.state_dict(), folder / "edm_random.pt")
+        changes["objective.teacher"] = str(folder / "edm_random.safetensors")
+        with Undrawn():
+            net = build.network(config).to(device)
+        for name, parameter in net.named_parameters():
+            if parameter.dim() > 1:  # no layer is zero, as some are at the start, which gives others no gradient
+                torch.nn.init.kaiming_uniform_(parameter, a=5**0.5)
+            else:
+                torch.nn.init.constant_(parameter, float(name.endswith("weight")))
+        safetensors.torch.save_file(net.state_dict(), folder / "edm_random.safetensors")
     if config.lpips:
         changes["objective.distance.weights"] = _vgg(folder / "vgg16.pth")
     return configuration.replaced(config, changes)

@@ -80,11 +80,14 @@ def _line(r: dict[str, Any]) -> str:
 
 def measure(config: configuration.Config, world: World, steps: int, warm_up: int) -> dict[str, Any]:
     """Figures of whole optimizer steps of one micro-batch, as training takes them."""
-    t, device = config.train, world.device
+    t, device, begin = config.train, world.device, time.perf_counter()
     with trainer_of(config, world) as trainer:
+        made = time.perf_counter() - begin
+        take(trainer)
+        first = time.perf_counter() - begin - made  # kernels are chosen or compiled in it
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = timed(lambda: take(trainer), steps, warm_up, device)
+        seconds = timed(lambda: take(trainer), steps, max(0, warm_up - 1), device)
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     rates = {name: matmul_flops(device, kinds[name]) for name in {"fp32", t.precision}}
@@ -103,6 +106,8 @@ def measure(config: configuration.Config, world: World, steps: int, warm_up: int
         "micro_batch": t.micro_batch,
         "steps": steps,
         "seconds_per_step": seconds,
+        "seconds_to_make": made,
+        "seconds_of_first_step": first,
         "images_per_second": t.micro_batch / seconds,
         "peak_memory_gb": peak / 1e9,
         "planned_memory_gb": memory / 1e9,

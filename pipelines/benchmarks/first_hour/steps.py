@@ -43,6 +43,7 @@ def step(setup: Setup, tell: Tell, recipe: str, *overrides: str) -> None:
     with alone() as world:
         found = measure(config, world, *((1, 1) if setup.small else (10, 4)))
     tell({key: found[key] for key in ("images_per_second", "seconds_per_step", "mfu", "tflops", "micro_batch")})
+    tell({key: found[key] for key in ("seconds_to_make", "seconds_of_first_step")})
     tell({"peak GB": found["peak_memory_gb"], "plan GB": found["planned_memory_gb"], "all": found})
 
 
@@ -87,7 +88,7 @@ def self_checks(setup: Setup, tell: Tell) -> None:
             note("digits", digits, world)
         else:
             tell({"digits": "no teacher was trained"})
-        with filled(load(setup, "configs/imagenet64/cd.yaml")) as config:
+        with filled(load(setup, "configs/imagenet64/cd.yaml"), world.device) as config:
             note("ImageNet-64", config, world)
     if refused:
         raise refused[0]
