@@ -11,6 +11,7 @@ from pydantic_core import core_schema
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Kind = Literal["identity", "content", "warned", "free", "place"]
 

@@ -5,7 +5,7 @@ the data.
 """
 
 from collections.abc import Callable
-from math import sqrt
+from math import erf, log, sqrt
 
 import torch
 from torch import Tensor
@@ -66,6 +66,14 @@ def add_noise(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
 def lognormal_sigma(n: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
     """n noise levels with ln sigma ~ N(mean, std^2) (EDM section 5)."""
     return torch.exp(mean + std * torch.randn(n, generator=generator, device=generator.device))
+
+
+def lognormal_between(n: int, mean: float, std: float, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """n noise levels with ln sigma ~ N(mean, std^2) truncated to low <= sigma <= high."""
+    below, above = (0.5 * (1 + erf((log(end) - mean) / (sqrt(2) * std))) for end in (low, high))
+    u = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+    normal = sqrt(2) * torch.erfinv(2 * (below + (above - below) * u) - 1)
+    return torch.exp(mean + std * normal).clamp(low, high).float()
 
 
 def uniform_index(n: int, sigmas: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,17 +6,14 @@ A new one is a file of core/objectives/ and a row here; nothing else asks for an
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from cmdist.core import noise, solvers
 from cmdist.core.objectives import denoising as core_denoising
 from cmdist.core.objectives.base import Objective
 from cmdist.core.objectives.consistency import Consistency
+from cmdist.kinds import discrete
 from cmdist.kinds.distances import CURRICULA, DISTANCES, L2, Constant, curriculum, has_target
 from cmdist.kinds.kind import Kind, Parts, bounded, edm
-from cmdist.sections import OneOf, PositiveFloat, Section, content, identity
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+from cmdist.sections import Finite, OneOf, PositiveFloat, Section, content, identity
 
 
 class Denoising(Section):
@@ -94,4 +91,5 @@ OBJECTIVES: dict[str, Kind] = {
     "denoising": Kind(Denoising, _denoising, edm, "denoiser"),
     "consistency_distillation": Kind(ConsistencyDistillation, _consistency, bounded, "consistency", target=_has_target),
     "consistency_training": Kind(ConsistencyTraining, _consistency, bounded, "consistency", target=_has_target),
+    **discrete.ROWS,
 }

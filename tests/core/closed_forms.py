@@ -5,6 +5,7 @@ of core's code.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,13 @@ from torch import Tensor
 
 from cmdist.core.exact import FiniteDataSet, Gaussian, GaussianMixture
 from cmdist.core.noise import Denoise, expand
+from cmdist.core.objectives.base import Objective
 from cmdist.core.objectives.consistency import Pairs
 from cmdist.core.preconditioning import Model, Scalings
+from cmdist.kinds.distances import plain
+from cmdist.kinds.kind import Parts
+from cmdist.kinds.objectives import OBJECTIVES
+from cmdist.sections import Noise
 
 DOUBLE = torch.float64
 SHAPE = (1, 2, 2)
@@ -129,3 +135,38 @@ def as_network(
         return (value - c_skip * x) / c_out
 
     return Model(net, scalings)
+
+
+def objective(kind: str, noise: Noise | None = None, **keys: Any) -> Any:
+    """What the table makes of a kind's keys; those that name runs need no run here."""
+    row, shape = OBJECTIVES[kind], (1, 1, 1)
+    keys = {name: "exact" for name, field in row.section.model_fields.items() if field.is_required()} | keys
+    keys["kind"] = kind
+    made: Objective = row.make(
+        row.section(**keys), Parts(noise or Noise(), shape, 100, lambda keys: plain(keys, shape))
+    )
+    return made
+
+
+MEAN, STD = 0.3, 0.7  # of the data that the hand-written gradients are about: one pixel
+GAUSSIAN = Gaussian(MEAN, STD)
+
+
+def power(p: Tensor | float, sigma_min: float = 0.002) -> Callable[..., Tensor]:
+    """f_p = mean + (x - mean) ((std^2 + sigma_min^2) / (std^2 + sigma^2))^p: the consistency function at p = 1/2."""
+
+    def f(x: Tensor, sigma: Tensor, labels: Tensor | None = None, sigma_next: Tensor | None = None) -> Tensor:
+        share = (STD**2 + sigma_min**2) / (STD**2 + sigma**2)
+        return MEAN + (x - MEAN) * (share**p).view(-1, 1, 1, 1)
+
+    return f
+
+
+def nodes(sigma: Tensor, n: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Images and noises (n^2 B, 1, 1, 1) for each of sigma (B,), and their probabilities (n^2 B,): expectations of
+    polynomials in both, up to degree 2 n - 1, are exact sums.
+    """
+    h, w = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(n))
+    w = w / w.sum()
+    images, noises = (v.flatten().repeat(len(sigma)).view(-1, 1, 1, 1) for v in torch.meshgrid(h, h, indexing="ij"))
+    return MEAN + STD * images, noises, (w[:, None] * w).flatten().repeat(len(sigma))

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from closed_forms import ENUMERABLE, pairs, posterior, randn
+from closed_forms import ENUMERABLE, objective, pairs, posterior, randn
 from torch import Tensor, nn
 
 from cmdist.core import distances, noise
@@ -18,6 +18,7 @@ from cmdist.core.objectives.consistency import Consistency
 from cmdist.core.objectives.denoising import Denoising
 from cmdist.core.preconditioning import Model, consistency_scalings, edm_scalings
 from cmdist.core.solvers import euler_step, heun_step
+from cmdist.kinds.objectives import OBJECTIVES as TABLE
 
 B, SHAPE = 6, (1, 3, 3)
 CURRICULUM = Constant(11, 0.9)
@@ -36,7 +37,11 @@ OBJECTIVES: dict[str, Objective] = {
         noise.inverse_gap,
     ),
 }
-PAIRS = {name: objective for name, objective in OBJECTIVES.items() if name != "denoising"}
+PAIRS = {name: made for name, made in OBJECTIVES.items() if name != "denoising"}
+# the other rows of the table, with their usual keys
+OBJECTIVES |= {
+    kind: objective(kind) for kind, row in TABLE.items() if row.make is not TABLE["consistency_training"].make
+}
 
 
 class Net(nn.Module):
@@ -73,10 +78,10 @@ IMAGES, LABELS = torch.rand(B, *SHAPE, generator=generator(1)) * 2 - 1, torch.te
 def test_a_draw_is_a_pure_function_of_its_generator(name: str) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first, other = (OBJECTIVES[name].draw((B, *SHAPE), AT, generator(seed)) for seed in (5, 6))
+    first, other = (OBJECTIVES[name].draw((B, *SHAPE), OBJECTIVES[name].at(0), generator(seed)) for seed in (5, 6))
     assert torch.equal(torch.get_rng_state(), before)  # nothing comes from the global state
     torch.manual_seed(2)
-    again = OBJECTIVES[name].draw((B, *SHAPE), AT, generator(5))
+    again = OBJECTIVES[name].draw((B, *SHAPE), OBJECTIVES[name].at(0), generator(5))
     for field in (name for name in vars(first) if name != "dropout_seed"):
         assert torch.equal(getattr(again, field), getattr(first, field))
         assert getattr(first, field).dtype == torch.float32
@@ -117,7 +122,7 @@ def test_dropout_seeds_fill_their_range() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_loss_is_deterministic_and_leaves_the_global_random_state(name: str, labels: Tensor | None) -> None:
     objective = OBJECTIVES[name]
-    draw = objective.draw((B, *SHAPE), AT, generator(7))
+    draw = objective.draw((B, *SHAPE), objective.at(0), generator(7))
     (_, student), (_, target) = net(1), net(2)
     nets = Networks(student, student, target, FiniteDataSet(IMAGES, LABELS))
     torch.manual_seed(123)
@@ -139,7 +144,7 @@ def test_losses_belong_to_their_image(name: str) -> None:
     neighbours.
     """
     objective = OBJECTIVES[name]
-    draw = objective.draw((B, *SHAPE), AT, generator(8))
+    draw = objective.draw((B, *SHAPE), objective.at(0), generator(8))
     _, student = net(1)
     nets = Networks(student, student, None, FiniteDataSet(IMAGES))
     changed = IMAGES.clone()
@@ -151,7 +156,7 @@ def test_losses_belong_to_their_image(name: str) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradient_reaches_the_student_only(name: str) -> None:
     objective = OBJECTIVES[name]
-    draw = objective.draw((B, *SHAPE), AT, generator(9))
+    draw = objective.draw((B, *SHAPE), objective.at(0), generator(9))
     (student_net, student), (target_net, target), (teacher_net, teacher) = net(1), net(2), net(3)
     objective.loss(Networks(student, student, target, teacher), IMAGES, LABELS, draw).minimised.mean().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in student_net.parameters())
@@ -252,7 +257,7 @@ def test_the_host_waits_for_no_gpu(name: str) -> None:
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        draw = OBJECTIVES[name].draw(images.shape, AT, draws)
+        draw = OBJECTIVES[name].draw(images.shape, OBJECTIVES[name].at(0), draws)
         OBJECTIVES[name].loss(networks, images, labels, draw).minimised.mean().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -62,9 +62,21 @@ class Consistency:
             else:
                 assert networks.teacher is not None, "distillation needs a teacher"
                 x_next = self.solver_step(networks.teacher, x, draw.sigma, labels, draw.sigma_next)
-            target = networks.target or networks.bare_student
-            with same_dropout(draw.dropout_seed, images.device):
-                goal = target(x_next, draw.sigma_next, labels)
-        with same_dropout(draw.dropout_seed, images.device):
-            found = networks.student(x, draw.sigma, labels)
-        return Losses(self.weighting(draw.sigma, draw.sigma_next) * self.distance(found, goal))
+        return pair_losses(networks, x, x_next, labels, draw, self.distance, self.weighting)
+
+
+def pair_losses(
+    networks: Networks,
+    x: Tensor,
+    x_next: Tensor,
+    labels: Tensor | None,
+    draw: Pairs,
+    distance: Distance,
+    weighting: Weighting,
+) -> Losses:
+    """weighting d(f(x, sigma), f^-(x_next, sigma_next)) of pairs x, x_next (B, C, H, W), with one dropout mask."""
+    with torch.no_grad(), same_dropout(draw.dropout_seed, x.device):
+        goal = (networks.target or networks.bare_student)(x_next, draw.sigma_next, labels)
+    with same_dropout(draw.dropout_seed, x.device):
+        value = networks.student(x, draw.sigma, labels)
+    return Losses(weighting(draw.sigma, draw.sigma_next) * distance(value, goal))

@@ -1,0 +1,64 @@
+"""The kinds of objective that need no derivative along a path: tuning, truncation, mid-training, jumps, halvings."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from cmdist.core import noise
+from cmdist.core.noise import Weighting
+from cmdist.core.objectives import ect
+from cmdist.core.objectives.base import Objective
+from cmdist.kinds.distances import DISTANCES, PseudoHuber
+from cmdist.kinds.kind import Kind, Parts, bounded
+from cmdist.sections import Finite, Noise, OneOf, Positive, PositiveFloat, Section, identity
+
+
+class EasyConsistencyTuning(Section):
+    """Easy consistency tuning (ECT)."""
+
+    kind: Annotated[Literal["easy_consistency_tuning"], identity("what is learned")]
+    distance: Annotated[Section, OneOf(DISTANCES, "pseudo_huber")] = PseudoHuber(kind="pseudo_huber", c=1e-8)
+    weighting: Annotated[Literal["uniform", "inverse_gap", "edm"], identity("lambda; edm: that of denoising")] = (
+        "inverse_gap"
+    )
+    sigma_mean: Annotated[Finite, identity("of ln sigma, which is truncated to the noise levels")] = -1.1
+    sigma_std: Annotated[PositiveFloat, identity("of ln sigma")] = 2.0
+    q: Annotated[
+        float, Field(gt=1, allow_inf_nan=False), identity("1 / gap of the first stage; each has q times more")
+    ] = 2.0
+    stage_steps: Annotated[Positive | None, identity("steps of a stage; null: the first one never ends")] = None
+    k: Annotated[float, Field(ge=0, allow_inf_nan=False), identity("the gap is 1 + k/2 times as wide at sigma 0")] = 8.0
+    b: Annotated[PositiveFloat, identity("how fast that falls with sigma")] = 1.0
+    max_ratio: Annotated[float, Field(gt=0, le=1), identity("of sigma_next to sigma; 1: no limit but the stages'")] = (
+        1.0
+    )
+
+
+def weighting(name: str, n: Noise) -> Weighting:
+    """lambda(sigma, sigma_next) by its name."""
+
+    def edm(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        return noise.edm_weight(sigma, n.sigma_data)
+
+    return {"uniform": noise.uniform, "inverse_gap": noise.inverse_gap, "edm": edm}[name]
+
+
+def _stages(keys: EasyConsistencyTuning, n: Noise) -> ect.Stages:
+    return ect.Stages(keys.q, keys.stage_steps, keys.k, keys.b, keys.max_ratio, n.sigma_min)
+
+
+def _tuning(keys: EasyConsistencyTuning, parts: Parts) -> Objective:
+    return ect.EasyConsistencyTuning(
+        stages=_stages(keys, parts.noise),
+        sigma_mean=keys.sigma_mean,
+        sigma_std=keys.sigma_std,
+        sigma_max=parts.noise.sigma_max,
+        distance=parts.distance(keys.distance),
+        weighting=weighting(keys.weighting, parts.noise),
+    )
+
+
+ROWS: dict[str, Kind] = {
+    "easy_consistency_tuning": Kind(EasyConsistencyTuning, _tuning, bounded, "consistency"),
+}

@@ -1,0 +1,115 @@
+"""Whether the tests of an objective see it broken: each of its mutations, applied to the source, must fail a test.
+
+    python tests/mutations.py [KIND ...]       all kinds without one; exit code 1 if a mutation survives
+
+A mutation is one textual change of a file of cmdist/: a sign, sigma_data, a factor, swapped times, a missing
+stop-gradient. An objective has at least five (tests/core/test_mutations.py), and its own file of tests must see each.
+"""
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONSISTENCY, ECT = "core/objectives/consistency.py", "core/objectives/ect.py"
+
+
+@dataclass(frozen=True)
+class Mutated:
+    """The mutations of a kind: (file below cmdist/, text that it has once, text instead), and the tests to see them."""
+
+    tests: str
+    changes: tuple[tuple[str, str, str], ...]
+
+
+MUTATIONS: dict[str, Mutated] = {
+    "easy_consistency_tuning": Mutated(
+        "tests/core/test_ect.py",
+        (
+            (ECT, "torch.sigmoid(-self.b * sigma)", "torch.sigmoid(self.b * sigma)"),
+            (ECT, "(1 + self.k *", "(1 + 0.5 * self.k *"),
+            (ECT, "self.q ** -(stage + 1.0)", "self.q ** -(stage + 2.0)"),
+            (ECT, "for sigma in (draw.sigma, draw.sigma_next))", "for sigma in (draw.sigma_next, draw.sigma))"),
+            (ECT, ".clamp_min(self.sigma_min)", ".clamp_min(0.0)"),
+            (CONSISTENCY, "with torch.no_grad(), same_dropout(draw", "with same_dropout(draw"),
+        ),
+    ),
+}
+
+
+class Loader(importlib.abc.SourceLoader):
+    """A module whose source has been changed."""
+
+    def __init__(self, path: Path, old: str, new: str) -> None:
+        self._path, self._source = path, path.read_text().replace(old, new)
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self._path)
+
+    def get_data(self, path: str | bytes) -> bytes:
+        return self._source.encode()
+
+    def path_stats(self, path: str | bytes) -> dict[str, float]:
+        raise OSError("no cache")
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds one module, changed."""
+
+    def __init__(self, name: str, loader: Loader) -> None:
+        self._name, self._loader = name, loader
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self._loader, origin=str(self._loader.get_filename(fullname)))
+
+
+def killed(tests: str, change: tuple[str, str, str] | None) -> bool:
+    """Whether a test of a file fails with a change (None: without any), in a process of its own."""
+    child = os.fork()
+    if not child:
+        if change is not None:
+            file, old, new = change
+            name = "cmdist." + file.removesuffix(".py").replace("/", ".")
+            sys.meta_path.insert(0, Finder(name, Loader(REPOSITORY / "cmdist" / file, old, new)))
+        os.chdir(REPOSITORY)
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=", tests])
+        os._exit(int(code))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, 1):  # neither passed nor failed: pytest could not run
+        raise RuntimeError(f"{tests} with {change}: exit code {code}")
+    return code == 1
+
+
+def main(kinds: Sequence[str]) -> int:
+    """Try all mutations of the kinds; how many survive."""
+    import torch  # once, for all processes that are forked
+
+    torch.set_num_threads(1)
+    survivors = 0
+    for kind in kinds or MUTATIONS:
+        each = MUTATIONS[kind]
+        if killed(each.tests, None):
+            raise RuntimeError(f"{each.tests} fails without a mutation")
+        for change in each.changes:
+            dead = killed(each.tests, change)
+            survivors += not dead
+            print(f"{'killed  ' if dead else 'SURVIVED'} {kind}: {change[0]}: {change[1]}  ->  {change[2]}", flush=True)
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1:]) else 0)
