@@ -6,7 +6,6 @@ python cluster/launch.py steps RUN                                              
 """
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -15,8 +14,9 @@ from itertools import product
 from pathlib import Path
 
 from cmdist import config as configuration
-from cmdist.checkpoints import search
+from cmdist.checkpoints import documents, search
 from cmdist.errors import CmdistError, ConfigError
+from cmdist.evaluation import stored
 from cmdist.system import cli, distributed, storage
 
 HERE = Path(__file__).parent
@@ -176,9 +176,10 @@ def status(run_url: str) -> None:
     steps, total = search.steps(run_url), config.train.steps
     print(f"step         {steps[-1] if steps else 0:,} of {total:,} is committed")
     if steps:
-        clock = search.open_checkpoint(run_url, steps[-1]).state["clock"]
-        speed = steps[-1] / clock["useful"]  # over the whole run, without reading, saving and waiting
-        wall = clock["saved_at"] - clock["started_at"]
+        opened = search.open_checkpoint(run_url, steps[-1])
+        clock = documents.TRAINED.check(opened.state, f"{opened.url}/state.json")["clock"]
+        speed = steps[-1] / max(clock["useful"], 1e-9)  # over the whole run, without reading, saving and waiting
+        wall = max(clock["saved_at"] - clock["started_at"], 1e-9)
         left = (total - steps[-1]) * wall / steps[-1]
         images = speed * config.train.global_batch
         print(
@@ -186,14 +187,11 @@ def status(run_url: str) -> None:
             "since the first start"
         )
         print(f"time left    {left / 3600:.1f} hours at the run's pace so far, interruptions included")
-    folder = storage.join(run_url, "evaluations")
-    records = [
-        json.loads(storage.read(storage.join(folder, name))) for name in storage.names(folder) if name.endswith(".json")
-    ]
-    newest: dict[tuple[str, float, int], tuple[float, int]] = {}
+    records = [record for _, record in stored.records(storage.join(run_url, "evaluations"))]
+    newest: dict[tuple[str, str, int], tuple[float, int]] = {}
     for record in sorted(records, key=lambda r: r["step"]):
         for name, value in record["metrics"].items():
-            newest[name, record["sampling"]["ema"], record["protocol"]["n"]] = value, record["step"]
+            newest[name, str(record["sampling"].get("ema")), record["protocol"]["n"]] = value, record["step"]
     for (metric, ema, n), (value, step) in sorted(newest.items()):
         print(f"{metric:12s} {value:.4f} at step {step:,}, EMA {ema}, {n:,} images")
 

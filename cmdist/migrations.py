@@ -52,8 +52,13 @@ class Kind:
                 f"{where} is {self._article} {self.name} of format {version}; this version of cmdist reads "
                 f"up to {self.format}, use a newer one"
             )
-        for step in self.steps[version - 1 :]:
-            tree = step(tree)
+        try:
+            for step in self.steps[version - 1 :]:
+                tree = step(tree)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # a section is a value, or the reverse
+            raise FormatError(
+                f"{where} is damaged, or no {self.name} of format {version}: {type(error).__name__}: {error}"
+            ) from error
         return tree
 
 

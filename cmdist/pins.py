@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmdist import config as configuration
-from cmdist.checkpoints.checkpoint import checksum, ema_file
+from cmdist.checkpoints.checkpoint import checksum
 from cmdist.config import Config
 from cmdist.errors import CheckpointError, CmdistError
 from cmdist.models import TrainedRun, open_run
@@ -86,10 +86,7 @@ def _described(url: str, name: str) -> Pin:
 
 
 def _weights(run: TrainedRun) -> str:
-    file = run.checkpoint.commit["files"].get(ema_file(run.config.train.ema[0]))
-    if file is None:
-        raise CheckpointError(f"{run.checkpoint.url} holds no average with decay {run.config.train.ema[0]}")
-    return f"xxh3:{file['xxh3']}"
+    return run.checkpoint.weights_of(run.config.train.ema[0])
 
 
 def opened_at(config: Config, pins: Mapping[str, Pin]) -> Config:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cmdist import build
 from cmdist.build import Model
-from cmdist.checkpoints.checkpoint import checksum, ema_file
+from cmdist.checkpoints.checkpoint import checksum
 from cmdist.config import Config
 from cmdist.core.noise import Denoise
 from cmdist.core.solvers import mean_jump
@@ -78,7 +78,7 @@ def measure_run(
     url, config, subjects = run.checkpoint.url, run.config, []
     for ema in dict.fromkeys(emas or config.train.ema[:1]):
         denoise = build.load_denoiser(run, ema, world.device)
-        source = {"url": url, "weights": f"xxh3:{run.checkpoint.commit['files'][ema_file(ema)]['xxh3']}"}
+        source = {"url": url, "weights": run.checkpoint.weights_of(ema)}
         subjects.append(Subject(f"{config.run.name} step {run.step}, EMA {ema}", ema, denoise, source))
     run_url = url.rpartition("/checkpoints/")[0]
     evaluation = _assembled(config, run_url, run.step, subjects, asked, world)

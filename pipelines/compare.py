@@ -10,14 +10,13 @@ asks for it; A is the protocol of most figures. Figures in brackets are the teac
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Sequence
 
 from cmdist.checkpoints import record as run_record
-from cmdist.errors import ConfigError, DataError
-from cmdist.evaluation import pictures
+from cmdist.errors import CmdistError, ConfigError, DataError
+from cmdist.evaluation import pictures, stored
 from cmdist.report import charts, comparison, sections
 from cmdist.report.comparison import Column, Row
 from cmdist.system import cli, storage
@@ -153,13 +152,11 @@ def references(rows: Sequence[Row]) -> list[str]:
         example = next((f.params for f in row.figures if f.protocol == usual), None)
         if url is None or example is None:
             continue
-        with contextlib.suppress(OSError, KeyError):
-            for name in storage.names(url):
-                if name.startswith("references-") and name.endswith(".json"):
-                    record = json.loads(storage.read(storage.join(url, name)))
-                    if all(str(record[k]) == example[f"protocol.{k}"] for k in ("extractor", "reference", "n")):
-                        lines["real images, drawn with replacement"] = record["bootstrap"]
-                        lines["Gaussian with the pixels' mean and covariance"] = record["matched_gaussian"]
+        with contextlib.suppress(OSError, CmdistError):  # the data set may be out of sight
+            for record in stored.scores(url):
+                if all(str(record[k]) == example.get(f"protocol.{k}") for k in ("extractor", "reference", "n")):
+                    lines["real images, drawn with replacement"] = record["bootstrap"]
+                    lines["Gaussian with the pixels' mean and covariance"] = record["matched_gaussian"]
     return [f"for reference: {title} {value:.2f}" for title, value in lines.items()]
 
 
@@ -171,21 +168,22 @@ def samples(rows: Sequence[Row]) -> bytes | None:
     for row in rows:
         seen = set()
         for figure in row.shown:
-            stem = figure.params["stem"]
-            if stem in seen:
+            stem = figure.stem
+            if stem is None or stem in seen:
                 continue
             seen.add(stem)
             try:
-                images, columns = pictures.unpack(storage.read(f"{stem}.npz"))
-            except OSError:
-                print(f"no sample images at {stem}.npz", file=sys.stderr)
+                images, columns = pictures.read(stem)
+            except (OSError, CmdistError) as error:
+                why = f" ({error})" if isinstance(error, CmdistError) else ""
+                print(f"no sample images at {stem}.npz{why}", file=sys.stderr)
                 continue
             layout = layout or (columns, images.shape[1:])
             if (columns, images.shape[1:]) == layout:
                 metric = comparison.title_of_kind(figure.metric)
-                title = f"{row.name}: {figure.params['title']} ({metric} {figure.text})"
+                title = f"{row.name}: {figure.params.get('title', '?')} ({metric} {figure.text})"
                 blocks.append((title, images))
-                named = figure.params["protocol.labels"] == f"seed modulo {columns}"
+                named = figure.params.get("protocol.labels") == f"seed modulo {columns}"
     if not blocks or layout is None:
         return None
     return pictures.png(pictures.side_by_side(blocks, layout[0], [str(c) for c in range(layout[0])] if named else ()))

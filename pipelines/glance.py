@@ -23,11 +23,10 @@ import torch
 from cmdist import build, models, pins, quality, seeding
 from cmdist import config as configuration
 from cmdist.checkpoints import record
-from cmdist.checkpoints.checkpoint import ema_file
 from cmdist.config import Config
 from cmdist.core.noise import Denoise, karras_sigmas
 from cmdist.data.images import ShardedImages
-from cmdist.evaluation import glance
+from cmdist.evaluation import glance, stored
 from cmdist.models import TrainedRun
 from cmdist.quality import Asked
 from cmdist.system import cli, storage
@@ -61,9 +60,9 @@ def look(run_url: str, step: int, spool: Path) -> None:
     known = record.read(run_url)
     run = dataclasses.replace(run, config=pins.opened_at(run.config, known.get("pins", {})))
     config, tracked = run.config, known["tracking_uri"] != "none"
-    weights = f"xxh3:{run.checkpoint.commit['files'][ema_file(config.train.ema[0])]['xxh3']}"
+    weights = run.checkpoint.weights_of(config.train.ema[0])
     stem = storage.join(run_url, "glances", f"step-{step:010d}")
-    if not storage.exists(f"{stem}.json") or json.loads(storage.read(f"{stem}.json"))["weights"] != weights:
+    if stored.seen(f"{stem}.json") != weights:
         data, denoise = build.dataset(config), build.load_denoiser(run, device=device)
         samplers, classes = quality.samplers(config, denoise), config.data.classes
         grids = glance.sample_grids(samplers, quality.shape(config), classes, device, stem, spool)

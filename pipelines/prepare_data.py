@@ -33,7 +33,8 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from cmdist.data.decode import ENCODINGS, MAX_PIXELS
-from cmdist.data.images import INDEX, open_dataset
+from cmdist.data.images import open_dataset
+from cmdist.data.index import INDEX
 from cmdist.data.preparing import preparation
 from cmdist.data.preparing.shards import finish, index_shards, write_dataset, write_shards
 from cmdist.data.preparing.sources.base import Source

@@ -31,10 +31,11 @@ from typing import Any
 
 import psutil
 
-from cmdist.checkpoints import sealed
-from cmdist.errors import CmdistError, Fenced, LookupFailed, RunInUse
+from cmdist.checkpoints import documents, sealed
+from cmdist.errors import CmdistError, DataError, Fenced, LookupFailed, RunInUse
 from cmdist.system import sharing, storage
 from cmdist.system.distributed import World
+from cmdist.system.typed import Document
 
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 3 * BEAT  # after which an attempt on another machine is taken for dead; no clocks are compared
@@ -81,7 +82,7 @@ class Attempt:
                 _wait_for_its_end(run_url, taken[-1], mine)
             number = taken[-1] + 1 if taken else 1
             storage.create(_file(run_url, number), claim)
-            if _read(_file(run_url, number)).get("token") == mine["token"]:
+            if _read(_file(run_url, number), documents.CLAIM).get("token") == mine["token"]:
                 return cls(run_url, number, claim)
 
     def begin(self, step: int, own: bool = True) -> None:
@@ -129,7 +130,9 @@ class Attempt:
         if holder != self.number or all(
             storage.read(self._file()) != self._claim for _ in range(5)
         ):  # the way may be at fault
-            who = f"attempt {holder}, {_who(_read(_file(self._run_url, holder)))}," if holder else "nobody knows who"
+            who = "nobody knows who"
+            if holder:
+                who = f"attempt {holder}, {_who(_read(_file(self._run_url, holder), documents.CLAIM))},"
             self._newer = Fenced(
                 f"{who} has taken over {self._run_url}: attempt {self.number} ends here and commits nothing more"
             )
@@ -210,7 +213,7 @@ def known(run_url: str) -> Known:
     """What the newest attempt that has begun knows, and which have committed."""
     names = storage.names(storage.join(run_url, "attempts"))
     begun = [name for name in names if name.endswith(".start")]
-    found = _read(storage.join(run_url, "attempts", begun[-1])) if begun else {}
+    found = _read(storage.join(run_url, "attempts", begun[-1]), documents.START) if begun else {}
     saved = {int(match[1]) for name in names if (match := _FILE.fullmatch(name)) and match[2] == ".saved"}
     starts = tuple((number, step) for number, step in found.get("starts", []))
     marks = found.get("marks", NEVER if begun else 0)
@@ -221,18 +224,18 @@ def _file(run_url: str, number: int) -> str:
     return storage.join(run_url, "attempts", f"{number:06d}")
 
 
-def _read(url: str) -> dict[str, Any]:
+def _read(url: str, document: Document) -> dict[str, Any]:
     try:
-        return sealed.read(url)
-    except (FileNotFoundError, ValueError) as error:
-        if isinstance(error, CmdistError):
+        return document.check(sealed.read(url), url)
+    except (FileNotFoundError, ValueError, DataError) as error:
+        if isinstance(error, CmdistError) and not isinstance(error, DataError):
             raise
         return {}  # not there yet, or damaged: nothing is known
 
 
 def _wait_for_its_end(run_url: str, number: int, mine: dict[str, Any]) -> None:
     """Return when attempt `number` is over. Raises RunInUse."""
-    claim, beat_url = _read(_file(run_url, number)), _file(run_url, number) + ".beat"
+    claim, beat_url = _read(_file(run_url, number), documents.CLAIM), _file(run_url, number) + ".beat"
     if storage.exists(_file(run_url, number) + ".end"):
         return
     last = _beat(beat_url)
@@ -240,11 +243,10 @@ def _wait_for_its_end(run_url: str, number: int, mine: dict[str, Any]) -> None:
         f"{run_url} is in use by attempt {number}, {_who(claim)}, which is alive; stop it first, "
         "or take another run.name"
     )
-    if (claim.get("host"), claim.get("boot")) == (mine["host"], mine["boot"]):
-        started = _started(claim["pid"])
-        if (
-            started is not None and abs(started - claim["started"]) < 2.0
-        ):  # the same process, not another with its number
+    if (claim.get("host"), claim.get("boot")) == (mine["host"], mine["boot"]) and claim.get("started"):
+        started = _started(claim.get("pid", 0))
+        # the same process, not another with its number
+        if started is not None and abs(started - claim["started"]) < 2.0:
             raise in_use
         return
     if claim.get("job") and claim["job"] == mine["job"]:  # requeued: Slurm has ended it, and a cut-off one is fenced

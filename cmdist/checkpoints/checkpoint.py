@@ -29,6 +29,7 @@ import xxhash
 from torch import Tensor
 
 from cmdist import migrations
+from cmdist.checkpoints import documents
 from cmdist.checkpoints.layout import Layout
 from cmdist.errors import CheckpointError, Damaged
 from cmdist.system import storage
@@ -119,8 +120,11 @@ class Checkpoint:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """state.json, its checksum verified, as today's format has it. Raises FormatError."""
-        return migrations.STATE.migrate(json.loads(self.read_file("state.json")), f"{self.url}/state.json")
+        """state.json, its checksum verified, as today's format has it. Raises FormatError, Damaged."""
+        where = f"{self.url}/state.json"
+        document = documents.WHOLE if self.whole else documents.STATE
+        tree = migrations.STATE.migrate(document.tree(self.read_file("state.json"), where), where)
+        return document.check(tree, where)
 
     @cached_property
     def layout(self) -> Layout:
@@ -131,6 +135,10 @@ class Checkpoint:
     def emas(self) -> list[float]:
         """The decays of the averages that are here."""
         return [float(d) for d in self.state["emas"]]
+
+    def weights_of(self, decay: float) -> str:
+        """The checksum of an average: which weights they are. Raises CheckpointError if it is not there."""
+        return f"xxh3:{self._entry(ema_file(decay))['xxh3']}"
 
     @property
     def whole(self) -> bool:
@@ -227,11 +235,16 @@ class Checkpoint:
     def _base(self, name: str, tensor: str) -> int:
         """The place of a tensor in a safetensors file, from its header."""
         base, header = self._header(name)
-        return base + int(header[tensor]["data_offsets"][0])
+        try:
+            return base + int(header[tensor]["data_offsets"][0])
+        except (LookupError, TypeError, ValueError) as error:
+            raise Damaged(f"checkpoint {self.url} is damaged: {name} does not say where {tensor} lies") from error
 
     def _header(self, name: str) -> tuple[int, dict[str, Any]]:
         length = int.from_bytes(self._read(name, 0, 8, hold=True), "little")
-        return 8 + length, json.loads(self._read(name, 8, 8 + length, hold=True))
+        if 8 + length > self._entry(name)["size"]:
+            raise Damaged(f"checkpoint {self.url} is damaged: {name} is no safetensors file, its header has no end")
+        return 8 + length, documents.HEADER.read(self._read(name, 8, 8 + length, hold=True), f"{self.url}/{name}")
 
     def _entry(self, name: str) -> dict[str, Any]:
         entry: dict[str, Any] | None = self.commit["files"].get(name)

@@ -43,6 +43,18 @@ class Layout:
             total += torch.Size(shape).numel()
         return cls(tuple(names), tuple(shapes), tuple(starts), total)
 
+    def difference(self, other: "Layout") -> str:
+        """The first tensor that is not the same in this one (there) and another (here), in words; "" if none."""
+        if self == other:
+            return ""
+        here = dict(zip(other.names, other.shapes, strict=True))
+        there = dict(zip(self.names, self.shapes, strict=True))
+        for name in [*there, *here]:
+            if there.get(name) != here.get(name):
+                shapes = [str(list(each[name])) if name in each else "missing" for each in (there, here)]
+                return f"{name} is {shapes[0]} there and {shapes[1]} here ({self.total:,} and {other.total:,} weights)"
+        return "its weights are the same in another order"
+
 
 class Trained(nn.Module):
     """A network, and what is trained beside it for the loss alone, e.g. a weighting head: one vector for both.

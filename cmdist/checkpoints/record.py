@@ -3,9 +3,10 @@
 from typing import Any
 
 from cmdist import migrations
-from cmdist.checkpoints import sealed
+from cmdist.checkpoints import documents, sealed
 from cmdist.errors import CheckpointError, CmdistError
 from cmdist.system import storage
+from cmdist.system.typed import short
 
 
 def url(run_url: str) -> str:
@@ -21,12 +22,11 @@ def read(run_url: str) -> dict[str, Any]:
     where = url(run_url)
     try:
         record = sealed.read(where, must=False)
-        _ = record["id"], record["tracking_uri"]
-    except (ValueError, LookupError) as error:
+    except ValueError as error:
         if isinstance(error, OSError | CmdistError):
             raise
-        raise CheckpointError(f"{where} is damaged ({error}); without it nobody knows which run this is") from error
-    return migrations.RUN.migrate(record, where)
+        raise CheckpointError(f"{where} is damaged: {short(error)}; {documents.RUN.remedy}") from error
+    return documents.RUN.check(migrations.RUN.migrate(record, where), where)
 
 
 def write(run_url: str, record: dict[str, Any]) -> None:

@@ -34,11 +34,13 @@ def read(url: str, must: bool = True) -> dict[str, Any]:
     for _ in range(_READS):
         try:
             record = json.loads(storage.read(url))
+            if not isinstance(record, dict):
+                raise ValueError("keys and values are needed")
             found = record.pop("seal", None)
             if found == _checksum(record) or (found is None and not must):
-                return record  # type: ignore[no-any-return]
+                return record
             problem = ValueError("its content is not what was written")
-        except (ValueError, AttributeError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             if isinstance(error, OSError):
                 raise
             problem = ValueError(str(error))

@@ -1,14 +1,15 @@
 """Which checkpoints a run has: its folders, what counts of them, and the newest."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cmdist.checkpoints import attempt as attempts
-from cmdist.checkpoints import sealed
-from cmdist.checkpoints.checkpoint import FORMAT, REMOVING, UNFINISHED, Checkpoint, folder
+from cmdist.checkpoints import documents, sealed
+from cmdist.checkpoints.checkpoint import FORMAT, REMOVING, UNFINISHED, Checkpoint
 from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed, StoreMissing
 from cmdist.system import storage
+from cmdist.system.typed import short
 
 _FOLDER = re.compile(r"step-(\d{10})(?:-(\d{4,}))?")
 _SLICES = re.compile(r"slices-\d{5}-of-(\d{5})\.safetensors")
@@ -99,13 +100,21 @@ def open_checkpoint(run_url: str, step: int) -> Checkpoint:
     at_step = [entry for entry in entries(run_url) if entry.step == step]
     counting = [entry for entry in at_step if entry.counts]
     if not counting:
-        why = (
-            "was set aside as damaged"
-            if any("DAMAGED" in e.names for e in at_step)
-            else "has no COMMIT: it was never finished"
-        )
-        raise CheckpointError(f"{at_step[-1].url if at_step else folder(run_url, step)} {why}")
+        raise CheckpointError(_why_none(run_url, step, at_step))
     return open_entry(counting[-1])
+
+
+def _why_none(run_url: str, step: int, at_step: Sequence[Entry]) -> str:
+    """Why no checkpoint of a step counts, in a sentence."""
+    if not at_step:
+        there = steps(run_url)
+        have = f"it has step {', '.join(map(str, there[-8:]))}" if there else "it has no committed checkpoint yet"
+        return f"{run_url} has no checkpoint of step {step}; {have}"
+    if any("DAMAGED" in e.names for e in at_step):
+        return f"{at_step[-1].url} was set aside as damaged"
+    if at_step[-1].void:
+        return f"{at_step[-1].url} does not count: a later attempt has started from an earlier step"
+    return f"{at_step[-1].url} has no COMMIT: it was never finished"
 
 
 def open_folder(url: str) -> Checkpoint:
@@ -125,23 +134,28 @@ def open_entry(entry: Entry) -> Checkpoint:
     """A committed folder. Raises Damaged if its COMMIT is empty, unreadable or of another step, CheckpointError if of a
     newer version.
     """
+    where = f"{entry.url}/COMMIT"
     try:
-        commit = sealed.read(storage.join(entry.url, "COMMIT"), must=False)
-        version, committed, files = commit["format"], commit["step"], commit["files"]
-        newer = version > FORMAT
-        _ = [(file["size"] + 0, file["xxh3"] + "") for file in files.values()]
+        commit = sealed.read(where, must=False)
     except FileNotFoundError:
-        raise CheckpointError(f"{entry.url} has no COMMIT: it was never finished, or removed a moment ago") from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        gone = "has no COMMIT: it was never finished, or removed a moment ago"
+        raise CheckpointError(f"{entry.url} {gone if storage.names(entry.url) else 'is not there'}") from None
+    except ValueError as error:
         if isinstance(error, CmdistError):
             raise
-        raise Damaged(f"{entry.url}/COMMIT is damaged: {type(error).__name__}: {error}") from error
+        raise Damaged(f"{where} is damaged: {short(error)}") from error
+    version = commit.get("format")
+    newer = isinstance(version, int) and version > FORMAT
     if newer:
         raise CheckpointError(
             f"{entry.url} has format {version}; this version of cmdist reads up to {FORMAT}, use a newer one"
         )
-    if committed != entry.step or commit.get("attempt", 0) != entry.attempt or "state.json" not in files:
-        raise Damaged(f"{entry.url}/COMMIT belongs to step {committed}, not to {entry.step}")
+    documents.COMMIT.check(commit, where)
+    if (commit["step"], commit.get("attempt", 0)) != (entry.step, entry.attempt):
+        theirs = f"step {commit['step']} by attempt {commit.get('attempt', 0)}"
+        raise Damaged(f"{where} belongs to {theirs}, not to step {entry.step} by attempt {entry.attempt}")
+    if "state.json" not in commit["files"]:
+        raise Damaged(f"{where} is damaged: it does not list state.json")
     return Checkpoint(entry.url, entry.step, commit)
 
 

@@ -2,10 +2,7 @@
 
 import contextlib
 import hashlib
-import io
-import json
 import os
-import re
 import threading
 import time
 from bisect import bisect_right
@@ -18,21 +15,15 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmdist import migrations
+from cmdist.data import index as indices
 from cmdist.data.cache import Cache, NoRoomError, Remote, default_folder
 from cmdist.data.decode import BadImageError, decode
 from cmdist.errors import DataError
 from cmdist.system import sharing, storage
 from cmdist.system.distributed import World
 
-FORMAT = migrations.INDEX.format
-INDEX, SAMPLES, PREPARING = "index.json", "index.npz", "preparing.json"
-SHARD_NAME = re.compile(r"[^/\\:]+\.tar")
 OPEN_FILES = 128  # shards that a process keeps open
 MEMORY = 64 * 2**20  # bytes: a data set that is no larger when decoded is decoded once and kept, in each process
-
-_KEYS = ("name", "image_size", "channels", "transform", "classes", "labelled", "count", "samples", "shards")
-_ARRAYS = ("keys", "offsets", "lengths", "checksums", "labels")
 
 Ids = NDArray[np.int64] | Tensor | Sequence[int]
 Blocks = list[list[int]]  # shards of each
@@ -59,7 +50,7 @@ class ShardedImages:
         self.labelled = bool(index["labelled"])
         self._raw = index.get("encoding") == "raw"
         self.counts: tuple[int, ...] = tuple(shard["count"] for shard in index["shards"])
-        self._keys, self._labels = samples["keys"], samples["labels"].astype(np.int64)
+        self._keys, self._labels = samples["keys"], samples["labels"]
         self._places = np.stack([samples["offsets"], samples["lengths"], samples["checksums"].view(np.int64)], axis=1)
         self._ends = np.cumsum(self.counts).tolist()
         self._local = storage.local_path(url)
@@ -77,15 +68,14 @@ class ShardedImages:
         """The identity of the data set: sha256 of its index without what changes no sample (name, extractor, who made
         it).
         """
-        identity = {key: value for key, value in self.index.items() if key not in ("name", "extractor", "prepared")}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(indices.identity_text(self.index).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def key(self, i: int) -> str:
         """The name of a sample in its shard."""
-        return bytes(self._keys[i]).decode()
+        return bytes(self._keys[i]).decode(errors="backslashreplace")
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """Pixels (H, W, C) of one sample, not to be written to.
@@ -225,60 +215,11 @@ def open_dataset(
     has another size.
     """
     world = world or World()
-    index, content = sharing.once(world, lambda: _read(url))
-    samples = _samples(storage.join(url, SAMPLES), index, content)
+    index, content = sharing.once(world, lambda: indices.read(url))
+    samples = indices.samples(url, index, content)
     if storage.local_path(url):
         sharing.on_each_node(world, lambda: _check_shards(url, index))
     return ShardedImages(url, index, samples, cache, memory)
-
-
-def _read(url: str) -> tuple[dict[str, Any], bytes]:
-    """The index, and the file of its samples, whose checksum is right."""
-    if not storage.exists(storage.join(url, INDEX)):
-        if storage.exists(storage.join(url, PREPARING)):
-            raise DataError(f"the preparation of {url} was not finished; run pipelines/prepare_data.py again")
-        raise DataError(f"there is no data set at {url}: {INDEX} is missing; make one with pipelines/prepare_data.py")
-    index, where = _read_index(url), storage.join(url, SAMPLES)
-    try:
-        data = storage.read(where)
-    except FileNotFoundError as error:
-        raise DataError(f"{where} is missing") from error
-    if "xxh3:" + xxhash.xxh3_128_hexdigest(data) != index["samples"]["checksum"]:
-        raise DataError(f"{where} does not match {INDEX}: its checksum is another")
-    return index, data
-
-
-def _read_index(url: str) -> dict[str, Any]:
-    where = storage.join(url, INDEX)
-    try:
-        index = json.loads(storage.read(where))
-    except ValueError as error:
-        raise DataError(f"{where} is damaged: {error}") from error
-    if not isinstance(index, dict) or "format" not in index:
-        raise DataError(f"{where} is not an index of a data set")
-    index = index | migrations.INDEX.migrate(index, where)  # its own `format` stays: it is part of the index's hash
-    if missing := [key for key in _KEYS if key not in index]:
-        raise DataError(f"{where} is damaged: {', '.join(missing)} is missing")
-    if not index["shards"] or not index["count"]:
-        raise DataError(f"the data set at {url} is empty")
-    for shard in index["shards"]:
-        if not SHARD_NAME.fullmatch(shard["name"]):
-            raise DataError(f"{where} names a shard '{shard['name']}'; a plain file name that ends in .tar is allowed")
-    return index
-
-
-def _samples(where: str, index: dict[str, Any], content: bytes) -> dict[str, NDArray[Any]]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        samples = {name: file[name] for name in _ARRAYS}
-    counts = np.array([shard["count"] for shard in index["shards"]])
-    ends = samples["offsets"] + samples["lengths"]
-    sizes = np.repeat([shard["size"] for shard in index["shards"]], counts)
-    if (
-        len({len(array) for array in samples.values()} | {int(counts.sum()), index["count"]}) != 1
-        or (ends > sizes).any()
-    ):
-        raise DataError(f"{where} does not match the shards in {INDEX}: other counts or sizes")
-    return samples
 
 
 def _check_shards(url: str, index: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from cmdist.evaluation.metrics.table import METRICS
 from cmdist.nets.classifier import Classifier
 from cmdist.nets.inception import Inception, resizer
 from cmdist.system import storage
+from cmdist.system.typed import short
 
 DINOV2 = (
     "torch.jit.trace(torch.hub.load('facebookresearch/dinov2', 'dinov2_vitl14').eval(), torch.zeros(1, 3, 224, 224))"
@@ -88,7 +89,13 @@ def own(data: ShardedImages, device: torch.device) -> Extractor:
         raise DataError(f"the feature extractor {url} is missing") from error
     if f"xxh3:{xxhash.xxh3_128_hexdigest(content)}" != entry["checksum"]:
         raise DataError(f"the feature extractor {url} is damaged: its checksum is not that of the index")
-    net = Classifier.from_state_dict(safetensors.torch.load(content)).to(device)
+    try:
+        net = Classifier.from_state_dict(safetensors.torch.load(content)).to(device)
+    except Exception as error:  # safetensors and torch say almost anything of what does not fit
+        raise DataError(
+            f"the feature extractor {url} is no classifier of this project ({short(error)}); restore it, or prepare "
+            "the data set again"
+        ) from error
     return Extractor(
         "fd", entry["checksum"], "none", int(net.head.in_features), lambda images: images.to(device), net.features
     )

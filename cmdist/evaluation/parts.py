@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cmdist.errors import DataError
 from cmdist.system import distributed, storage
+from cmdist.system.typed import arrays_of
 
 Arrays = Mapping[str, NDArray[Any]]
 AHEAD = 2  # parts that are read before they are asked for
@@ -65,13 +66,11 @@ class Parts:
 
     def _read(self, part: int) -> Arrays:
         url = storage.join(self.folder, self._name(part))
+        remedy = "remove it, and the same command makes it again"
         try:
-            with np.load(io.BytesIO(storage.read(url)), allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except Exception as error:
-            raise DataError(
-                f"{url} is missing or damaged ({error}); remove it, and the same command makes it again"
-            ) from error
+            return arrays_of(storage.read(url), url, DataError, remedy)
+        except FileNotFoundError as error:
+            raise DataError(f"{url} is missing; {remedy.removeprefix('remove it, and ')}") from error
 
     def remove(self) -> None:
         """All of them, once they are no longer needed."""

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from cmdist.errors import DataError
 from cmdist.system import storage
+from cmdist.system.typed import array, arrays_of
 
 ROWS = 4  # of a sample grid that is kept beside figures
 _GAP = 2  # pixels between images, before scaling the picture's text
@@ -106,7 +108,18 @@ def pack(images: Tensor, columns: int) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(data: bytes) -> tuple[Tensor, int]:
-    """The images and columns that `pack` was given."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return torch.from_numpy(arrays["images"]), int(arrays["columns"])
+def unpack(data: bytes, where: str = "the pictures") -> tuple[Tensor, int]:
+    """The images and columns that `pack` was given. Raises DataError, naming `where`."""
+    arrays = arrays_of(data, where)
+    try:
+        images, columns = array(arrays, "images", "u", (None, None, None, None)), array(arrays, "columns", "i", ())
+        if images.dtype != np.uint8 or images.shape[1] not in (1, 3) or not images.size or not 0 < columns <= 1000:
+            raise ValueError("it holds no grid of grey or RGB images")
+    except ValueError as error:
+        raise DataError(f"{where} is damaged: {error}") from error
+    return torch.from_numpy(images), int(columns)
+
+
+def read(stem: str) -> tuple[Tensor, int]:
+    """The images and columns of STEM.npz. Raises FileNotFoundError, DataError."""
+    return unpack(storage.read(f"{stem}.npz"), f"{stem}.npz")

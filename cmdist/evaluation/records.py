@@ -11,7 +11,7 @@ from cmdist import migrations
 from cmdist.checkpoints import record as record_of_run
 from cmdist.core.noise import Denoise
 from cmdist.data.images import ShardedImages
-from cmdist.evaluation import generation, measurement, pictures, real
+from cmdist.evaluation import generation, measurement, pictures, real, stored
 from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.generation import Sampler, Task
 from cmdist.evaluation.metrics import table
@@ -141,8 +141,7 @@ def describe(
 
 def read(folder: str, step: int) -> list[dict[str, Any]]:
     """What has been measured of a step."""
-    names = [name for name in storage.names(folder) if name.startswith(f"step-{step:010d}-") and name.endswith(".json")]
-    return [migrations.EVALUATION.migrate(json.loads(storage.read(f"{folder}/{name}")), name) for name in names]
+    return [record for _, record in stored.records(folder, f"step-{step:010d}-")]
 
 
 def find(records: Sequence[dict[str, Any]], base: Mapping[str, Any], metric: str) -> dict[str, Any] | None:

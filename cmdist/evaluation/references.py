@@ -14,17 +14,29 @@ import torch
 from torch import Tensor
 
 from cmdist.data.images import ShardedImages
-from cmdist.errors import DataError
+from cmdist.errors import CmdistError, DataError
 from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.metrics.frechet import Moments, Statistics
-from cmdist.evaluation.parts import Arrays, Parts
+from cmdist.evaluation.parts import Parts
 from cmdist.system import storage
 from cmdist.system.distributed import World
+from cmdist.system.typed import Arrays, Document, Shape, array, arrays_of, short
 
 # features that are kept for KID, precision and recall: those of the first images, as many as ADM's files hold
 KEPT = 10_000
 PIECE = 512  # images that are decoded together
+REMEDY = "take another file, or remove it, and the statistics are made again from the data set"
 UNITS = 64  # parts that a data set is cut into
+
+
+class _Described(Shape):
+    space: str
+    extractor: str
+    resize: str
+    image_size: int
+
+
+DESCRIBED = Document(_Described, DataError, REMEDY)
 
 
 @dataclass(frozen=True)
@@ -65,20 +77,40 @@ def load(url: str, extractor: Extractor, image_size: int) -> Reference:
         content = storage.read(url)
     except FileNotFoundError as error:
         raise DataError(f"the reference statistics {url} are not there") from error
+    arrays = arrays_of(content, url, DataError, REMEDY)
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:
-        raise DataError(f"{url} is no npz file of statistics, or a damaged one ({error})") from error
-    if "described" not in arrays:
-        return imported(url, arrays, extractor, image_size)
-    described = json.loads(str(arrays["described"]))
+        if "described" not in arrays:
+            return imported(url, arrays, extractor, image_size)
+        return _own(url, arrays, extractor, image_size)
+    except ValueError as error:
+        if isinstance(error, CmdistError):
+            raise
+        raise DataError(f"{url} is no file of statistics, or a damaged one: {short(error)}; {REMEDY}") from error
+
+
+def _own(url: str, arrays: Arrays, extractor: Extractor, image_size: int) -> Reference:
+    """What `Reference.save` wrote. Raises DataError, and ValueError for numbers that are none."""
+    described = DESCRIBED.read(str(array(arrays, "described", "U", ())), url)
     wanted = describe(extractor) | {"image_size": image_size}
     for key, text in {"image_size": "images of size", "extractor": "the extractor", "resize": "the resizing"}.items():
         if described[key] != wanted[key]:
             raise DataError(f"the reference {url} is of {text} {described[key]}, and this evaluation of {wanted[key]}")
-    statistics = Statistics(int(arrays["n"]), torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["covariance"]))
-    return Reference(statistics, torch.from_numpy(arrays["features"]) if "features" in arrays else None, described)
+    d = extractor.dimensions
+    n = int(array(arrays, "n", "iu", ()))
+    mean, covariance = _finite(arrays, "mean", (d,)), _finite(arrays, "covariance", (d, d))
+    if n < 0 or mean.dtype != torch.float64 or covariance.dtype != torch.float64:
+        raise ValueError(f"its moments are of {n} images, in {mean.dtype}")
+    features = _finite(arrays, "features", (None, d)) if "features" in arrays else None
+    if features is not None and (features.dtype != torch.float32 or not len(features)):
+        raise ValueError(f"its features are {list(features.shape)} numbers in {features.dtype}")
+    return Reference(Statistics(n, mean, covariance), features, described)
+
+
+def _finite(arrays: Arrays, name: str, shape: tuple[int | None, ...]) -> Tensor:
+    found = array(arrays, name, "f", shape)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{name} has values that are not finite")
+    return torch.from_numpy(found)
 
 
 def imported(url: str, arrays: Mapping[str, np.ndarray[Any, Any]], extractor: Extractor, image_size: int) -> Reference:
@@ -91,6 +123,9 @@ def imported(url: str, arrays: Mapping[str, np.ndarray[Any, Any]], extractor: Ex
     name = url.rpartition("/")[2]
     if not {"mu", "sigma"} <= arrays.keys():
         raise DataError(f"{url} has no mu and sigma; it has {', '.join(arrays) or 'nothing'}")
+    for key in ("mu", "sigma"):
+        if arrays[key].dtype.kind not in "iuf":
+            raise ValueError(f"{key} holds {arrays[key].dtype}, and numbers are needed")
     mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
     if mean.shape != (extractor.dimensions,) or covariance.shape != (extractor.dimensions, extractor.dimensions):
         raise DataError(
@@ -106,6 +141,10 @@ def imported(url: str, arrays: Mapping[str, np.ndarray[Any, Any]], extractor: Ex
             f"{extractor.space}"
         )
     images = arrays.get("arr_0")
+    if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3)):
+        raise ValueError(f"arr_0 holds {images.dtype} of shape {list(images.shape)}, and uint8 images NHWC are needed")
+    if images is not None and (not len(images) or images.shape[1] != images.shape[2]):
+        raise ValueError(f"arr_0 has the shape {list(images.shape)}, and square images are needed")
     size = str(images.shape[1]) if images is not None else name.removesuffix(".npz").rpartition("_")[2]
     if size.isdigit() and int(size) != image_size:
         raise DataError(f"{url} is of images of size {size}, and this evaluation of {image_size}")

@@ -5,15 +5,21 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from cmdist.report.svg import FAR
+
 _TITLES = {"fd_1step": "one step", "fd_2step": "two steps", "fd_ode": "many steps (ODE)"}
 
 
 def comparison(
     losses: Sequence[tuple[str, Sequence[tuple[int, float]]]], distances: Sequence[tuple[str, Mapping[str, float]]]
 ) -> bytes:
-    """A PNG: the loss of each run by step, and its Frechet distances by metric, both on logarithmic scales."""
+    """A PNG: the loss of each run by step, and its Frechet distances by metric, both on logarithmic scales; what has no
+    place there is left out.
+    """
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     curves, bars = figure.subplots(1, 2)
+    losses = [(name, [point for point in points if 1 / FAR <= point[1] <= FAR]) for name, points in losses]
+    distances = [(name, {m: v for m, v in values.items() if 1 / FAR <= v <= FAR}) for name, values in distances]
     for name, points in losses:
         if points:
             curves.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 20 else None)

@@ -2,7 +2,8 @@
 them.
 """
 
-import json
+import contextlib
+import math
 import string
 from bisect import bisect_right
 from collections import Counter
@@ -11,9 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from cmdist.errors import CmdistError
 from cmdist.evaluation.metrics.table import METRICS
 from cmdist.system import storage
 from cmdist.tracking import mlflow as tracking
+from cmdist.tracking import tags
 from cmdist.tracking.branches import BRANCHED, ORIGIN
 
 SAMPLERS = {"1step": "one-step", "2step": "two-step", "ode": "many-step"}
@@ -37,12 +40,17 @@ class Figure:
     @property
     def n(self) -> int:
         """Images that were made for it."""
-        return int(self.params.get("protocol.n", 0))
+        return tags.count(self.params, "protocol.n", 0)
 
     @property
     def sampler(self) -> str:
         """1step, 2step, ode, ..."""
         return self.metric.rpartition("_")[2]
+
+    @property
+    def stem(self) -> str | None:
+        """Of its pictures' files."""
+        return self.params.get("stem")
 
     @property
     def text(self) -> str:
@@ -94,23 +102,23 @@ class Row:
     @property
     def ema(self) -> str:
         """The decay of the averages that were measured."""
-        return "/".join(sorted({f.params["sampling.ema"] for f in self.shown})) or "-"
+        return "/".join(sorted({f.params.get("sampling.ema", "?") for f in self.shown})) or "-"
 
     @property
     def wall_seconds(self) -> float | None:
         """Training time over all attempts."""
-        seconds = self.run["metrics"].get("wall_seconds")
+        seconds = tags.number(self.run["metrics"], "wall_seconds")
         return (self.run["end"] - self.run["start"]) / 1000 if seconds is None and self.run["end"] else seconds
 
     @property
     def ranks(self) -> int:
         """Of the last attempt."""
-        return int(self.run["tags"].get("cmdist.world_size", 1))
+        return tags.count(self.run["tags"], "cmdist.world_size", 1)
 
     @property
     def device_hours(self) -> float | None:
         """As counted by the run; for runs from before it was, wall time times ranks."""
-        found = self.run["metrics"].get("device_hours")
+        found = tags.number(self.run["metrics"], "device_hours")
         return self.wall_seconds * self.ranks / 3600 if found is None and self.wall_seconds is not None else found
 
     @cached_property
@@ -121,7 +129,7 @@ class Row:
 
     def images_at(self, step: int) -> float:
         """Images seen until a step."""
-        return float(step * int(self.params.get("train.global_batch", 1)))
+        return float(step * tags.count(self.params, "train.global_batch", 1))
 
     def seconds_at(self, step: int) -> float | None:
         """Wall time at a step, between logged ones by interpolation."""
@@ -245,12 +253,10 @@ def lineage(rows: Sequence[Row]) -> list[str]:
     """A line for each run that is a copy of another one, or that has gone another way than it did at first."""
     lines = []
     for row in rows:
-        tags = row.run["tags"]
-        if ORIGIN in tags:
-            origin = json.loads(tags[ORIGIN])
+        said = row.run["tags"]
+        if origin := tags.told(tags.ORIGIN, said, ORIGIN, row.name):
             lines.append(f"{row.name} is a copy of {origin['url']} and goes on from its step {origin.get('step', 0):,}")
-        if BRANCHED in tags:
-            about = json.loads(tags[BRANCHED])
+        if about := tags.told(tags.BRANCHED, said, BRANCHED, row.name):
             what = "; ".join(f"{key} {change}" for key, change in about["changed"].items())
             lines.append(
                 f"{row.name} went on from step {about['begin']:,} in attempt {about['attempt']} ({what}); what it had "
@@ -261,7 +267,7 @@ def lineage(rows: Sequence[Row]) -> list[str]:
 
 def best(rows: Sequence[Row], column: Column) -> float | None:
     """The best value of a column with several."""
-    values = [f.value for row in rows if (f := row.newest(column.metric, column.protocol))]
+    values = [f.value for row in rows if (f := row.newest(column.metric, column.protocol)) and math.isfinite(f.value)]
     pick = max if higher_is_better(column.metric) else min
     return pick(values) if len(values) > 1 else None
 
@@ -269,7 +275,11 @@ def best(rows: Sequence[Row], column: Column) -> float | None:
 def teacher_of(row: Row, rows: Sequence[Row]) -> Row | None:
     """The row of a run's teacher, if it is there."""
     url = row.params.get("objective.teacher", row.params.get("teacher", "None"))
-    return next((r for r in rows if url not in ("None", "exact") and r.url == storage.absolute(url)), None)
+    if url in ("None", "exact"):
+        return None
+    with contextlib.suppress(CmdistError):  # a parameter of MLflow may be anything
+        url = storage.absolute(url)
+    return next((r for r in rows if r.url == url), None)
 
 
 def make_rows(runs: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], uri: str) -> list[Row]:
@@ -277,11 +287,8 @@ def make_rows(runs: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], u
     rows = []
     for run in runs:
         row = Row(run, uri, run["name"])
-        children = [
-            c for c in found if c["parent"] == run["id"] and c["status"] == "FINISHED" and "protocol_id" in c["params"]
-        ]
-        for child in sorted(children, key=lambda c: (int(c["tags"].get("step", 0)), c["start"])):
-            at = int(child["tags"].get("step", 0)), child["start"]
+        for child in tags.evaluations(found, run["id"]):
+            at = tags.count(child["tags"], "step", 0), child["start"]
             row.figures += [Figure(metric, value, *at, child["params"]) for metric, value in child["metrics"].items()]
         rows.append(row)
     return rows

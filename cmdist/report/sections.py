@@ -9,6 +9,7 @@ from html import escape
 
 from torch import Tensor
 
+from cmdist.errors import CmdistError
 from cmdist.evaluation import pictures
 from cmdist.report import comparison
 from cmdist.report.comparison import Column, Row
@@ -18,7 +19,9 @@ from cmdist.report.page import page
 from cmdist.report.svg import COLOURS, Point, Series, changes, chart, jumps, short
 from cmdist.system import storage
 
-LEVEL = re.compile(r"(.+)_sigma_([\d.e+-]+)_([\d.e+-]+)")  # a quantity between two noise levels
+_SIGMA = r"(\d+(?:\.\d*)?(?:e[+-]?\d{1,2})?)"
+LEVEL = re.compile(rf"(.+)_sigma_{_SIGMA}_{_SIGMA}")  # a quantity between two noise levels
+GLANCE = re.compile(r"step-(\d+)-([^-]+)\.npz")
 STRIP = 10  # images of a row of samples over training
 
 
@@ -245,11 +248,9 @@ def _samples(rows: Sequence[Row]) -> str:
             if not own:
                 continue
             last = max(own, key=lambda f: (f.step, f.n, f.made))
-            with contextlib.suppress(OSError):
-                images, columns = pictures.unpack(storage.read(f"{last.params['stem']}.npz"))
-                values = ", ".join(
-                    f"{comparison.title(f.metric)} {f.text}" for f in own if f.params["stem"] == last.params["stem"]
-                )
+            with contextlib.suppress(OSError, CmdistError):  # the table's pictures have said what is wrong with it
+                images, columns = pictures.read(last.stem or "")
+                values = ", ".join(f"{comparison.title(f.metric)} {f.text}" for f in own if f.stem == last.stem)
                 caption = f"<figcaption>Step {last.step:,}. {escape(values)}</figcaption>"
                 picture = _image(images, columns, f"{sampler} samples of {row.name}")
                 cards.append((legend(number, row.name), f"<figure>{picture}{caption}</figure>"))
@@ -258,19 +259,25 @@ def _samples(rows: Sequence[Row]) -> str:
     return section("Samples", "The same seed at the same place in every grid.", "".join(found))
 
 
+def _glances(run_url: str) -> list[tuple[int, str, str]]:
+    """(step, sampler, stem) of the grids that glances have left, in order."""
+    folder = storage.join(run_url, "glances")
+    matches = [match for name in storage.names(folder) if (match := GLANCE.fullmatch(name))]
+    return sorted((int(match[1]), match[2], storage.join(folder, match[0].removesuffix(".npz"))) for match in matches)
+
+
 def _over_training(rows: Sequence[Row]) -> str:
     cards = []
     for number, row in enumerate(rows):
-        with contextlib.suppress(OSError):
-            names = storage.names(storage.join(row.url, "glances")) if row.url else []
-            for sampler in sorted({n.removesuffix(".npz").rpartition("-")[2] for n in names if n.endswith(".npz")}):
+        with contextlib.suppress(OSError, CmdistError):
+            found = _glances(row.url) if row.url else []
+            for sampler in sorted({sampler for _, sampler, _ in found}):
                 strips = []
-                for name in (n for n in names if n.endswith(f"-{sampler}.npz")):
-                    images, _ = pictures.unpack(storage.read(storage.join(row.url or "", "glances", name)))
-                    step = int(name.split("-")[1])
-                    strips.append(
-                        f"<span>{short(step)}</span>{_image(images[:STRIP], STRIP, f'{row.name}, step {step}')}"
-                    )
+                for step, _, stem in (glance for glance in found if glance[1] == sampler):
+                    with contextlib.suppress(OSError, CmdistError):
+                        images, _ = pictures.read(stem)
+                        picture = _image(images[:STRIP], STRIP, f"{row.name}, step {step}")
+                        strips.append(f"<span>{short(step)}</span>{picture}")
                 how = escape(comparison.SAMPLERS.get(sampler, sampler))
                 title = f"{legend(number, row.name)} <small>{how}, by step</small>"
                 cards.append((title, f'<div class="strip">{"".join(strips)}</div>'))

@@ -12,6 +12,7 @@ Point = tuple[float, float]
 
 WIDTH, HEIGHT = 380, 236
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 36
+FAR = 1e100  # what is farther from 1, or from 0 on a linear axis, has no place in a chart
 MOST = 300  # points of a curve
 COLOURS = 8  # --c0 ... --c7 of the page
 _DASHES = ("", "6 3", "2 3")  # after COLOURS series the same colours come again, dashed
@@ -90,13 +91,10 @@ def chart(
     x_log: bool = False,
     form: Callable[[float], str] = short,
 ) -> str:
-    """A chart as an <svg> element; "" without points. What cannot be drawn (not finite, or not above 0 on a log axis)
-    is left out.
+    """A chart as an <svg> element; "" without points. What cannot be drawn (not finite, beyond FAR, or not above 0 on a
+    log axis) is left out.
     """
-    drawable = [
-        (s, [p for p in s.points if all(map(math.isfinite, p)) and (p[1] > 0 or not y_log) and (p[0] > 0 or not x_log)])
-        for s in series
-    ]
+    drawable = [(s, [p for p in s.points if _fits(p[0], x_log) and _fits(p[1], y_log)]) for s in series]
     drawable = [(s, points) for s, points in drawable if points]
     if not drawable:
         return ""
@@ -166,6 +164,10 @@ def _curve(
     data = ";".join(f"{px:.1f},{py:.1f},{short(x)},{form(y)}" for (px, py), (x, y) in zip(places, shown, strict=True))
     told = f'data-name="{escape(s.name, quote=True)}" data-points="{escape(data, quote=True)}"'
     return f'<g class="series c{s.number % COLOURS}" {told}>{"".join(drawn)}</g>'
+
+
+def _fits(value: float, log: bool) -> bool:
+    return abs(value) <= FAR and (not log or value >= 1 / FAR)  # never for NaN
 
 
 def _range(low: float, high: float, log: bool) -> Point:

@@ -7,8 +7,11 @@ repeats the steps of a killed one goes the same way: nothing is made anew for th
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from cmdist.tracking import tags
 
 KEY = "cmdist.key"
 PARENT = "mlflow.parentRunId"
@@ -19,6 +22,7 @@ BRANCHED = "cmdist.branched"  # on the new run, last of all, as JSON: attempt, b
 ORIGIN = "cmdist.origin"  # on a copy's run, as JSON: id, url, step
 
 BATCH = 1000  # metrics of one request, MLflow's limit
+_PARAMS = re.compile(r"params of attempt (\d{1,15})")
 _TOLERANCE = 0.01  # of a loss, relative: a repetition on GPUs or by other ranks differs by less within a few steps
 _LEARNED = (
     "objective", "optimizer.", "loss.", "curriculum.", "noise.", "network.", "teacher", "init", "run.seed", "data.flip",
@@ -45,23 +49,28 @@ def apart(before: float, after: float) -> bool:
 def params_of(run: Any) -> dict[str, str]:
     """The parameters of a run's newest attempt: those of the first, and what was changed since."""
     found = dict(run.data.params)
-    tags = {key: value for key, value in run.data.tags.items() if key.startswith("params of attempt ")}
-    for key in sorted(tags, key=lambda key: int(key.rpartition(" ")[2])):
-        found |= json.loads(tags[key])
+    by_attempt = {key: match[1] for key in run.data.tags if (match := _PARAMS.fullmatch(key))}
+    for key in sorted(by_attempt, key=lambda key: int(by_attempt[key])):
+        found |= tags.told(tags.CHANGED, run.data.tags, key, run.info.run_id) or {}
     return found
 
 
 def find(client: Any, experiment: str, key: str) -> Any | None:
     """The run of a key. Of two, after a branching that was cut short, the one that branched off last."""
     found = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=10)
-    return max(found, key=lambda run: int(run.data.tags.get(BRANCH, ":0").rpartition(":")[2]), default=None)
+    return max(found, key=_branched, default=None)
+
+
+def _branched(run: Any) -> int:
+    """The attempt that branched off; 0: none."""
+    return tags.count({"attempt": run.data.tags.get(BRANCH, "").rpartition(":")[2]}, "attempt", 0)
 
 
 def cut_short(run: Any, record: Mapping[str, Any]) -> str | None:
     """MLflow's id of the run that this one was to take the place of, if that attempt's branching was not finished."""
-    tags = run.data.tags
-    unfinished = tags.get(BRANCH) == f"{record['key']}:{record['attempt']}" and BRANCHED not in tags
-    return tags[FROM] if unfinished else None
+    said = run.data.tags
+    unfinished = said.get(BRANCH) == f"{record['key']}:{record['attempt']}" and BRANCHED not in said
+    return said.get(FROM) if unfinished else None
 
 
 def branch_off(client: Any, old: Any, record: Mapping[str, Any], why: Mapping[str, str]) -> Any:
@@ -88,7 +97,7 @@ def branch_off(client: Any, old: Any, record: Mapping[str, Any], why: Mapping[st
         for first in range(0, len(points), BATCH):
             client.log_batch(new.info.run_id, metrics=points[first : first + BATCH])
     for child in _children(client, experiment, old.info.run_id):
-        if int(child.data.tags.get("step", 0)) <= begin:
+        if tags.count(child.data.tags, "step", 0) <= begin:
             client.set_tag(child.info.run_id, PARENT, new.info.run_id)
     title = f"{record['name']} (given up after step {begin})"
     client.set_tag(new.info.run_id, KEY, key)  # from here on `find` gives the new one

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmdist.tracking import branches, mlflow
+from cmdist.tracking import branches, mlflow, tags
 from cmdist.tracking.branches import KEY
 from cmdist.tracking.journal import Journal, Record
 
@@ -36,6 +36,8 @@ class Delivery:
         if first["kind"] == "start":
             self._start(first)
             used = 1
+        elif "run_id" not in self._cursor:
+            used = 1  # the line of its start is lost, and nobody knows whose it is
         elif first["kind"] == "metrics":
             used = self._metrics([record for record, _ in records])
         else:
@@ -57,7 +59,7 @@ class Delivery:
             run = self._client.create_run(
                 experiment, start_time=record["time"], run_name=record["name"], tags={KEY: record["key"]}
             )
-        last, begin = int(run.data.tags.get("attempts", 0)), record.get("begin")
+        last, begin = tags.count(run.data.tags, "attempts", 0), record.get("begin")
         self._cursor |= {"uri": newest["uri"], "run_id": run.info.run_id}
         self._cursor |= {"attempt": record["attempt"], "begin": begin, "overlap": 0}
         self._newest, self._there = None, {}
@@ -134,8 +136,8 @@ class Delivery:
     def _overtaken(self) -> bool:
         """Whether MLflow knows a later attempt, on another node, than the one that is delivered."""
         if self._newest is None:
-            tags = self._connected().get_run(self._cursor["run_id"]).data.tags
-            self._newest = int(tags.get("attempts", 0)), int(tags.get(_BEGIN, 0))
+            said = self._connected().get_run(self._cursor["run_id"]).data.tags
+            self._newest = tags.count(said, "attempts", 0), tags.count(said, _BEGIN, 0)
         return self._cursor.get("attempt", self._newest[0]) < self._newest[0]
 
     @property

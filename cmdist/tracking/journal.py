@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cmdist.errors import DataError
+from cmdist.tracking import documents
 from cmdist.tracking.machine import Machine
 
 Record = dict[str, Any]
@@ -67,9 +69,8 @@ class Journal:
                 if not line.endswith(b"\n") or count == limit:
                     return
                 place += len(line)
-                try:
-                    record = json.loads(line)
-                except ValueError:  # cut short by a kill
+                record = documents.line(line)
+                if record is None:  # cut short by a kill
                     continue
                 count += 1
                 yield record, place
@@ -81,16 +82,21 @@ class Journal:
             self._handle = None
 
     def cursor(self) -> Record:
-        """What `set_cursor` stored last; {"place": 0} at first."""
+        """What `set_cursor` stored last; {"place": 0} at first, and if what is there is damaged."""
         try:
-            return json.loads(self._cursor.read_bytes())  # type: ignore[no-any-return]
-        except FileNotFoundError:
+            cursor = documents.CURSOR.read(self._cursor.read_bytes(), str(self._cursor))
+        except (FileNotFoundError, DataError):
             return {"place": 0}
+        lines = self._points.stat().st_size if self._points.exists() else 0
+        return cursor if cursor["place"] <= lines else {"place": 0}
 
     def set_cursor(self, cursor: Record) -> None:
         """Store how far the lines are delivered, whole or not at all."""
         temporary = self._cursor.with_suffix(".new")
-        temporary.write_text(json.dumps(cursor))
+        with temporary.open("w") as file:
+            file.write(json.dumps(cursor))
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut leaves an empty file under the name
         os.replace(temporary, self._cursor)
 
     @contextmanager

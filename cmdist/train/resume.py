@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
-from cmdist.checkpoints import progress, search
+from cmdist.checkpoints import documents, progress, search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
 from cmdist.system import sharing, storage
@@ -116,18 +116,16 @@ def _as_lookup(look: Callable[[], T]) -> T:
 
 
 def load(checkpoint: Checkpoint, engine: Engine, averages: Averages, copies: Mapping[str, Copy]) -> None:
-    """Read this rank's slices of weights, moments, averages and copies; all ranks must call."""
-    if checkpoint.layout != engine.layout:
-        raise CheckpointError(
-            f"{checkpoint.url} holds another network: {checkpoint.layout.total} weights, this one has "
-            f"{engine.layout.total}"
-        )
+    """Read this rank's slices of weights, moments, averages and copies; all ranks must call. Raises CheckpointError."""
+    state = documents.TRAINED.check(checkpoint.state, f"{checkpoint.url}/state.json")
+    if difference := checkpoint.layout.difference(engine.layout):
+        raise CheckpointError(f"{checkpoint.url} holds another network: {difference}")
     start, stop = engine.start, engine.stop
     for kind in KINDS:
         engine.load(kind, checkpoint.read_state(kind, start, stop))
-    engine.optimizer_step = checkpoint.state["optimizer_step"]
-    if engine.loss_scale.dynamic and checkpoint.state["loss_scale"]["dynamic"]:  # precision may change between attempts
-        engine.loss_scale = LossScale(**checkpoint.state["loss_scale"])
+    engine.optimizer_step = state["optimizer_step"]
+    if engine.loss_scale.dynamic and state["loss_scale"]["dynamic"]:  # precision may change between attempts
+        engine.loss_scale = LossScale(**state["loss_scale"])
     missing = [f"average with decay {decay}" for decay in averages.slices if decay not in checkpoint.emas]
     missing += [name for name in copies if not checkpoint.has(name)]
     if missing:

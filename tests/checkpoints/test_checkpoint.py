@@ -97,7 +97,10 @@ def test_damage_to_any_file_is_named(tmp_path, name: str, damage: str) -> None:
         ("", "COMMIT is damaged"),
         ("{}", "COMMIT is damaged"),
         (json.dumps({"format": checkpoint.FORMAT + 1, "step": 5, "files": {}}), "use a newer one"),
-        (json.dumps({"format": checkpoint.FORMAT, "step": 6, "files": {}}), "belongs to step 6, not to 5"),
+        (
+            json.dumps({"format": checkpoint.FORMAT, "step": 6, "files": {}}),
+            "belongs to step 6 by attempt 0, not to step 5",
+        ),
         (json.dumps({"format": checkpoint.FORMAT, "step": 5, "files": {"state.json": {}}}), "COMMIT is damaged"),
     ],
 )

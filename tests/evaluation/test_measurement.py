@@ -215,7 +215,7 @@ def test_a_damaged_part_is_a_sentence(tmp_path):
     measure(tmp_path)
     (tmp_path / "part-000001.npz").write_bytes(b"PK")
     with pytest.raises(
-        DataError, match=r"part-000001.npz is missing or damaged .*remove it, and the same command makes it again"
+        DataError, match=r"part-000001.npz is damaged: .*remove it, and the same command makes it again"
     ):
         measure(tmp_path)
 
@@ -296,7 +296,7 @@ def test_a_reference_of_something_else_is_refused(tmp_path, change, sentence):
 @pytest.mark.parametrize("content", [b"", b"no npz", b"PK\x03\x04"])
 def test_damaged_references_are_a_sentence(tmp_path, content):
     (tmp_path / "s.npz").write_bytes(content)
-    with pytest.raises(DataError, match="is no npz file of statistics, or a damaged one"):
+    with pytest.raises(DataError, match=r"(s|t)\.npz is damaged: "):
         references.load(str(tmp_path / "s.npz"), extractor(), 8)
     with pytest.raises(DataError, match="are not there"):
         references.load(str(tmp_path / "t.npz"), extractor(), 8)

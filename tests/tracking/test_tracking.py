@@ -46,27 +46,31 @@ def points(folder: Path, metric: str = "loss") -> list[tuple[int, float]]:
 # --- the journal
 
 
+def numbered(step):
+    return {"kind": "metrics", "time": 0, "step": step, "values": {"loss": 1.0}}
+
+
 def test_journal_gives_back_records_and_places(tmp_path):
     journal = Journal(tmp_path / "j")
     for number in range(5):
-        journal.append({"number": number})
+        journal.append(numbered(number))
     found = list(journal.read())
-    assert [record["number"] for record, _ in found] == [0, 1, 2, 3, 4]
-    assert [record["number"] for record, _ in journal.read(found[1][1], limit=2)] == [2, 3]
+    assert [record["step"] for record, _ in found] == [0, 1, 2, 3, 4]
+    assert [record["step"] for record, _ in journal.read(found[1][1], limit=2)] == [2, 3]
     assert list(journal.read(found[-1][1])) == []
 
 
 def test_journal_skips_a_line_cut_short_by_a_kill_and_goes_on_behind_it(tmp_path):
     journal = Journal(tmp_path / "j")
-    journal.append({"number": 0})
+    journal.append(numbered(0))
     journal.close()
     with (tmp_path / "j" / "points.jsonl").open("ab") as file:
         file.write(b'{"numb')
-    assert [record["number"] for record, _ in journal.read()] == [0]
+    assert [record["step"] for record, _ in journal.read()] == [0]
     again = Journal(tmp_path / "j")
-    again.append({"number": 1})
-    again.append({"number": 2})
-    assert [record["number"] for record, _ in again.read()] == [0, 1, 2]
+    again.append(numbered(1))
+    again.append(numbered(2))
+    assert [record["step"] for record, _ in again.read()] == [0, 1, 2]
 
 
 def test_journal_lock_belongs_to_one_and_ends_with_its_process(tmp_path):
@@ -177,7 +181,7 @@ def test_a_node_without_the_journal_repeats_steps_that_are_not_stored_twice(tmp_
 def test_the_node_is_measured_by_the_courier(tmp_path, monkeypatch):
     monkeypatch.setattr("cmdist.tracking.journal.SYSTEM_EVERY", 0.0)
     journal = Journal(tmp_path / "tracking")
-    journal.append({"kind": "start", "time": now() - 5000})
+    journal.append({"kind": "end", "time": now() - 5000, "status": "KILLED"})
     watch = Watch(journal)
     watch.look()
     (record,) = [r for r, _ in journal.read() if r["kind"] == "metrics"]

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from cmdist.data.cache import checksum_of
-from cmdist.data.images import INDEX, PREPARING
+from cmdist.data.index import INDEX, PREPARING
 from cmdist.data.preparing.scan import Scan
 from cmdist.data.preparing.sources.base import Source
 from cmdist.errors import DataError

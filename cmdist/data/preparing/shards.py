@@ -18,7 +18,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from cmdist.data.decode import BadImageError, encode
-from cmdist.data.images import FORMAT, INDEX, PREPARING, SAMPLES, SHARD_NAME, ShardedImages, open_dataset
+from cmdist.data.images import ShardedImages, open_dataset
+from cmdist.data.index import FORMAT, INDEX, PREPARING, SAMPLES, SHARD_NAME
 from cmdist.data.order import permutation
 from cmdist.data.preparing import preparation, workers
 from cmdist.data.preparing.preparation import Bad, Finished, Plan

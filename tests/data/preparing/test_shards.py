@@ -142,7 +142,7 @@ def test_shards_of_plain_webdataset_are_indexed_and_read(tmp_path):
         (lambda url: Path(url, "index.npz").unlink(), r"index\.npz is missing$"),
         (
             lambda url: edit_index(url, count=49),
-            r"index\.npz does not match the shards in index\.json: other counts or sizes$",
+            r"index\.npz is damaged: index\.json says 49 samples, and its shards have 50",
         ),
         (lambda url: change(f"{url}/index.json", lambda d: d[:-30]), r"index\.json is damaged: "),
         (
@@ -150,7 +150,10 @@ def test_shards_of_plain_webdataset_are_indexed_and_read(tmp_path):
             r"index\.json is an index of a data set of format 2; .* reads up to 1, use a newer one$",
         ),
         (lambda url: edit_index(url, shards=[]), r"^the data set at .* is empty$"),
-        (lambda url: edit_index(url, shards=[{"name": "../a.tar"}]), r"names a shard '\.\./a\.tar'; a plain file name"),
+        (
+            lambda url: edit_index(url, shards=[{"name": "../a.tar"}]),
+            r"shards\.0\.name is '\.\./a\.tar', and a plain file name that ends in \.tar is needed",
+        ),
         (
             lambda url: Path(url, "index.json").unlink(),
             r"^there is no data set at .*: index\.json is missing; make one with pipelines",

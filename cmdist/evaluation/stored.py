@@ -1,0 +1,99 @@
+"""Files that evaluations leave, as they are read again: records of figures, and scores of real images."""
+
+import sys
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from cmdist import migrations
+from cmdist.errors import DataError
+from cmdist.system import storage
+from cmdist.system.typed import Document, Shape, Tree
+
+_Step = Annotated[int, Field(ge=0, lt=10**10)]
+
+
+class _Protocol(Shape):
+    space: str
+    n: Annotated[int, Field(gt=0)]
+
+
+class _Weights(Shape):
+    weights: str
+
+
+class _Record(Shape):
+    title: str
+    step: _Step
+    protocol: _Protocol
+    protocol_id: str
+    sampling: dict[str, Any]
+    checkpoint: _Weights
+    metrics: dict[str, float]
+    images: str
+    code: str
+    device: str
+    ranks: int
+    time: Annotated[int, Field(ge=0, lt=2**63)]
+    seconds: float
+    identity: str
+    stem: str
+    measured: str | None = None
+
+
+class _Scores(Shape):
+    extractor: str
+    reference: str
+    n: int
+    bootstrap: float
+    matched_gaussian: float
+
+
+class _Glance(Shape):
+    weights: str
+
+
+RECORD = Document(_Record, DataError, "remove it, and the same evaluation makes it again")
+SCORES = Document(_Scores, DataError, "remove it, and `evaluate.py reference` makes it again")
+GLANCE = Document(_Glance, DataError)
+
+
+def records(folder: str, start: str = "step-") -> list[tuple[str, Tree]]:
+    """(name, record) of the figures in a folder whose file names begin with `start`, as today's format has them.
+
+    A damaged one is named on stderr and left out, so that its figures are made again. Raises FormatError.
+    """
+    found = []
+    for name in storage.names(folder):
+        if not (name.startswith(start) and name.endswith(".json")):
+            continue
+        where = storage.join(folder, name)
+        try:
+            record = migrations.EVALUATION.migrate(RECORD.tree(storage.read(where), where), where)
+            found.append((name, RECORD.check(record, where)))
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except DataError as error:
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+    return found
+
+
+def seen(url: str) -> str | None:
+    """Which weights a glance has looked at; None if there is none, or what is there says nothing of it."""
+    try:
+        return str(GLANCE.read(storage.read(url), url)["weights"])
+    except (FileNotFoundError, DataError):
+        return None
+
+
+def scores(folder: str) -> list[Tree]:
+    """What real images score, as it is kept beside a data set; a damaged file is named on stderr and left out."""
+    found = []
+    for name in storage.names(folder):
+        if name.startswith("references-") and name.endswith(".json"):
+            where = storage.join(folder, name)
+            try:
+                found.append(SCORES.read(storage.read(where), where))
+            except DataError as error:
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+    return found
