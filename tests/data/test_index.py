@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
-from conftest_data import numbered
 
 from cmdist.data.images import open_dataset
 from cmdist.data.preparing.shards import write_dataset
 from cmdist.errors import CmdistError, DataError
+from conftest_data import numbered
 
 Tree = dict[str, Any]
 Arrays = dict[str, Any]
