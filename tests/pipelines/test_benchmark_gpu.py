@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,20 @@ def test_when_time_is_out_later_parts_are_skipped_with_the_reason(
     assert rows["later"]["reason"] == "0 s were left"
 
 
+def test_the_time_is_shared_among_the_parts_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+
+    def run(part: Part, command: list[str], wanted: float, *rest: Any) -> dict[str, Any]:
+        limits.append(wanted)
+        return {"part": part.name, "title": "", "state": "done", "reason": "", "seconds": 0.0, "found": {}}
+
+    monkeypatch.setattr(schedule, "_run", run)
+    setup, parts = Setup("cpu", tmp_path), [Part("a", "", 0.15, ""), Part("b", "", 0.05, "")]
+    run_all(parts, lambda part: [], 800.0, setup)
+    run_all([*parts, Part("c", "", 1.8, "")], lambda part: [], 800.0, setup)
+    assert limits == pytest.approx([600.0, 200.0, 120.0, schedule.SHORTEST, 1440.0])
+
+
 def test_parts_do_not_take_themselves_for_ranks_of_the_job_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURM_NTASKS", "PMIX_RANK"):
         monkeypatch.setenv(name, "8")
@@ -105,6 +120,17 @@ def test_waits_are_counted_by_the_line_that_asks() -> None:
     assert sorted(found.places.values()) == [1, 2]
     assert all("test_benchmark_gpu.py" in place for place in found.places)
     assert any("values.sum().item()" in place for place in found.places)
+
+
+def test_a_wait_that_torch_warns_of_is_found_where_it_was_asked_for() -> None:
+    found = steps.Waits(torch.device("cpu"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkey = warnings.showwarning
+        warnings.showwarning = found._warned
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.showwarning = monkey
+    assert list(found.places.values()) == [1] and "test_benchmark_gpu.py" in next(iter(found.places))
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,8 @@ class Waits(TorchDispatchMode):
 
     def _note(self) -> None:
         frames = [frame for frame in traceback.extract_stack() if "torch/" not in frame.filename]
-        frames = [frame for frame in frames if frame.filename != __file__] or traceback.extract_stack()
+        between = (__file__, warnings.__file__)  # torch's warnings come through Python's
+        frames = [frame for frame in frames if frame.filename not in between] or traceback.extract_stack()
         name = frames[-1].filename
         short = name.rpartition("site-packages/")[2].removeprefix(f"{REPOSITORY}/")
         self.places[f"{short}:{frames[-1].lineno} {frames[-1].line}"] += 1
