@@ -6,6 +6,7 @@ python pipelines/prepare_data.py imagenet ILSVRC2012_img_train.tar --size 64 --e
 folder of synsets)
 python pipelines/prepare_data.py imagenet64 FOLDER_OF_NPZ --class-map map_clsloc.txt --out data/imagenet64-official
 python pipelines/prepare_data.py cifar10 cifar-10-binary.tar.gz --out data/cifar10
+python pipelines/prepare_data.py folder ~/pictures --out data/pictures --check       (what is odd, and what would work)
 python pipelines/prepare_data.py folder ~/pictures --size 64 --out data/pictures     (labels: the names of sub-folders,
 if any)
 python pipelines/prepare_data.py zip pictures.zip --size 64 --out data/pictures
@@ -20,131 +21,94 @@ writes the index.
 import argparse
 import math
 import os
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import xxhash
-from safetensors.torch import save
-from tqdm import tqdm
+from PIL import ImageColor
 
 from cmdist.data.decode import ENCODINGS, MAX_PIXELS
-from cmdist.data.images import open_dataset
-from cmdist.data.index import INDEX
-from cmdist.data.preparing import preparation
-from cmdist.data.preparing.shards import finish, index_shards, write_dataset, write_shards
+from cmdist.data.preparing.indexing import index_shards
+from cmdist.data.preparing.look import MOST_PIXELS, look
+from cmdist.data.preparing.prepare import (
+    SEED,
+    Writing,
+    bar,
+    finish_parts,
+    part_of,
+    prepare,
+    prepare_digits,
+    summary,
+    warn,
+)
 from cmdist.data.preparing.sources.base import Source
 from cmdist.data.preparing.sources.cifar10 import cifar10
-from cmdist.data.preparing.sources.digits import digits
 from cmdist.data.preparing.sources.files import folder, zipped
 from cmdist.data.preparing.sources.imagenet import SYNSETS, imagenet
 from cmdist.data.preparing.sources.imagenet64 import BATCHES, imagenet64
+from cmdist.data.preparing.sources.labels import class_names
 from cmdist.data.preparing.sources.lsun import lsun
-from cmdist.errors import ConfigError, DataError
-from cmdist.nets.classifier import train_classifier
-from cmdist.system import cli, storage
+from cmdist.data.preparing.sources.pictures import Reading, html
+from cmdist.errors import ConfigError
+from cmdist.system import cli
 
-EXTRACTOR = "extractor.safetensors"
-SEED = 0
 LARGEST = math.isqrt(MAX_PIXELS)  # pixels of a side
 
-SOURCES: dict[str, Callable[[argparse.Namespace], Source]] = {
-    "lsun": lambda o: lsun(o.path, o.size, o.enlarge),
-    "imagenet": lambda o: imagenet(o.path, o.size, o.synsets, o.enlarge),
-    "imagenet64": lambda o: imagenet64(o.path, o.batches, o.class_map),
-    "cifar10": lambda o: cifar10(o.path, o.split),
-    "folder": lambda o: folder(o.path, o.size, o.enlarge),
-    "zip": lambda o: zipped(o.path, o.size, o.enlarge),
+
+_OWN = ("path", "size", "enlarge", "reading", "classes", "unlabelled")
+# what makes each source, and its arguments
+SOURCES: dict[str, tuple[Callable[..., Source], tuple[str, ...]]] = {
+    "lsun": (lsun, ("path", "size", "enlarge")),
+    "imagenet": (imagenet, ("path", "size", "synsets", "enlarge")),
+    "imagenet64": (imagenet64, ("path", "batches", "class_map")),
+    "cifar10": (cifar10, ("path", "split")),
+    "folder": (folder, _OWN),
+    "zip": (zipped, _OWN),
 }
+OWN = ("folder", "zip")
 # what decides how to write, not what
-_NOT_STORED = ("out", "workers", "part", "finish", "max_bad")
+_NOT_STORED = ("out", "workers", "part", "finish", "max_bad", "check")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Prepare what the command line asks for, or say that it is there."""
-    options = _parser().parse_args(arguments)
-    if options.source == "shards":
-        return _index(options)
-    _check(options)
-    out, prepared = options.out, _prepared(options)
-    if _finished(out, prepared):
-        print(f"{out} is prepared already")
-    elif options.source == "digits":
-        _digits(out, options.per_shard, prepared)
-    elif options.finish:
-        plan = preparation.read_plan(out)
-        if plan.described["prepared"] != prepared:
-            raise DataError(
-                f"{out} is being prepared with other arguments ({plan.described['prepared']}, now {prepared})"
-            )
-        print(_summary(out, finish(out, plan, max_bad=options.max_bad)))
-    else:
-        try:
-            _prepare(options, prepared)
-        except (DataError, FileNotFoundError):
-            if not _finished(out, prepared):  # the same command beside this one may have been faster
-                raise
-            print(f"{out} is prepared already")
-    return None
-
-
-def _prepare(options: argparse.Namespace, prepared: dict[str, Any]) -> None:
-    part, out = _part(options.part, os.environ), options.out
-    source = SOURCES[options.source](options)
-    plan = preparation.make_plan(
-        source,
-        seed=SEED,
-        per_shard=options.per_shard,
-        encoding=options.format,
-        quality=options.quality,
-        prepared=prepared,
+    given = vars(_parser().parse_args(arguments))
+    _check(given)
+    source, out = given["source"], given["out"]
+    if source == "shards":
+        _index(given["url"], given["name"], given["channels"], given["classes"], given["max_bad"])
+        return
+    how = Writing(
+        _asked(given),
+        given["per_shard"],
+        given.get("format", "png"),
+        given.get("quality", 95),
+        given.get("workers", 1),
+        given.get("max_bad", 0),
     )
-    if source.passed_over:
-        print(
-            f"warning: {source.passed_over} pictures of other formats are passed over; PNG, JPEG, WebP, PPM are read",
-            file=sys.stderr,
-        )
-    preparation.begin(out, plan)
-    number, parts = part or (1, 1)
-    images = sum(len(ids) for ids in np.array_split(np.arange(plan.count), plan.shards)[number - 1 :: parts])
-    title = f"{source.name} -> {out}" + (f", part {number} of {parts}" if part else "")
-    with _bar(title, images) as bar:
-        write_shards(
-            out,
-            source,
-            plan,
-            part=(number, parts),
-            processes=options.workers,
-            max_bad=options.max_bad,
-            progress=bar.update,
-        )
-    if part:
-        print(
-            f"part {number} of {parts} is there; once all are, the same command with --finish instead "
-            "of --part writes the index"
-        )
+    if source == "digits":
+        print(prepare_digits(out, how))
+        return
+    maker, names = SOURCES[source]
+    if source in OWN:
+        reading = Reading(not given["ignore_rotation"], given["background"], given["max_pixels"] or MAX_PIXELS)
+        given = given | {"reading": reading}
+    known = {name: given[name] for name in names}
+    if given.get("check"):
+        print(look(source, out, **known))
+    elif given["finish"]:
+        print(finish_parts(out, how))
     else:
-        print(_summary(out, finish(out, plan, max_bad=options.max_bad)))
+        print(prepare(out, lambda: maker(**known), how, part_of(given["part"], os.environ)))
 
 
-def _digits(out: str, per_shard: int, prepared: dict[str, Any]) -> None:
-    source = digits()
-    preparation.begin(out, preparation.make_plan(source, seed=SEED, per_shard=per_shard, prepared=prepared))
-    extractor = _train_extractor(out, source)
-    with _bar(f"{source.name} -> {out}", source.count) as bar:
-        index = write_dataset(
-            out, source, seed=SEED, per_shard=per_shard, extractor=extractor, prepared=prepared, progress=bar.update
+def _index(url: str, name: str, channels: int, classes: Path | None, max_bad: int) -> None:
+    names = class_names(classes) if classes else ()
+    with bar(f"indexing {url}") as shown:
+        index = index_shards(
+            url, name=name, channels=channels, classes=names, max_bad=max_bad, progress=shown.update, say=warn
         )
-    print(_summary(out, index))
-
-
-def _bar(title: str, images: int | None = None) -> "tqdm[Any]":
-    """Images per second and time left, on a terminal in place, in a log once in half a minute."""
-    return tqdm(total=images, desc=title, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 30)
+    print(summary(url, index))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     shards.add_argument("url", type=_not_empty)
     shards.add_argument("--name", default="shards")
     shards.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    shards.set_defaults(out=None, per_shard=1)
     for name in SOURCES:
         sub[name].add_argument("path", type=lambda text: Path(_not_empty(text)))
     for name, size in (("lsun", 256), ("imagenet", 64), ("folder", None), ("zip", None)):
@@ -191,6 +156,14 @@ def _parser() -> argparse.ArgumentParser:
         "--class-map", type=Path, help="the devkit's map_clsloc.txt: number classes by sorted synsets, as in ADM"
     )
     sub["cifar10"].add_argument("--split", choices=("train", "test"), default="train")
+    for name in OWN:
+        _add_own(sub[name])
+    for owner in (shards, *(sub[name] for name in OWN)):
+        owner.add_argument("--classes", type=Path, help="a file with the name of a class on each line, by label")
+    for owner in (shards, *(sub[name] for name in SOURCES)):
+        owner.add_argument(
+            "--max-bad", type=int, default=0, help="unreadable images to leave out and report (default %(default)s)"
+        )
     for name in SOURCES:
         sub[name].add_argument(
             "--format",
@@ -210,9 +183,6 @@ def _parser() -> argparse.ArgumentParser:
             help="K/N: write only the K-th of N parts of the shards (default: all, in a Slurm array its task's)",
         )
         sub[name].add_argument("--finish", action="store_true", help="only write the index, once all parts are there")
-        sub[name].add_argument(
-            "--max-bad", type=int, default=0, help="unreadable images to leave out and report (default %(default)s)"
-        )
     for name, parsed in sub.items():
         parsed.add_argument("--out", required=True, type=_not_empty, help="folder or URL of the data set")
         per_shard = 200 if name == "digits" else 5000
@@ -220,6 +190,30 @@ def _parser() -> argparse.ArgumentParser:
     for each in (parser, shards, *sub.values()):
         each.error = _refuse  # type: ignore[method-assign,assignment]
     return parser
+
+
+def _add_own(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--background",
+        type=_colour,
+        default=_colour("white"),
+        help="the colour behind transparent parts, a name or #rrggbb (default white)",
+    )
+    parser.add_argument(
+        "--ignore-rotation", action="store_true", help="do not turn photos upright, as their EXIF data say"
+    )
+    parser.add_argument("--max-pixels", type=int, help=f"of an image, else it counts as bad (default {MAX_PIXELS})")
+    parser.add_argument("--unlabelled", action="store_true", help="no classes, whatever folders there are")
+    parser.add_argument(
+        "--check", action="store_true", help="only look at all images, list what is odd, and say what would work"
+    )
+
+
+def _colour(text: str) -> tuple[int, ...]:
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no colour; give a name like white, or #rrggbb") from error
 
 
 def _not_empty(text: str) -> str:
@@ -232,106 +226,41 @@ def _refuse(message: str) -> None:
     raise ConfigError(f"{message}; see pipelines/prepare_data.py --help")
 
 
-def _check(options: argparse.Namespace) -> None:
-    given = vars(options)
-    if options.per_shard < 1 or (given.get("size") is not None and options.size < 1):
+def _check(given: Mapping[str, Any]) -> None:
+    size = given.get("size")
+    if given["per_shard"] < 1 or (size is not None and size < 1):
         raise ConfigError("--per-shard and --size must be 1 or more")
     if given.get("synsets", 1) < 1 or given.get("batches", 1) < 1:
         raise ConfigError("--synsets and --batches must be 1 or more")
-    if (given.get("size") or 1) > LARGEST:
-        raise ConfigError(f"--size {options.size}: at most {LARGEST} pixels are allowed")
+    if (size or 1) > LARGEST:
+        raise ConfigError(f"--size {size}: at most {LARGEST} pixels are allowed")
     if given.get("workers", 1) < 1 or given.get("max_bad", 0) < 0 or not 1 <= given.get("quality", 1) <= 100:
         raise ConfigError("--workers must be 1 or more, --max-bad 0 or more, --quality 1 to 100")
-    if options.out.startswith("memory:") and given.get("workers", 1) > 1:
+    if (pixels := given.get("max_pixels")) is not None and not 1 <= pixels <= MOST_PIXELS:
+        raise ConfigError(f"--max-pixels {pixels}: 1 to {MOST_PIXELS} are allowed")
+    if given.get("unlabelled") and given.get("classes"):
+        raise ConfigError("--unlabelled and --classes contradict each other")
+    if (given["out"] or "").startswith("memory:") and given.get("workers", 1) > 1:
         raise ConfigError(
-            f"--out {options.out}: memory is shared by no processes and ends with this one; it needs --workers 1"
+            f"--out {given['out']}: memory is shared by no processes and ends with this one; it needs --workers 1"
         )
-    if given.get("enlarge") and options.size is None:
+    if given.get("enlarge") and size is None:
         raise ConfigError("--enlarge needs --size")
-    if given.get("finish") and options.part:
+    if given.get("finish") and given["part"]:
         raise ConfigError("--finish comes after all parts: give it or --part")
 
 
-def _part(given: str | None, environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """(K, N) of --part K/N, or of the Slurm array that this is a task of; None: everything."""
-    if given is not None:
-        match = re.fullmatch(r"(\d+)/(\d+)", given)
-        if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise ConfigError(f"--part {given}: K/N with K from 1 to N is needed, e.g. --part 3/8")
-        return int(match[1]), int(match[2])
-    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX")
-    if names[0] not in environment:
-        return None
-    texts = [environment.get(name, environment[names[0]] if name != names[1] else "1") for name in names]
-    if strange := [f"{name}={text}" for name, text in zip(names, texts, strict=True) if not text.isdigit()]:
-        raise ConfigError(f"{strange[0]}: a number is needed; give --part, or unset it outside of a Slurm array")
-    task, count, first, last = map(int, texts)
-    if last - first + 1 != count:
-        raise ConfigError(
-            f"the Slurm array {first} to {last} has {count} tasks, so some parts would be missing: use one without "
-            f"gaps, e.g. 1-{count}"
-        )
-    return task - first + 1, count
-
-
-def _prepared(options: argparse.Namespace) -> dict[str, Any]:
+def _asked(given: Mapping[str, Any]) -> dict[str, Any]:
     """What is asked for, as it is kept in the index; switches that are off are left out."""
-    arguments: dict[str, Any] = {"source": options.source, "per_shard": options.per_shard, "seed": SEED}
-    for name, value in vars(options).items():
-        if name not in (*arguments, *_NOT_STORED) and (value not in (None, False) or name == "size"):
-            arguments[name] = str(value.resolve()) if isinstance(value, Path) else value
-    if arguments.get("format") != "jpg":
-        arguments.pop("quality", None)
-    return arguments
-
-
-def _finished(out: str, prepared: dict[str, Any]) -> bool:
-    if not storage.exists(storage.join(out, INDEX)):
-        return False
-    try:
-        there = open_dataset(out).index.get("prepared")
-    except DataError as error:
-        raise DataError(
-            f"{out} was prepared, but is damaged: {error}; restore it, or remove the folder and prepare it again"
-        ) from error
-    if there != prepared:
-        raise DataError(
-            f"{out} was prepared with other arguments ({there}, now {prepared}): give another --out, or remove it"
-        )
-    preparation.end(out)  # if it was killed between the index and its end
-    return True
-
-
-def _train_extractor(out: str, source: Source) -> dict[str, Any]:
-    """Train the small classifier whose features the Frechet distance is measured in, and store it beside the shards."""
-    assert source.labels is not None
-    print("training the classifier whose features evaluation compares", flush=True)
-    torch.set_num_threads(1)  # so that the bytes do not depend on the number of cores
-    images = torch.from_numpy(np.stack([source.image(i) for i in range(source.count)]).transpose(0, 3, 1, 2).copy())
-    classifier, accuracy = train_classifier(images, torch.from_numpy(source.labels), seed=SEED)
-    data = save(classifier.state_dict())
-    storage.write(storage.join(out, EXTRACTOR), data)
-    return {"file": EXTRACTOR, "checksum": "xxh3:" + xxhash.xxh3_128_hexdigest(data), "accuracy": accuracy}
-
-
-def _index(options: argparse.Namespace) -> None:
-    with _bar(f"indexing {options.url}") as bar:
-        index = index_shards(options.url, name=options.name, channels=options.channels, progress=bar.update)
-    print(_summary(options.url, index))
-
-
-def _summary(url: str, index: dict[str, Any]) -> str:
-    size, classes = index["image_size"], f"{len(index['classes'])} classes" if index["labelled"] else "no labels"
-    extractor = (
-        f", classifier for evaluation {index['extractor']['accuracy']:.1%} right on held-out images"
-        if index["extractor"]
-        else ""
-    )
-    prepared = index["prepared"] or {}
-    report = storage.join(url, preparation.REPORT)
-    bad = f"; unreadable images were left out: {report}" if prepared and storage.exists(report) else ""
-    images = f"{index['count']} images of {size}x{size}x{index['channels']} in {len(index['shards'])} shards"
-    return f"{url}: {images}, {classes}{extractor}{bad}"
+    asked: dict[str, Any] = {"source": given["source"], "per_shard": given["per_shard"], "seed": SEED}
+    for name, value in given.items():
+        if name not in (*asked, *_NOT_STORED) and (value not in (None, False) or name == "size"):
+            asked[name] = str(value.resolve()) if isinstance(value, Path) else value
+    if "background" in asked:
+        asked["background"] = html(asked["background"])
+    if asked.get("format") != "jpg":
+        asked.pop("quality", None)
+    return asked
 
 
 if __name__ == "__main__":

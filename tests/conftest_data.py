@@ -1,7 +1,9 @@
 """Small data for the tests of this folder."""
 
 import io
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -65,3 +67,19 @@ def link(name, target="/etc/passwd"):
     info = tarfile.TarInfo(name)
     info.type, info.linkname = tarfile.SYMTYPE, target
     return info
+
+
+def png_of_rows(pixels, rows=None, interlaced=False):
+    """A PNG of RGB pixels whose compressed stream, sound in itself, ends after so many rows (of each pass)."""
+    height, width, _ = pixels.shape
+    steps = ADAM7 if interlaced else [(0, 0, 1, 1)]
+    lines = [b"\0" + row.tobytes() for x, y, dx, dy in steps for row in pixels[y::dy, x::dx] if row.size]
+    lines = lines if rows is None else lines[: rows * len(lines) // height]
+    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, int(interlaced))
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"".join(lines))), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# first column and row, and steps, of the passes of an interlaced PNG
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]

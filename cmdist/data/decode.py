@@ -1,13 +1,14 @@
 """Bytes of an image member <-> pixels. Only these image formats are ever decoded, whatever a member is called.
 
-What becomes of unusual images, here and nowhere else: grey, palette, CMYK and YCbCr images are converted to RGB; an
-alpha channel is dropped; of an animation the first picture is taken; a rotation in the EXIF data is ignored, as in ADM.
-Images with more than 8 bits per channel, of more than MAX_PIXELS pixels (by their header, before anything is decoded)
-or MAX_BYTES bytes are refused.
+What becomes of unusual images: grey, palette, CMYK and YCbCr images are converted to RGB; of an animation the first
+picture is taken; an alpha channel is dropped and a rotation in the EXIF data ignored, as in ADM (preparation can do
+otherwise, see preparing/sources/pictures.py). Images with more than 8 bits per channel, of more than MAX_PIXELS pixels
+(by their header, before anything is decoded) or MAX_BYTES bytes are refused.
 """
 
+import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -74,18 +75,33 @@ def _loaded(image: Image.Image) -> Image.Image:
 
 def _decoded(data: bytes, mode: str, size: int | None, take: Callable[[Image.Image], T]) -> T:
     """What `take`, which decodes, makes of the image; its size is looked at before, where one is given."""
-    if len(data) > MAX_BYTES:
-        raise BadImageError(f"is not a readable image (it has {len(data)} bytes, {MAX_BYTES} are allowed)")
-    try:
-        image = _open(data)
+    with readable():
+        image = opened(data, None)
         if size is not None and image.size != (size, size):
             raise DataError(f"is {image.width}x{image.height}, not {size}x{size}")
-        _check_header(image)
+        _check_header(image, MAX_PIXELS)
         return take(image if image.mode == mode else image.convert(mode))
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """What decoders raise inside becomes a BadImageError."""
+    try:
+        yield
     except DataError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged bytes
         raise BadImageError(f"is not a readable image ({_short(error)})") from error
+
+
+def opened(data: bytes, max_pixels: int | None = MAX_PIXELS) -> ImageFile.ImageFile:
+    """The image by its header, which is refused here if nothing of it is to be decoded (`max_pixels` None: not yet)."""
+    if len(data) > MAX_BYTES:
+        raise BadImageError(f"is not a readable image (it has {len(data)} bytes, {MAX_BYTES} are allowed)")
+    image = _open(data)
+    if max_pixels is not None:
+        _check_header(image, max_pixels)
+    return image
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -96,9 +112,9 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     raise ValueError("no image format that is allowed here: PNG, JPEG, WebP, PPM")
 
 
-def _check_header(image: ImageFile.ImageFile) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"it has {image.width}x{image.height} pixels, {MAX_PIXELS} in all are allowed")
+def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"it has {image.width}x{image.height} pixels, {max_pixels} in all are allowed")
     if image.mode not in _CONVERTIBLE or (isinstance(image, _MAY_BE_DEEP) and _is_deep(image)):
         raise ValueError("more than 8 bits per channel")
 
@@ -107,12 +123,8 @@ def size_of(data: bytes) -> tuple[int, int]:
     """(width, height) from the header alone. Raises BadImageError, also for what `decode` would refuse by the
     header.
     """
-    try:
-        image = _open(data)
-        _check_header(image)
-        return image.size
-    except Exception as error:
-        raise BadImageError(f"is not a readable image ({_short(error)})") from error
+    with readable():
+        return opened(data).size
 
 
 def encode(pixels: NDArray[np.uint8], encoding: str, quality: int = 95) -> bytes:

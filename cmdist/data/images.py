@@ -66,7 +66,7 @@ class ShardedImages:
     @property
     def index_hash(self) -> str:
         """The identity of the data set: sha256 of its index without what changes no sample (name, extractor, who made
-        it).
+        it of what).
         """
         return hashlib.sha256(indices.identity_text(self.index).encode()).hexdigest()
 

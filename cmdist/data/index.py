@@ -16,7 +16,7 @@ from cmdist.system.typed import Arrays, Document, PlainName, Shape, array, array
 
 FORMAT = migrations.INDEX.format
 INDEX, SAMPLES, PREPARING = "index.json", "index.npz", "preparing.json"
-SHARD_NAME = re.compile(r"[^/\\:]+\.tar")
+SHARD_NAME = re.compile(r"[^/\\:]+\.tar", re.IGNORECASE)
 REMEDY = "restore it, or prepare the data set again (pipelines/prepare_data.py)"
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
@@ -56,6 +56,7 @@ class _Index(Shape):
     samples: _Samples
     shards: list[_Shard]
     extractor: _File | None = None
+    origin: dict[str, str | int] | None = None  # what tells whether the source has changed, and how images were treated
     encoding: str | None = None
 
 
@@ -131,7 +132,8 @@ def _columns(arrays: Arrays, index: dict[str, Any]) -> dict[str, NDArray[Any]]:
 
 def identity_text(index: dict[str, Any]) -> str:
     """What the identity of a data set is a hash of: the index without what changes no sample (name, extractor, who
-    made it).
+    made it of what).
     """
-    identity = {key: value for key, value in index.items() if key not in ("name", "extractor", "prepared")}
+    told = ("name", "extractor", "prepared", "origin")
+    identity = {key: value for key, value in index.items() if key not in told}
     return json.dumps(identity, sort_keys=True)

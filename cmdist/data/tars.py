@@ -62,9 +62,9 @@ def _next(file: IO[bytes], begin: int, stop: int | None) -> int | None:
     file.seek(begin)
     place = begin
     while chunk := file.read(_AT_ONCE if stop is None else max(0, min(_AT_ONCE, stop - place))):
-        if zeros := len(chunk) - len(chunk.lstrip(b"\0")):
-            if zeros == len(chunk):
-                place += len(chunk)
-                continue
+        zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+        if zeros == len(chunk):
+            place += zeros
+            continue
         return place + zeros // _BLOCK * _BLOCK
     return None

@@ -26,7 +26,8 @@ from cmdist.data.images import open_dataset
 from cmdist.data.order import Order
 from cmdist.data.preparing import preparation
 from cmdist.data.preparing.shards import finish, write_shards
-from cmdist.data.preparing.sources.base import Source, square
+from cmdist.data.preparing.sources.base import Source
+from cmdist.data.preparing.sources.pictures import square
 from cmdist.data.reader import micro_batches
 
 BATCH = 128

@@ -16,7 +16,8 @@ from cmdist.data import cache, images
 from cmdist.data.cache import Cache, Remote
 from cmdist.data.images import open_dataset
 from cmdist.data.order import Order
-from cmdist.data.preparing.shards import index_shards, write_dataset
+from cmdist.data.preparing.indexing import index_shards
+from cmdist.data.preparing.shards import write_dataset
 from cmdist.data.reader import micro_batches
 from cmdist.errors import DataError
 from cmdist.system import storage

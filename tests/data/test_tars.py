@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cmdist.data.images import open_dataset
-from cmdist.data.preparing.shards import index_shards
+from cmdist.data.preparing.indexing import index_shards
 from cmdist.data.preparing.sources.imagenet import imagenet
 from cmdist.data.tars import members
 from cmdist.errors import DataError

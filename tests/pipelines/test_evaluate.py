@@ -16,7 +16,7 @@ from PIL import Image
 from cmdist import build, models
 from cmdist.checkpoints import checkpoint as checkpoints
 from cmdist.core.sampling import one_step
-from cmdist.data.preparing.shards import open_dataset
+from cmdist.data.images import open_dataset
 from cmdist.errors import CheckpointError, ConfigError, DataError
 from cmdist.evaluation import extractors, generation, measurement, pictures
 from cmdist.evaluation.metrics.frechet import Moments, frechet_distance

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from cmdist.data.images import open_dataset
 from cmdist.data.order import Order
+from cmdist.data.preparing import prepare
 from cmdist.data.preparing.sources.digits import digits
 from cmdist.data.reader import micro_batches
 from cmdist.errors import ConfigError, DataError
@@ -48,7 +49,7 @@ def contents(folder):
 
 
 def test_digits_with_the_classifier_for_evaluation(prepare_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare_data, "train_classifier", functools.partial(train_classifier, epochs=2))
+    monkeypatch.setattr(prepare, "train_classifier", functools.partial(train_classifier, epochs=2))
     out = tmp_path / "digits"
     prepare_data.main(["digits", "--out", str(out)])
     dataset = open_dataset(str(out))
@@ -460,17 +461,17 @@ def test_the_same_command_twice_at_once_does_no_harm(prepare_data, pictures, tmp
         "--out",
         str(tmp_path / "out"),
     ]
-    write_shards = prepare_data.write_shards
+    write_shards = prepare.write_shards
 
     def slow(*positional, **named):  # the other one comes to its end first
-        monkeypatch.setattr(prepare_data, "write_shards", write_shards)
+        monkeypatch.setattr(prepare, "write_shards", write_shards)
         if faster == "before the shards":
             prepare_data.main(arguments)
         write_shards(*positional, **named)
         if faster == "before the index":
             prepare_data.main(arguments)
 
-    monkeypatch.setattr(prepare_data, "write_shards", slow)
+    monkeypatch.setattr(prepare, "write_shards", slow)
     prepare_data.main(arguments)
     assert ("is prepared already" in capsys.readouterr().out) == (faster == "before the index")
     assert not (tmp_path / "out" / "preparing").exists() and len(open_dataset(str(tmp_path / "out"))) == 400

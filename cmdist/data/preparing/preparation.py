@@ -9,7 +9,7 @@ may be killed and done again.
 import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,7 @@ class Plan:
     per_shard: int
     encoding: str
     quality: int
+    origin: dict[str, str] = field(default_factory=dict)  # what tells whether the source has changed since
 
     @property
     def shards(self) -> int:
@@ -48,8 +49,9 @@ class Plan:
 
     @property
     def identity(self) -> str:
-        """A hash of all of it."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """A hash of all of it but the origin, which may change where a file is put right."""
+        content = {name: value for name, value in asdict(self).items() if name != "origin"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Finished(NamedTuple):
@@ -57,6 +59,7 @@ class Finished(NamedTuple):
 
     scan: Scan
     bad: list[Bad]
+    treated: dict[str, int]  # how many images were turned, or laid on a background
 
 
 def make_plan(
@@ -83,7 +86,8 @@ def make_plan(
         described["encoding"] = encoding  # other encodings say themselves what they are
     labels = b"" if source.labels is None else np.ascontiguousarray(source.labels).tobytes()
     fingerprint = xxhash.xxh3_128_hexdigest(labels) + source.fingerprint
-    return Plan(described, fingerprint, source.count, seed, per_shard, encoding, quality)
+    origin = {"listing": fingerprint, "modified": source.modified, "sample": source.sample()}
+    return Plan(described, fingerprint, source.count, seed, per_shard, encoding, quality, origin)
 
 
 def shard_name(number: int) -> str:
@@ -127,14 +131,16 @@ def read_plan(url: str) -> Plan:
 
 def _difference(there: Plan, now: Plan) -> str:
     a, b = ({**asdict(plan), **plan.described, **(plan.described["prepared"] or {})} for plan in (there, now))
-    names = [key for key in sorted({*a, *b} - {"described", "prepared"}) if a.get(key) != b.get(key)]
+    names = [key for key in sorted({*a, *b} - {"described", "prepared", "origin"}) if a.get(key) != b.get(key)]
     shown = [f"{key}: {a.get(key)!r} there, {b.get(key)!r} now" for key in names if key not in ("listing", "classes")]
     return "; ".join(shown) or "the source's files or labels have changed"
 
 
-def save(url: str, plan: Plan, number: int, scan: Scan, bad: list[Bad]) -> None:
+def save(url: str, plan: Plan, number: int, done: Finished) -> None:
     """Record that a shard is there whole."""
-    known = json.dumps({"plan": plan.identity, "entry": scan.entry, "bad": bad}).encode()
+    scan = done.scan
+    content = {"plan": plan.identity, "entry": scan.entry, "bad": done.bad, "treated": done.treated}
+    known = json.dumps(content).encode()
     buffer = io.BytesIO()
     np.savez(buffer, known=np.frombuffer(known, np.uint8), **scan.samples)  # type: ignore[arg-type]
     data = buffer.getvalue()
@@ -160,7 +166,7 @@ def load(url: str, plan: Plan, number: int, verify: bool) -> Finished | None:
     if known["plan"] != plan.identity or not _is_there(storage.join(url, shard_name(number)), entry, verify):
         return None
     scan = Scan(entry, samples, plan.described["image_size"], plan.encoding == "raw")
-    return Finished(scan, [(i, text) for i, text in known["bad"]])
+    return Finished(scan, [(i, text) for i, text in known["bad"]], known.get("treated", {}))
 
 
 def _is_there(url: str, entry: dict[str, Any], verify: bool) -> bool:

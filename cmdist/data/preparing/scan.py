@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from cmdist.data.cache import checksum_of
 from cmdist.data.decode import EXTENSIONS, RAW, BadImageError, size_of
+from cmdist.data.preparing.sources.base import MOST_CLASSES
+from cmdist.data.preparing.sources.pictures import ADM, load
 from cmdist.data.tars import members
 from cmdist.errors import DataError
 
-MOST_CLASSES = 1_000_000  # a larger class number is taken for a mistake: the index names every class
 PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "npy", "joblib", "dill")
 _MEMBER = re.compile(
     r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL
@@ -31,15 +32,20 @@ class Scan(NamedTuple):
     raw: bool  # whether its images are raw pixels
 
 
-def scan_shard(path: Path, size: int | None, channels: int = 3) -> Scan:
+def scan_shard(path: Path, size: int | None, channels: int = 3, bad: list[str] | None = None) -> Scan:
     """Read a shard once; every image's header is looked at. With `size` None, all must be as large as the first.
 
-    Raw images have no header: theirs is the size of a square of `channels`. Raises DataError.
+    With a list `bad` every image is decoded, and samples whose image cannot be, or of which a part is missing, are
+    left out and named there; without, it is ours and only its headers are looked at. Raw images have no header: theirs
+    is the size of a square of `channels`. Raises DataError.
     """
     found: dict[str, dict[str, Any]] = {}
     kinds: set[bool] = set()  # raw or not
+    left_out: set[str] = set()
     if path.is_dir():
         raise DataError(f"shard {path.name} is a folder, not a tar file")
+    if not path.is_file():  # a pipe would wait for who writes
+        raise DataError(f"shard {path.name} is not a file")
     with open(path, "rb") as file:
         try:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -76,7 +82,13 @@ def scan_shard(path: Path, size: int | None, channels: int = 3) -> Scan:
                     if extension == RAW:
                         size = _check_raw(path, name, length, size, channels)
                     else:
-                        size = _check_image(path, name, data[offset : offset + length], size)
+                        try:
+                            size = _check_image(path, name, data[offset : offset + length], size, bad is not None)
+                        except BadImageError as error:
+                            if bad is None:
+                                raise
+                            bad.append(str(error))
+                            left_out.add(key)
                     with memoryview(data)[offset : offset + length] as view:
                         sample.update(offset=offset, length=length, checksum=xxhash.xxh3_64_intdigest(view))
     for key, sample in found.items():
@@ -87,6 +99,9 @@ def scan_shard(path: Path, size: int | None, channels: int = 3) -> Scan:
             )
     if not found:
         raise DataError(f"shard {path.name} is empty: it has no sample")
+    found = {key: sample for key, sample in found.items() if key not in left_out}
+    if not found:
+        return nothing(path.name, size or 0, kinds.pop())
     if len(kinds) > 1:
         raise DataError(
             f"shard {path.name} holds raw images beside others: either all images of a data set are raw or none is"
@@ -120,11 +135,11 @@ def _label(path: Path, name: str, data: bytes) -> int:
     return int(digits)
 
 
-def _check_image(path: Path, name: str, data: bytes, size: int | None) -> int:
+def _check_image(path: Path, name: str, data: bytes, size: int | None, whole: bool) -> int:
     try:
-        width, height = size_of(data)
+        width, height = load(data, ADM)[0].size if whole else size_of(data)
     except BadImageError as error:
-        raise DataError(f"shard {path.name}: {name} {error}") from error
+        raise BadImageError(f"shard {path.name}: {name} {error}") from error
     size = size or width
     if (width, height) != (size, size):
         raise DataError(f"shard {path.name}: {name} is {width}x{height}, not {size}x{size}")

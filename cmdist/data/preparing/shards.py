@@ -8,7 +8,7 @@ into.
 import io
 import json
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from cmdist.data.decode import BadImageError, encode
-from cmdist.data.images import ShardedImages, open_dataset
-from cmdist.data.index import FORMAT, INDEX, PREPARING, SAMPLES, SHARD_NAME
+from cmdist.data.index import FORMAT, INDEX, SAMPLES
 from cmdist.data.order import permutation
 from cmdist.data.preparing import preparation, workers
 from cmdist.data.preparing.preparation import Bad, Finished, Plan
 from cmdist.data.preparing.scan import Scan, nothing, scan_shard
-from cmdist.data.preparing.sources.base import Source
+from cmdist.data.preparing.sources.base import Pixels, Source
 from cmdist.data.preparing.workers import Progress, Tally
 from cmdist.errors import DataError
 from cmdist.system import storage
-
-__all__ = ["ShardedImages", "finish", "index_shards", "open_dataset", "write_dataset", "write_shards"]
 
 
 def write_dataset(
@@ -81,7 +78,7 @@ def write_shards(
             return
         with tempfile.TemporaryDirectory(prefix="cmdist-") as temporary:
             path = Path(temporary) / preparation.shard_name(number)
-            bad = _write_tar(path, source, plan, ids[number], max_bad, tally)
+            bad, treated = _write_tar(path, source, plan, ids[number], max_bad, tally)
             if len(bad) == len(ids[number]):
                 scan = nothing(path.name, source.image_size, plan.encoding == "raw")
             else:
@@ -92,7 +89,7 @@ def write_shards(
             elif storage.exists(storage.join(url, path.name)):  # of an attempt that could read some
                 storage.remove(storage.join(url, path.name))
         tally.add(0)
-        preparation.save(url, plan, number, scan, bad)
+        preparation.save(url, plan, number, Finished(scan, bad, treated))
 
     storage.forget()  # what follows may fork
     try:
@@ -122,22 +119,28 @@ def _check_bad(count: int, allowed: int, bad: list[Bad]) -> None:
         raise _TooManyBad(bad, count, allowed)
 
 
-def _write_tar(path: Path, source: Source, plan: Plan, ids: NDArray[np.int64], max_bad: int, tally: Tally) -> list[Bad]:
+def _write_tar(
+    path: Path, source: Source, plan: Plan, ids: NDArray[np.int64], max_bad: int, tally: Tally
+) -> tuple[list[Bad], dict[str, int]]:
+    """The images that could not be read, and how many of the others were treated how."""
     bad: list[Bad] = []
+    treated: Counter[str] = Counter()
     with open(path, "wb") as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
         for i in ids.tolist():
             try:
-                tar.write(_sample(source, plan, i))
+                picture = source.read(i)
+                tar.write(_sample(source, plan, i, picture.pixels))
+                treated.update(picture.treated)
                 tally.add(1)
             except BadImageError as error:
                 bad.append((i, str(error)))
                 tally.add(1, 1)
                 _check_bad(tally.bad, max_bad, bad)
-    return bad
+    return bad, dict(treated)
 
 
-def _sample(source: Source, plan: Plan, i: int) -> dict[str, Any]:
-    pixels, expected = source.image(i), (source.image_size, source.image_size, source.channels)
+def _sample(source: Source, plan: Plan, i: int, pixels: Pixels) -> dict[str, Any]:
+    expected = (source.image_size, source.image_size, source.channels)
     if pixels.shape != expected or pixels.dtype != np.uint8:
         raise DataError(f"image {i} of {source.name} is {pixels.shape} {pixels.dtype}, not {expected} uint8")
     sample = {"__key__": f"{i:08d}", plan.encoding: encode(pixels, plan.encoding, plan.quality)}
@@ -171,70 +174,14 @@ def finish(url: str, plan: Plan, extractor: dict[str, Any] | None = None, max_ba
         raise _TooManyBad(bad, len(bad), max_bad).sentence(where)
     if not scans:
         raise DataError(f"none of the {plan.count} images of {plan.described['name']} could be read: see {where}")
-    index = _write_index(url, plan.described | {"extractor": extractor}, scans)
+    treated = sum((Counter(there.treated) for there in finished if there), Counter())
+    index = write_index(url, plan.described | {"extractor": extractor, "origin": plan.origin | treated}, scans)
     preparation.end(url)
     return index
 
 
-def index_shards(
-    url: str, *, name: str = "shards", channels: int = 3, classes: Sequence[str] = (), progress: Progress | None = None
-) -> dict[str, Any]:
-    """Make a data set of WebDataset shards that are there already (all .tar files of a folder): read them, write the
-    index beside them.
-
-    Labels are the numbers in the .cls members, if there are any. Raises DataError for shards that are empty, truncated
-    or damaged, members that are pickles, samples without image or label, images of several sizes, raw ones beside
-    others, and a folder that has an index or is being prepared.
-    """
-    names = [n for n in storage.names(url) if n.endswith(".tar")]
-    if storage.exists(storage.join(url, INDEX)):
-        raise DataError(f"{url} has an {INDEX} already; remove it to index the shards again")
-    if storage.exists(storage.join(url, PREPARING)):
-        raise DataError(
-            f"the preparation of {url} was not finished, so it holds a part of its shards: repeat "
-            "the command that prepares it"
-        )
-    if not names:
-        raise DataError(f"{url} holds no shards; files that end in .tar are indexed")
-    if strange := [shard for shard in names if not SHARD_NAME.fullmatch(shard)]:
-        raise DataError(f"{url} holds a shard '{strange[0]}': a name without ':' and '\\' is needed, rename it")
-    scans: list[Scan] = []
-    local = storage.local_path(url)
-    with tempfile.TemporaryDirectory(prefix="cmdist-") as temporary:
-        for shard in names:
-            path = local / shard if local else Path(temporary) / shard
-            if not local:
-                storage.download(storage.join(url, shard), path)
-            scans.append(scan_shard(path, scans[0].image_size if scans else None, channels))
-            if progress:
-                progress(scans[-1].entry["count"])
-            if not local:
-                path.unlink()
-    if len({scan.raw for scan in scans}) > 1:
-        raise DataError(
-            f"some shards of {url} hold raw images, others do not: either all images of a data set are raw or none is"
-        )
-    labels = np.concatenate([scan.samples["labels"] for scan in scans])
-    labelled = bool((labels >= 0).all())
-    if not labelled and (labels >= 0).any():
-        raise DataError(f"only some samples of {url} have a label (.cls member): either all must or none")
-    needed = int(labels.max()) + 1 if labelled else 0
-    if classes and len(classes) < needed:
-        raise DataError(f"{len(classes)} class names were given for {url}, but there is a label {needed - 1}")
-    described = {
-        "name": name,
-        "image_size": scans[0].image_size,
-        "channels": channels,
-        "transform": "as in the shards",
-        "classes": list(classes) or [str(c) for c in range(needed)],
-        "labelled": labelled,
-        "extractor": None,
-        "prepared": None,
-    }
-    return _write_index(url, described | ({"encoding": "raw"} if scans[0].raw else {}), scans)
-
-
-def _write_index(url: str, described: dict[str, Any], scans: list[Scan]) -> dict[str, Any]:
+def write_index(url: str, described: dict[str, Any], scans: list[Scan]) -> dict[str, Any]:
+    """Write what is known of the shards beside them, the index last, and return it."""
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.concatenate([scan.samples[name] for scan in scans]) for name in scans[0].samples})  # type: ignore[arg-type]
     storage.write(storage.join(url, SAMPLES), buffer.getvalue())

@@ -12,8 +12,10 @@ from PIL import Image
 
 from cmdist.data.decode import BadImageError
 from cmdist.data.images import open_dataset
+from cmdist.data.preparing import scan
+from cmdist.data.preparing.indexing import index_shards
 from cmdist.data.preparing.preparation import begin, make_plan
-from cmdist.data.preparing.shards import index_shards, write_dataset, write_shards
+from cmdist.data.preparing.shards import write_dataset, write_shards
 from cmdist.errors import CmdistError, DataError, FormatError
 from cmdist.system import storage
 from conftest_data import numbered, png
@@ -206,7 +208,8 @@ def test_an_index_of_another_image_size_is_found(dataset):
         open_dataset(dataset.url, memory=0).image(0)
 
 
-def test_an_image_that_cannot_be_decoded_is_a_bad_image_not_a_bad_shard(tmp_path):
+def test_an_image_that_cannot_be_decoded_is_a_bad_image_not_a_bad_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "load", lambda data, _: (Image.open(io.BytesIO(data)), ()))  # as versions before indexed
     whole = png(64)
     url = tar(tmp_path / "set", **{"1__png": whole, "2__png": whole[: whole.index(b"IDAT") + 10]})  # its header is fine
     index_shards(url)

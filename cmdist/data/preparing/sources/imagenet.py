@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from cmdist.data.preparing.sources.base import (
     Names,
     Source,
+    changed_at,
     check_length,
-    length_of,
     read_file,
     refuse_unsafe,
-    square,
-    transform_of,
+    stat_of,
 )
+from cmdist.data.preparing.sources.pictures import square, transform_of
 from cmdist.data.tars import Member, members
 from cmdist.errors import DataError
 
@@ -42,9 +42,8 @@ def imagenet(path: str | Path, size: int = 64, synsets: int = SYNSETS, enlarge: 
     raise DataError(f"{root} is not there; give ImageNet's train folder or ILSVRC2012_img_train.tar")
 
 
-Listing = tuple[
-    list[str], NDArray[np.int64], NDArray[np.int64], list[bytes], Callable[[int, str], bytes]
-]  # synsets, labels, sizes, names
+# synsets, labels, sizes, when they were changed, names
+Listing = tuple[list[str], NDArray[np.int64], NDArray[np.int64], str, list[bytes], Callable[[int, str], bytes]]
 
 
 def _source(
@@ -52,6 +51,7 @@ def _source(
     synsets: list[str],
     labels: NDArray[np.int64],
     sizes: NDArray[np.int64],
+    modified: str,
     names: list[bytes],
     read: Callable[[int, str], bytes],
     size: int,
@@ -59,9 +59,11 @@ def _source(
 ) -> Source:
     packed = Names(names)
 
+    def encoded(i: int) -> bytes:
+        return read(i, os.fsdecode(packed[i]))
+
     def image(i: int) -> NDArray[np.uint8]:
-        name = os.fsdecode(packed[i])
-        return square(read(i, name), f"{root}/{name}", size, True, enlarge)
+        return square(encoded(i), f"{root}/{os.fsdecode(packed[i])}", size, True, enlarge).pixels
 
     return Source(
         name="imagenet",
@@ -73,6 +75,8 @@ def _source(
         labels=labels,
         classes=tuple(synsets),
         fingerprint=packed.fingerprint(sizes),
+        modified=modified,
+        encoded=encoded,
     )
 
 
@@ -81,19 +85,21 @@ def _in_folders(root: Path, expected: int) -> Listing:
     _check_synsets(
         root, synsets, expected, "the train folder holds one folder for each synset, e.g. n01440764, and nothing else"
     )
-    names, labels, sizes = [], [], []
+    names, labels, sizes, times = [], [], [], []
     for label, synset in enumerate(synsets):
         if not (root / synset).is_dir():
             raise DataError(f"{root / synset} is not a folder: the train folder holds one folder for each synset")
         with os.scandir(root / synset) as entries:
-            listed = sorted((entry.name, length_of(entry)) for entry in entries)
-        for name, length in listed:
-            if length is None:
+            listed = sorted((entry.name, stat_of(entry)) for entry in entries)
+        for name, file in listed:
+            if file is None:
                 raise DataError(f"{root / synset / name} is not a file: a synset folder holds images only")
             names.append(os.fsencode(f"{synset}/{name}"))
-            sizes.append(length)
+            sizes.append(file.size)
+            times.append(file.modified)
         labels += [label] * _filled(root / synset, len(listed))
-    return synsets, np.array(labels, np.int64), np.array(sizes, np.int64), names, lambda i, name: read_file(root / name)
+    numbers = np.array(labels, np.int64), np.array(sizes, np.int64)
+    return synsets, *numbers, changed_at(times), names, lambda i, name: read_file(root / name)
 
 
 def _in_tar(root: Path, expected: int) -> Listing:
@@ -132,7 +138,7 @@ def _in_tar(root: Path, expected: int) -> Listing:
         check_length(length, f"{root}/{name}")
         return os.pread(number, length, offset)
 
-    return synsets, np.array(labels, np.int64), where[:, 1], names, read
+    return synsets, np.array(labels, np.int64), where[:, 1], changed_at(root), names, read
 
 
 def _check_synsets(root: Path, synsets: list[str], expected: int, rule: str) -> None:

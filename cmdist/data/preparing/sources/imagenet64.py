@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from cmdist.data.preparing.sources.base import Source
+from cmdist.data.preparing.sources.base import Source, changed_at
 from cmdist.errors import DataError
 
 SIDE, CLASSES, BATCHES = 64, 1000, 10
@@ -84,6 +84,7 @@ def imagenet64(path: str | Path, batches: int = BATCHES, class_map: str | Path |
         fingerprint=" ".join(
             f"{file.name}:{file.stat().st_size}:{len(data)}" for file, data in zip(files, rows, strict=True)
         ),
+        modified=changed_at([file.stat().st_mtime_ns for file in files]),
     )
 
 

@@ -9,7 +9,8 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from cmdist.data.preparing.sources.base import Names, Source, square, transform_of
+from cmdist.data.preparing.sources.base import Names, Source, changed_at
+from cmdist.data.preparing.sources.pictures import square, transform_of
 from cmdist.errors import DataError
 
 
@@ -25,7 +26,7 @@ def lsun(path: str | Path, size: int = 256, enlarge: bool = False) -> Source:
     root = Path(path)
     names = _keys(root)
 
-    def image(i: int) -> NDArray[np.uint8]:
+    def encoded(i: int) -> bytes:
         key = names[i]
         try:
             with _environment(root).begin() as transaction:
@@ -34,7 +35,10 @@ def lsun(path: str | Path, size: int = 256, enlarge: bool = False) -> Source:
             raise DataError(f"{root} is damaged: {error}") from error
         if data is None:
             raise DataError(f"{root} has changed: the key {key.decode(errors='replace')} is gone")
-        return square(data, f"{root}/{key.decode(errors='replace')}", size, True, enlarge)
+        return bytes(data)
+
+    def image(i: int) -> NDArray[np.uint8]:
+        return square(encoded(i), f"{root}/{names[i].decode(errors='replace')}", size, True, enlarge).pixels
 
     return Source(
         name=root.resolve().name.removesuffix(".lmdb"),
@@ -44,6 +48,8 @@ def lsun(path: str | Path, size: int = 256, enlarge: bool = False) -> Source:
         count=len(names),
         image=image,
         fingerprint=names.fingerprint(np.array([(root / "data.mdb").stat().st_size], np.int64)),
+        modified=changed_at(root / "data.mdb"),
+        encoded=encoded,
     )
 
 

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from cmdist.data.decode import BadImageError
-from cmdist.data.preparing.sources import files
-from cmdist.data.preparing.sources.base import centre_crop, length_of
+from cmdist.data.preparing.sources import zips
+from cmdist.data.preparing.sources.base import stat_of
 from cmdist.data.preparing.sources.digits import digits
 from cmdist.data.preparing.sources.files import folder, zipped
+from cmdist.data.preparing.sources.pictures import centre_crop
 from cmdist.errors import DataError
 from conftest_data import cropped, encoded, photo, png
 
@@ -185,9 +186,9 @@ def test_pictures_that_are_not_read_are_counted(tmp_path):
         "x/a.png": png(6),
         "x/b.jfif": encoded(photo(0, 6, 6)),
         "preview.gif": b"",
-        "y/c.TIF": b"",
+        "x/c.TIF": b"",
         "notes.txt": b"",
-        "y/._d.gif": b"",
+        "x/._d.gif": b"",
     }
     for name, data in names.items():
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +242,7 @@ def test_a_folder_that_fails_is_not_listed_as_if_it_were_whole():
             raise OSError(errno.ESTALE, "Stale file handle")
 
     with pytest.raises(OSError, match="Stale file handle"):
-        length_of(Failing())
+        stat_of(Failing())
 
 
 def test_a_disk_that_fails_is_no_bad_image(tmp_path, monkeypatch):
@@ -348,7 +349,7 @@ def test_damaged_zips_are_one_sentence(tmp_path):
 
 def test_zip_bombs_are_refused_before_they_expand(tmp_path, monkeypatch):
     path = zip_of(tmp_path / "a.zip", {"1.png": bytes(10**6)}, compression=zipfile.ZIP_DEFLATED)
-    monkeypatch.setattr(files, "MAX_BYTES", 10**5)
+    monkeypatch.setattr(zips, "MAX_BYTES", 10**5)
     with pytest.raises(DataError, match=r"a\.zip/1\.png expands to 1000000 bytes, 100000 are allowed$"):
         zipped(path)
     data = path.read_bytes()  # now the directory says that it expands to 1,000 bytes

@@ -1,0 +1,234 @@
+"""From a source to a finished data set, in one go or by parts; what is finished is only compared with its source."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from safetensors.torch import save
+from tqdm import tqdm
+
+from cmdist.data.images import open_dataset
+from cmdist.data.index import INDEX
+from cmdist.data.preparing import preparation
+from cmdist.data.preparing.preparation import Plan
+from cmdist.data.preparing.shards import finish, write_dataset, write_shards
+from cmdist.data.preparing.sources.base import Source
+from cmdist.data.preparing.sources.digits import digits
+from cmdist.data.preparing.sources.labels import counts
+from cmdist.errors import ConfigError, DataError
+from cmdist.nets.classifier import train_classifier
+from cmdist.system import storage
+
+EXTRACTOR = "extractor.safetensors"
+SEED = 0
+
+Say = Callable[[str], object]
+
+
+def warn(text: str) -> None:
+    """Print a sentence on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a source is written; `asked` is what was asked for, as the index keeps it."""
+
+    asked: dict[str, Any]
+    per_shard: int
+    encoding: str = "png"
+    quality: int = 95
+    workers: int = 1
+    max_bad: int = 0
+
+    def plan(self, source: Source) -> Plan:
+        """The plan to write a source like this."""
+        return preparation.make_plan(
+            source,
+            seed=SEED,
+            per_shard=self.per_shard,
+            encoding=self.encoding,
+            quality=self.quality,
+            prepared=self.asked,
+        )
+
+
+def prepare(out: str, make: Callable[[], Source], how: Writing, part: tuple[int, int] | None = None) -> str:
+    """Write a source, or the k-th of n parts of it, to the URL `out`; what is there is not written again. Returns a
+    sentence on it.
+
+    Raises DataError, also for a finished data set whose source has changed since.
+    """
+    if is_finished(out, how.asked):
+        return compared(out, lambda: how.plan(make()))
+    source = make()
+    plan = how.plan(source)
+    _tell(source)
+    try:
+        preparation.begin(out, plan)
+        number, parts = part or (1, 1)
+        images = sum(len(ids) for ids in np.array_split(np.arange(plan.count), plan.shards)[number - 1 :: parts])
+        title = f"{source.name} -> {out}" + (f", part {number} of {parts}" if part else "")
+        with bar(title, images) as shown:
+            write_shards(
+                out,
+                source,
+                plan,
+                part=(number, parts),
+                processes=how.workers,
+                max_bad=how.max_bad,
+                progress=shown.update,
+            )
+        if part:
+            return (
+                f"part {number} of {parts} is there; once all are, the same command with --finish instead "
+                "of --part writes the index"
+            )
+        return summary(out, finish(out, plan, max_bad=how.max_bad))
+    except (DataError, FileNotFoundError):
+        if not is_finished(out, how.asked):  # the same command beside this one may have been faster
+            raise
+        return f"{out} is prepared already"
+
+
+def finish_parts(out: str, how: Writing) -> str:
+    """Write the index once all parts are there. Returns a sentence on it. Raises DataError."""
+    if is_finished(out, how.asked):
+        return f"{out} is prepared already"
+    plan = preparation.read_plan(out)
+    if plan.described["prepared"] != how.asked:
+        raise DataError(f"{out} is being prepared with other arguments ({plan.described['prepared']}, now {how.asked})")
+    return summary(out, finish(out, plan, max_bad=how.max_bad))
+
+
+def prepare_digits(out: str, how: Writing) -> str:
+    """Write scikit-learn's digits, with the classifier that evaluation needs. Returns a sentence on it."""
+    if is_finished(out, how.asked):
+        return f"{out} is prepared already"
+    source = digits()
+    preparation.begin(out, how.plan(source))
+    extractor = _train_extractor(out, source)
+    with bar(f"{source.name} -> {out}", source.count) as shown:
+        index = write_dataset(
+            out,
+            source,
+            seed=SEED,
+            per_shard=how.per_shard,
+            extractor=extractor,
+            prepared=how.asked,
+            progress=shown.update,
+        )
+    return summary(out, index)
+
+
+def is_finished(out: str, asked: dict[str, Any]) -> bool:
+    """Whether a data set is there, prepared as asked. Raises DataError for a damaged one, and one asked otherwise."""
+    if not storage.exists(storage.join(out, INDEX)):
+        return False
+    try:
+        there = open_dataset(out).index.get("prepared")
+    except DataError as error:
+        raise DataError(
+            f"{out} was prepared, but is damaged: {error}; restore it, or remove the folder and prepare it again"
+        ) from error
+    if there != asked:
+        raise DataError(
+            f"{out} was prepared with other arguments ({there}, now {asked}): give another --out, or remove it"
+        )
+    preparation.end(out)  # if it was killed between the index and its end
+    return True
+
+
+def compared(out: str, plan_now: Callable[[], Plan]) -> str:
+    """Compare the source as it is now with that of a finished data set. Returns a sentence. Raises DataError if it has
+    changed.
+    """
+    there = open_dataset(out).index.get("origin")
+    if there is None:
+        return f"{out} is prepared already (by a version that kept nothing to compare its source with)"
+    try:
+        now = plan_now().origin
+    except (DataError, OSError) as error:
+        return f"{out} is prepared already; its source was not compared: {error}"
+    for name, what in (("listing", "its names, sizes or labels"), ("sample", "the content of some images")):
+        if now[name] != there.get(name):
+            raise DataError(
+                f"{out} is prepared already, but its source has changed since ({what}): give another --out, or remove "
+                "it and prepare it again"
+            )
+    if now["modified"] != there.get("modified"):
+        warn(
+            "warning: files of the source were changed since it was prepared, by their times; a sample of their content"
+            " is the same"
+        )
+    return f"{out} is prepared already"
+
+
+def _tell(source: Source) -> None:
+    if source.passed_over:
+        warn(f"warning: {source.passed_over} pictures of other formats are passed over; PNG, JPEG, WebP, PPM are read")
+    for note in source.notes:
+        (warn if note.startswith("warning") else print)(note)
+    if source.labels is not None:
+        print(f"classes: {counts(source.classes, source.labels)}", flush=True)
+
+
+def bar(title: str, images: int | None = None) -> "tqdm[Any]":
+    """Images per second and time left, on a terminal in place, in a log once in half a minute."""
+    return tqdm(total=images, desc=title, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 30)
+
+
+def part_of(given: str | None, environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """(K, N) of --part K/N, or of the Slurm array that this is a task of; None: everything."""
+    if given is not None:
+        match = re.fullmatch(r"(\d+)/(\d+)", given)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise ConfigError(f"--part {given}: K/N with K from 1 to N is needed, e.g. --part 3/8")
+        return int(match[1]), int(match[2])
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX")
+    if names[0] not in environment:
+        return None
+    texts = [environment.get(name, environment[names[0]] if name != names[1] else "1") for name in names]
+    if strange := [f"{name}={text}" for name, text in zip(names, texts, strict=True) if not text.isdigit()]:
+        raise ConfigError(f"{strange[0]}: a number is needed; give --part, or unset it outside of a Slurm array")
+    task, count, first, last = map(int, texts)
+    if last - first + 1 != count:
+        raise ConfigError(
+            f"the Slurm array {first} to {last} has {count} tasks, so some parts would be missing: use one without "
+            f"gaps, e.g. 1-{count}"
+        )
+    return task - first + 1, count
+
+
+def _train_extractor(out: str, source: Source) -> dict[str, Any]:
+    """Train the small classifier whose features the Frechet distance is measured in, and store it beside the shards."""
+    assert source.labels is not None
+    print("training the classifier whose features evaluation compares", flush=True)
+    torch.set_num_threads(1)  # so that the bytes do not depend on the number of cores
+    images = torch.from_numpy(np.stack([source.image(i) for i in range(source.count)]).transpose(0, 3, 1, 2).copy())
+    classifier, accuracy = train_classifier(images, torch.from_numpy(source.labels), seed=SEED)
+    data = save(classifier.state_dict())
+    storage.write(storage.join(out, EXTRACTOR), data)
+    return {"file": EXTRACTOR, "checksum": "xxh3:" + xxhash.xxh3_128_hexdigest(data), "accuracy": accuracy}
+
+
+def summary(url: str, index: dict[str, Any]) -> str:
+    """A sentence on a data set that is finished."""
+    size, classes = index["image_size"], f"{len(index['classes'])} classes" if index["labelled"] else "no labels"
+    extractor = (
+        f", classifier for evaluation {index['extractor']['accuracy']:.1%} right on held-out images"
+        if index["extractor"]
+        else ""
+    )
+    origin = index.get("origin") or {}
+    turned = f"; {origin['turned']} turned upright as their EXIF data say" if "turned" in origin else ""
+    laid = f"; {origin['transparent']} transparent ones laid on the background" if "transparent" in origin else ""
+    report = storage.join(url, preparation.REPORT)
+    bad = f"; unreadable images were left out: {report}" if storage.exists(report) else ""
+    images = f"{index['count']} images of {size}x{size}x{index['channels']} in {len(index['shards'])} shards"
+    return f"{url}: {images}, {classes}{extractor}{turned}{laid}{bad}"
