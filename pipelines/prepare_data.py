@@ -50,6 +50,7 @@ from cmdist.data.preparing.sources.labels import class_names
 from cmdist.data.preparing.sources.lsun import lsun
 from cmdist.data.preparing.sources.pictures import Reading, html
 from cmdist.errors import ConfigError
+from cmdist.nets.classifier import train_classifier
 from cmdist.system import cli
 
 LARGEST = math.isqrt(MAX_PIXELS)  # pixels of a side
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         given.get("max_bad", 0),
     )
     if source == "digits":
-        print(prepare_digits(out, how))
+        print(prepare_digits(out, how, train_classifier))
         return
     maker, names = SOURCES[source]
     if source in OWN:

@@ -49,7 +49,7 @@ def contents(folder):
 
 
 def test_digits_with_the_classifier_for_evaluation(prepare_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "train_classifier", functools.partial(train_classifier, epochs=2))
+    monkeypatch.setattr(prepare_data, "train_classifier", functools.partial(train_classifier, epochs=2))
     out = tmp_path / "digits"
     prepare_data.main(["digits", "--out", str(out)])
     dataset = open_dataset(str(out))

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import xxhash
 from safetensors.torch import save
+from torch import Tensor
+from torch.nn import Module
 from tqdm import tqdm
 
 from cmdist.data.images import open_dataset
@@ -21,13 +23,12 @@ from cmdist.data.preparing.sources.base import Source
 from cmdist.data.preparing.sources.digits import digits
 from cmdist.data.preparing.sources.labels import counts
 from cmdist.errors import ConfigError, DataError
-from cmdist.nets.classifier import train_classifier
 from cmdist.system import storage
 
 EXTRACTOR = "extractor.safetensors"
 SEED = 0
 
-Say = Callable[[str], object]
+Train = Callable[[Tensor, Tensor, int], tuple[Module, float]]  # images, labels, seed -> a classifier, its accuracy
 
 
 def warn(text: str) -> None:
@@ -106,13 +107,15 @@ def finish_parts(out: str, how: Writing) -> str:
     return summary(out, finish(out, plan, max_bad=how.max_bad))
 
 
-def prepare_digits(out: str, how: Writing) -> str:
-    """Write scikit-learn's digits, with the classifier that evaluation needs. Returns a sentence on it."""
+def prepare_digits(out: str, how: Writing, train: Train) -> str:
+    """Write scikit-learn's digits, with the classifier that evaluation needs, which `train` makes. Returns a sentence
+    on it.
+    """
     if is_finished(out, how.asked):
         return f"{out} is prepared already"
     source = digits()
     preparation.begin(out, how.plan(source))
-    extractor = _train_extractor(out, source)
+    extractor = _extractor(out, source, train)
     with bar(f"{source.name} -> {out}", source.count) as shown:
         index = write_dataset(
             out,
@@ -205,13 +208,13 @@ def part_of(given: str | None, environment: Mapping[str, str]) -> tuple[int, int
     return task - first + 1, count
 
 
-def _train_extractor(out: str, source: Source) -> dict[str, Any]:
+def _extractor(out: str, source: Source, train: Train) -> dict[str, Any]:
     """Train the small classifier whose features the Frechet distance is measured in, and store it beside the shards."""
     assert source.labels is not None
     print("training the classifier whose features evaluation compares", flush=True)
     torch.set_num_threads(1)  # so that the bytes do not depend on the number of cores
     images = torch.from_numpy(np.stack([source.image(i) for i in range(source.count)]).transpose(0, 3, 1, 2).copy())
-    classifier, accuracy = train_classifier(images, torch.from_numpy(source.labels), seed=SEED)
+    classifier, accuracy = train(images, torch.from_numpy(source.labels), SEED)
     data = save(classifier.state_dict())
     storage.write(storage.join(out, EXTRACTOR), data)
     return {"file": EXTRACTOR, "checksum": "xxh3:" + xxhash.xxh3_128_hexdigest(data), "accuracy": accuracy}
