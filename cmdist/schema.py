@@ -64,6 +64,15 @@ class Config(Section):
             raise ValueError(
                 "init: teacher needs objective.teacher to be a run folder, a checkpoint folder or a file of weights"
             )
+        if self.kind.second != getattr(self.network, "second_time", self.kind.second):
+            raise ValueError(
+                f"objective.kind {self.kind_name} "
+                + (
+                    "gives the network a second noise level: it needs network.second_time true"
+                    if self.kind.second
+                    else "gives the network one noise level: network.second_time must be false"
+                )
+            )
         NETWORKS[self.network.kind].check(self.network, self.images)  # type: ignore[attr-defined]
         times, top, bottom = self.sampling.times, noise.sigma_max, noise.sigma_min
         if times[0] != top or any(a <= b for a, b in zip(times, times[1:], strict=False)) or times[-1] <= bottom:

@@ -21,6 +21,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONSISTENCY, ECT = "core/objectives/consistency.py", "core/objectives/ect.py"
+ALPHA_FLOW, FLOW = "core/objectives/alpha_flow.py", "core/flow.py"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,27 @@ MUTATIONS: dict[str, Mutated] = {
             (ECT, "for sigma in (draw.sigma, draw.sigma_next))", "for sigma in (draw.sigma_next, draw.sigma))"),
             (ECT, ".clamp_min(self.sigma_min)", ".clamp_min(0.0)"),
             (CONSISTENCY, "with torch.no_grad(), same_dropout(draw", "with same_dropout(draw"),
+        ),
+    ),
+    "alpha_flow": Mutated(
+        "tests/core/test_alpha_flow.py",
+        (
+            (FLOW, "return (x - (1 + s) * denoised) / s", "return (x + (1 + s) * denoised) / s"),
+            (ALPHA_FLOW, "v = draw.noise - images", "v = images - draw.noise"),
+            (ALPHA_FLOW, "return alpha * v + (1 - alpha) * rest", "return v + (1 - alpha) * rest"),
+            (ALPHA_FLOW, "sigma_of(a - draw.alpha * (a - r))", "sigma_of(r + draw.alpha * (a - r))"),
+            (
+                ALPHA_FLOW,
+                "bare_student(x_between, between, labels, sigma_next)",
+                "bare_student(x_between, sigma, labels, sigma_next)",
+            ),
+            (ALPHA_FLOW, "error / (error.detach() + self.eps)", "error / (error + self.eps)"),
+            (
+                ALPHA_FLOW,
+                "        with torch.no_grad():\n            goal",
+                "        with torch.enable_grad():\n            goal",
+            ),
+            (ALPHA_FLOW, "bare_student(x, sigma, labels, sigma)", "bare_student(x, sigma, labels, sigma_next)"),
         ),
     ),
 }

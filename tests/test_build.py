@@ -55,8 +55,9 @@ def test_a_student_with_a_second_noise_level_starts_from_a_denoiser_and_follows_
     x, sigma = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 3.0])
     labels = torch.tensor([0, 1])
     for where in (teacher, file):
-        overrides = [*CD, f"objective.teacher={where}", "init=teacher", "network.second_time=true"]
-        student = config.load(write_config(tmp_path, str(data)), overrides)
+        student = config.load(write_config(tmp_path, str(data)), [*CD, f"objective.teacher={where}", "init=teacher"])
+        network = student.network.model_copy(update={"second_time": True})
+        student = student.model_copy(update={"network": network})
         net = build.network(student)
         build.initialise(student, net)
         followed = build.teacher(student, build.dataset(student), torch.device("cpu"))

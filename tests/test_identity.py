@@ -241,7 +241,7 @@ def test_a_longer_run_through_the_command(tmp_path: Path, digits: str) -> None:
     for line in (
         "the learning rate is 0 from step 6 on",
         "optimizer.decay_end=8 lets it fall over the last 0.5 of 8 steps",
-        "N and mu stay as they are from step 6 on",
+        "the curriculum stays where it is from step 6 on",
         "changed      data.workers: 0 -> 1; sampling.ode_steps: 18 -> 5; train.checkpoint_every: 3 -> 10; "
         "train.steps: 6 -> 8",
     ):

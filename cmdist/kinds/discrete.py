@@ -1,5 +1,6 @@
 """The kinds of objective that need no derivative along a path: tuning, truncation, mid-training, jumps, halvings."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -7,10 +8,10 @@ from torch import Tensor
 
 from cmdist.core import noise
 from cmdist.core.noise import Weighting
-from cmdist.core.objectives import ect
+from cmdist.core.objectives import alpha_flow, ect
 from cmdist.core.objectives.base import Objective
 from cmdist.kinds.distances import DISTANCES, PseudoHuber
-from cmdist.kinds.kind import Kind, Parts, bounded
+from cmdist.kinds.kind import Kind, Parts, bounded, edm
 from cmdist.sections import Finite, Noise, OneOf, Positive, PositiveFloat, Section, identity
 
 
@@ -32,6 +33,66 @@ class EasyConsistencyTuning(Section):
     b: Annotated[PositiveFloat, identity("how fast that falls with sigma")] = 1.0
     max_ratio: Annotated[float, Field(gt=0, le=1), identity("of sigma_next to sigma; 1: no limit but the stages'")] = (
         1.0
+    )
+
+
+class SigmoidAlpha(Section):
+    """alpha falls from 1 to alpha_min along a sigmoid."""
+
+    kind: Annotated[Literal["sigmoid"], identity("how alpha follows from the step")]
+    start: Annotated[int, Field(ge=0), identity("the step up to which alpha is 1")] = 0
+    total_steps: Annotated[
+        Positive | None, identity("the step of alpha_min; null: train.steps at the first start, then fixed")
+    ] = None
+    gamma: Annotated[PositiveFloat, identity("steepness")] = 25.0
+    alpha_min: Annotated[float, Field(gt=0, lt=0.5), identity("the last alpha; what is nearer to 1 is 1")] = 0.005
+
+
+class ConstantAlpha(Section):
+    """The same alpha at every step."""
+
+    kind: Annotated[Literal["constant"], identity("how alpha follows from the step")]
+    alpha: Annotated[
+        float, Field(gt=0, le=1), identity("1: trajectory flow matching; 0.5 with velocity student: as shortcut models")
+    ] = 1.0
+
+
+ALPHAS: dict[str, type[Section]] = {"sigmoid": SigmoidAlpha, "constant": ConstantAlpha}
+
+
+class AlphaFlow(Section):
+    """alpha-Flow."""
+
+    kind: Annotated[Literal["alpha_flow"], identity("what is learned")]
+    curriculum: Annotated[Section, OneOf(ALPHAS, "sigmoid")] = SigmoidAlpha(kind="sigmoid")
+    velocity: Annotated[
+        Literal["image", "student"], identity("by which a part alpha of the way is gone: noise - image, or its own")
+    ] = "image"
+    matching: Annotated[float, Field(ge=0, le=1), identity("part of a micro-batch that learns the velocity itself")] = (
+        0.5
+    )
+    sigma_mean: Annotated[Finite, identity("of ln sigma and ln sigma_next, truncated to the noise levels")] = -0.4
+    sigma_std: Annotated[PositiveFloat, identity("of both")] = 1.0
+    eps: Annotated[PositiveFloat, identity("of the weight alpha / (error + eps)")] = 1e-3
+
+
+def _alpha_flow(keys: AlphaFlow, parts: Parts) -> Objective:
+    n, c = parts.noise, keys.curriculum
+    if isinstance(c, ConstantAlpha):
+        fixed = c.alpha
+        schedule: Callable[[int], float] = lambda step: fixed  # noqa: E731
+    else:
+        assert isinstance(c, SigmoidAlpha)
+        schedule = alpha_flow.Sigmoid(c.start, c.total_steps or parts.steps, c.gamma, c.alpha_min)
+    return alpha_flow.AlphaFlow(
+        alpha=schedule,
+        by_student=keys.velocity == "student",
+        matching=keys.matching,
+        sigma_mean=keys.sigma_mean,
+        sigma_std=keys.sigma_std,
+        sigma_min=n.sigma_min,
+        sigma_max=n.sigma_max,
+        eps=keys.eps,
     )
 
 
@@ -61,4 +122,5 @@ def _tuning(keys: EasyConsistencyTuning, parts: Parts) -> Objective:
 
 ROWS: dict[str, Kind] = {
     "easy_consistency_tuning": Kind(EasyConsistencyTuning, _tuning, bounded, "consistency"),
+    "alpha_flow": Kind(AlphaFlow, _alpha_flow, edm, "jump", second=True),
 }

@@ -49,6 +49,7 @@ class Kind:
     teacher_is_student: bool = False  # whether the teacher takes the student's weights now and then
     frozen: Callable[[Any], str | None] = lambda keys: None  # the run or file of a helper that never changes
     extra: Callable[[Any], nn.Module] | None = None  # what is trained beside the network
+    second: bool = False  # whether it gives the network a second noise level
     jvp: bool = False  # whether it differentiates the student forward
 
     @property

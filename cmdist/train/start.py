@@ -112,7 +112,7 @@ def ends_of_schedules(config: Config) -> list[str]:
         )
     if total is not None and total < last:
         told.append(
-            f"N and mu stay as they are from step {total:,} on, where the curriculum ends as it was fixed at "
+            f"the curriculum stays where it is from step {total:,} on, where it ends as it was fixed at "
             "the first start (objective.curriculum.total_steps)"
         )
     return told

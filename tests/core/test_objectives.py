@@ -53,8 +53,9 @@ class Net(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.masks: list[Tensor] = []
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        hidden = self.a(torch.cat([x.flatten(1), c_noise[:, None]], 1)).tanh()
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, second: Tensor | None = None) -> Tensor:
+        level = c_noise if second is None else c_noise - second / 2
+        hidden = self.a(torch.cat([x.flatten(1), level[:, None]], 1)).tanh()
         hidden = hidden if labels is None else hidden + self.labels(labels)
         kept = self.dropout(torch.ones_like(hidden))
         self.masks.append(kept)
