@@ -48,9 +48,9 @@ def main(arguments: Sequence[str]) -> None:
     if not any(name.startswith("references-") for name in storage.names(data)):
         run(root, "references", [("references", [python, "pipelines/evaluate.py", "reference", data])])
     for names in ROUNDS:
-        jobs = [job for name in names if (job := training(options, name))]
-        run_side_by_side(root, "train", jobs)
-        if "edm" in names and missing_figures(options, "edm"):  # its many steps are worth all ranks
+        jobs = [job for name in names if (job := training(options.root, options.seed, name))]
+        start_side_by_side(root, "train", jobs)
+        if "edm" in names and missing_figures(options.root, options.seed, "edm"):  # its many steps are worth all ranks
             torchrun = [
                 str(BINARIES / "torchrun"),
                 "--nproc_per_node",
@@ -59,8 +59,8 @@ def main(arguments: Sequence[str]) -> None:
                 str(free_port()),
             ]
             run(root, "evaluate", [("edm", [*torchrun, "pipelines/evaluate.py", f"{options.root}/edm"])])
-    waiting = [name for name in ("ct", "cd", "ict") if missing_figures(options, name)]
-    run_side_by_side(
+    waiting = [name for name in ("ct", "cd", "ict") if missing_figures(options.root, options.seed, name)]
+    start_side_by_side(
         root, "evaluate", [(name, [python, "pipelines/evaluate.py", f"{options.root}/{name}"]) for name in waiting]
     )
     run(
@@ -83,18 +83,18 @@ def devices() -> int:
     return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
 
 
-def load(options: argparse.Namespace, name: str) -> tuple[str, list[str], Config]:
+def configured(root: str, seed: int, name: str) -> tuple[str, list[str], Config]:
     """A run's configuration file, the overrides that the demo gives it, and the result."""
     path = f"configs/digits/{name}.yaml"
-    overrides = [f"run.root={options.root}", f"data.url={options.root}/data", f"run.seed={options.seed}"]
-    overrides += {"cd": [f"objective.teacher={options.root}/edm"], "ict": [f"init={options.root}/edm"]}.get(name, [])
+    overrides = [f"run.root={root}", f"data.url={root}/data", f"run.seed={seed}"]
+    overrides += {"cd": [f"objective.teacher={root}/edm"], "ict": [f"init={root}/edm"]}.get(name, [])
     return path, overrides, configuration.load(REPOSITORY / path, overrides)
 
 
-def training(options: argparse.Namespace, name: str) -> Job | None:
+def training(root: str, seed: int, name: str) -> Job | None:
     """The command that trains a run, unless its last step is committed."""
-    path, overrides, config = load(options, name)
-    if config.train.steps in search.steps(f"{options.root}/{name}"):
+    path, overrides, config = configured(root, seed, name)
+    if config.train.steps in search.steps(f"{root}/{name}"):
         return None
     # on CPU cores jobs run side by side on one rank each: two small ranks would mostly wait for each other
     ranks = max(r for r in range(1, devices() + 1) if config.micro_batches % r == 0) if CUDA else 1
@@ -102,9 +102,9 @@ def training(options: argparse.Namespace, name: str) -> Job | None:
     return name, [*launcher, "pipelines/train.py", path, *overrides]
 
 
-def missing_figures(options: argparse.Namespace, name: str) -> bool:
+def missing_figures(root: str, seed: int, name: str) -> bool:
     """Whether the last step lacks a figure of an evaluation; a glance's few images are none."""
-    config, folder = load(options, name)[2], f"{options.root}/{name}/evaluations"
+    config, folder = configured(root, seed, name)[2], f"{root}/{name}/evaluations"
     files = [
         f for f in storage.names(folder) if f.startswith(f"step-{config.train.steps:010d}-") and f.endswith(".json")
     ]
@@ -113,7 +113,7 @@ def missing_figures(options: argparse.Namespace, name: str) -> bool:
     return len(full) < len(config.usual_steps)
 
 
-def run_side_by_side(root: Path, what: str, jobs: Sequence[Job]) -> None:
+def start_side_by_side(root: Path, what: str, jobs: Sequence[Job]) -> None:
     """Two at a time on CPU cores, one after the other on GPUs."""
     width = 1 if CUDA else devices()
     for first in range(0, len(jobs), width):

@@ -1,8 +1,6 @@
 """Train a run: `deepspeed pipelines/train.py CONFIG [key=value ...]`, or by torchrun, srun or plain python."""
 
 import argparse
-import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -10,34 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from cmdist import build, gpus, models, pins
+from cmdist import build, cost, gpus, models, pins
 from cmdist import config as configuration
 from cmdist.checkpoints import progress, record
 from cmdist.checkpoints.attempt import Attempt, attempt_at
 from cmdist.config import Config
 from cmdist.data.images import ShardedImages
-from cmdist.data.order import Order
 from cmdist.errors import ConfigError
-from cmdist.plan import plan
 from cmdist.system import cli, distributed, sharing, storage
 from cmdist.system.distributed import World
-from cmdist.tracking import environment
-from cmdist.tracking.branches import ORIGIN
-from cmdist.tracking.journal import Tracker
 from cmdist.tracking.mlflow import spool_folder
-from cmdist.train import lineage, resume, start
+from cmdist.train import lineage, resume, start, telling
 from cmdist.train.assembly import make_trainer
 from cmdist.train.glance import Glances
-from cmdist.train.selfcheck import Checked
 from cmdist.train.start import Start
-from cmdist.train.trainer import Trainer
 
-FIXED = (
-    "train.micro_batch belongs to the run's identity: no start after the first can change it, so choose it now, by "
-    "this plan or by pipelines/benchmark.py train"
-)
+GLANCE = Path(__file__).with_name("glance.py")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -99,9 +86,9 @@ def main(arguments: Sequence[str]) -> None:
     with torch.device("meta"):  # an impossible network is refused before anything starts
         net = build.network(config)
     if options.dry_run:
-        return print_dry_run(config, net, ranks)
+        return cost.print_dry_run(config, net, ranks)
     if options.plan:
-        return print_plan(config, ranks, options.gpu, options.gpu_memory, options.peak_tflops, options.mfu)
+        return cost.print_plan(config, ranks, options.gpu, options.gpu_memory, options.peak_tflops, options.mfu)
     world = distributed.start(config.train.hang_minutes * 60 + distributed.MARGIN)
     with distributed.failing_together(world):
         distributed.check_apart(world)
@@ -109,70 +96,6 @@ def main(arguments: Sequence[str]) -> None:
         distributed.stop(world)
     if not finished:
         sys.exit(options.stopped_exit)
-
-
-def print_dry_run(config: Config, net: nn.Module, ranks: int) -> None:
-    """What would run."""
-    t = config.train
-    print(configuration.dump(config), end="")
-    print(f"# parameters: {sum(p.numel() for p in net.parameters()):,}")
-    share = config.micro_batches // ranks
-    print(
-        f"# micro-batches per rank and step: {share} ({config.micro_batches} of {t.micro_batch} "
-        f"images over {ranks} ranks)"
-    )
-    print(f"# images to be seen: {t.steps * t.global_batch:,}")
-
-
-def print_plan(
-    config: Config, ranks: int, name: str, gpu_memory: float | None, peak_tflops: float | None, mfu: float | None
-) -> None:
-    """What the run would cost on GPUs of a name, of which the other arguments may say something else."""
-    t, gpu = config.train, gpus.gpu(name)
-    gpu_memory = gpu.memory if gpu_memory is None else gpu_memory
-    peak_tflops = gpu.peak(t.precision) if peak_tflops is None else peak_tflops
-    measured = gpu.utilisation if mfu is None else None
-    mfu = mfu if mfu is not None else gpu.utilisation or gpus.ASSUMED
-    for option, value, most in (
-        ("gpu-memory", gpu_memory, math.inf),
-        ("peak-tflops", peak_tflops, math.inf),
-        ("mfu", mfu, 1.0),
-    ):
-        if not 0 < value <= most or math.isinf(value):
-            raise ConfigError(
-                f"--{option} {value:g}: a number above 0{'' if math.isinf(most) else f' and up to {most:g}'} is needed"
-            )
-    found = plan(config, ranks)
-    share = config.micro_batches // ranks
-    hours = found.gpu_hours(peak_tflops, mfu)
-    each = f"ZeRO {t.zero_stage}, {t.precision}, {share} x {t.micro_batch} images"
-    print(f"plan of {config.run.name} on {ranks} {name.upper()} GPUs of {gpu_memory:g} GB: {each}")
-    print("\nmemory of each GPU                      GB")
-    for part, size in found.memory.items():
-        print(f"  {part:<34} {size / 1e9:>6.2f}")
-    fits = found.total_memory / 1e9 <= gpu_memory
-    advice = "fits" if fits else "does not fit: lower train.micro_batch, or set network.checkpoint_activations=true"
-    print(f"  {'together':<34} {found.total_memory / 1e9:>6.2f}  {advice}")
-    print(f"host memory of a checkpoint's copy    {found.host_memory / 1e9:>6.2f}  GB, each rank")
-    print(f"\nparameters                            {found.parameters:,}")
-    print(f"forward pass                          {found.forward_flops / 1e9:,.1f} GFLOP an image")
-    print(
-        f"training                              {found.flops / 1e12:,.3f} TFLOP an image, "
-        f"{found.flops * t.global_batch / 1e12:,.0f} a step"
-    )
-    print(
-        f"memory traffic                        {sum(found.touched.values()) / 1e9:,.1f} GB a micro-batch, "
-        "if nothing is compiled:"
-    )
-    print("\n".join(f"  {kind:<34} {size / 1e9:>8,.1f}" for kind, size in found.touched.items() if size))
-    print(f"  once a step, moving the weights    {found.update / 1e9:>8,.1f}")
-    print(f"images to be seen                     {found.images:,} in {t.steps:,} steps of {t.global_batch:,}")
-    print(f"GPU-hours                             {hours:,.0f}, {hours / ranks / 24:,.1f} days on {ranks} GPUs,")
-    print(
-        f"                                      if {mfu:.0%} of {peak_tflops:g} TFLOP/s are reached: "
-        + ("as was measured" if measured else f"an assumption, not a measurement on {name.upper()}s")
-    )
-    print(f"\n{FIXED}")
 
 
 def train(config: Config, world: World, mode: str) -> bool:
@@ -218,15 +141,15 @@ def go_on(
         pins.hold(begun.pinned, run_url, known["id"])
         record.write(run_url, known | {"pins": begun.pinned} | ({"committed": trainer.step} if own else {}))
         start.write_config(run_url, config)
-        report(begun, trainer, order, checked)
+        telling.report(begun, trainer, order, checked)
         for line in progress.clear(run_url, attempt):
             print(f"warning: {line}", file=sys.stderr)
         if config.train.glance_every:
-            command = [sys.executable, str(Path(__file__).with_name("glance.py")), run_url]
+            command = [sys.executable, str(GLANCE), run_url]
             log = spool_folder(run_url) / "glance.log"
             trainer.glances = Glances(command, config.train.glance_every, config.train.glance_device, log, trainer.step)
         if known["tracking_uri"] != "none":
-            trainer.tracker = start_tracker(config, world, run_url, known, attempt.number, trainer.step)
+            trainer.tracker = telling.start_tracker(config, world, run_url, known, attempt.number, trainer.step)
     status = "FAILED"
     try:
         finished = trainer.fit()
@@ -239,69 +162,6 @@ def go_on(
     finally:
         trainer.close(status)
     return finished
-
-
-def start_tracker(
-    config: Config, world: World, run_url: str, known: dict[str, Any], attempt: int, step: int = 0
-) -> Tracker:
-    """The run in MLflow, with the configuration and the environment of this attempt as artifacts."""
-    found, spool = environment.describe(world), spool_folder(run_url)
-    origin = {ORIGIN: json.dumps(known["origins"][0])} if known.get("origins") else {}
-    tracker = Tracker.start(
-        uri=known["tracking_uri"],
-        experiment=known["experiment"],
-        name=config.run.name,
-        key=known["id"],
-        params=configuration.flat(config),
-        tags={
-            "cmdist.run": run_url,
-            "cmdist.world_size": str(world.size),
-            "cmdist.device": found["device"],
-            "mlflow.source.name": "pipelines/train.py",
-            "mlflow.source.git.commit": found["commit"],
-        }
-        | origin,
-        spool=spool,
-        attempt=attempt,
-        begin=step,
-    )
-    texts = {
-        f"environment-{attempt:06d}.json": json.dumps(found, indent=1),
-        f"config-{attempt:06d}.yaml": configuration.dump(config),
-    }
-    for name, text in texts.items():
-        (spool / name).write_text(text)
-        tracker.artifact(spool / name, "attempts")
-    return tracker
-
-
-def report(begun: Start, trainer: Trainer, order: Order, checked: Checked | None) -> None:
-    """What the run starts from, in a few lines."""
-    config, found, changed = begun.config, begun.found, begun.changed
-    at = trainer.objective.at(trainer.step)
-    samples = trainer.step * config.train.global_batch
-    world = trainer.world.size
-    print(f"run          {config.run.name}: {config.kind_name}, {trainer.engine.layout.total:,} parameters")
-    print(f"from         {found.url if found else config.start or 'random weights'}")
-    print(
-        f"step         {trainer.step:,} of {config.train.steps:,}   epoch {order.epoch(samples):,}  "
-        f" samples seen {samples:,}"
-    )
-    if at:
-        print(f"curriculum   {', '.join(f'{name} = {value:.6g}' for name, value in at.items())}")
-    was = f" (was {found.state['world_size']}, ZeRO {found.state['zero_stage']})" if found else ""
-    share = config.micro_batches // world
-    print(
-        f"ranks        {world} on {trainer.world.device.type}, ZeRO "
-        f"{config.train.zero_stage}, {share} micro-batches each{was}"
-    )
-    if found:
-        print(f"changed      {'; '.join(changed) or 'nothing'}")
-    for sentence in start.ends_of_schedules(config):
-        print(f"schedule     {sentence}")
-    if checked is not None:
-        print(f"self-check   {checked}")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ LAYERS = [
     {"pins"},
     {"build"},
     {"plan", "quality", "train.assembly", "theory"},
-    {"train.start"},
+    {"cost", "train.start"},
+    {"train.telling"},
 ]
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 

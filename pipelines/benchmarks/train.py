@@ -38,7 +38,11 @@ def main(arguments: Sequence[str]) -> None:
     if options.steps < 1 or options.warm_up < 0:
         raise ConfigError("--steps must be 1 or more, --warm-up 0 or more")
     if options.compile == "both":
-        results = [r for each in ("no", "yes") for r in _apart(options, each)]
+        results = [
+            r
+            for each in ("no", "yes")
+            for r in _apart(options.config, options.overrides, each, options.steps, options.warm_up)
+        ]
     else:
         overrides = [*options.overrides, "init=null", f"train.compile={str(options.compile == 'yes').lower()}"]
         config = configuration.load(options.config, overrides)
@@ -52,12 +56,12 @@ def main(arguments: Sequence[str]) -> None:
         options.json.write_text(json.dumps(results, indent=1))
 
 
-def _apart(options: argparse.Namespace, compiled: str) -> list[dict[str, Any]]:
+def _apart(config: str, overrides: Sequence[str], compiled: str, steps: int, warm_up: int) -> list[dict[str, Any]]:
     """Figures of another process: what one engine leaves behind in memory must not count as the other's."""
     with tempfile.TemporaryDirectory(prefix="cmdist-") as folder:
         file = Path(folder) / "figures.json"
-        command = [sys.executable, sys.argv[0], "train", options.config, *options.overrides, "--compile", compiled]
-        numbers = ["--steps", str(options.steps), "--warm-up", str(options.warm_up), "--json", str(file)]
+        command = [sys.executable, sys.argv[0], "train", config, *overrides, "--compile", compiled]
+        numbers = ["--steps", str(steps), "--warm-up", str(warm_up), "--json", str(file)]
         if subprocess.run([*command, *numbers], check=False).returncode:
             raise CmdistError(f"the measurement with --compile {compiled} failed")
         return json.loads(file.read_text())  # type: ignore[no-any-return]

@@ -8,7 +8,8 @@ from cmdist.system.distributed import World
 from cmdist.tracking import environment
 from cmdist.tracking.journal import Journal
 from cmdist.tracking.mlflow import Tracker, spool_folder
-from ranks import REPOSITORY, pipeline
+from cmdist.train.telling import start_tracker
+from ranks import REPOSITORY
 
 
 def test_the_commit_is_git_s(tmp_path, monkeypatch):
@@ -29,7 +30,7 @@ def test_a_run_is_tracked_with_its_commit_configuration_and_environment(tmp_path
     config = configuration.load(REPOSITORY / "configs/digits/ct.yaml", [f"run.root={tmp_path}"])
     record = {"id": "key", "tracking_uri": "sqlite:///nowhere", "experiment": "tests"}
     monkeypatch.setattr(Tracker, "_watch", lambda self: None)  # no courier
-    pipeline("train").start_tracker(config, World(size=2), str(tmp_path / "ct"), record, attempt=3)
+    start_tracker(config, World(size=2), str(tmp_path / "ct"), record, attempt=3)
     start, *artifacts = [r for r, _ in Journal(spool_folder(str(tmp_path / "ct"))).read()]
     assert start["attempt"] == 3 and start["tags"]["mlflow.source.git.commit"] == environment.git_commit()
     assert start["params"]["train.steps"] == "1250" and start["tags"]["cmdist.world_size"] == "2"

@@ -1,0 +1,80 @@
+"""What a run would do and what it would cost, in words."""
+
+import math
+
+from torch import nn
+
+from cmdist import config as configuration
+from cmdist import gpus
+from cmdist.config import Config
+from cmdist.errors import ConfigError
+from cmdist.plan import plan
+
+FIXED = (
+    "train.micro_batch belongs to the run's identity: no start after the first can change it, so choose it now, by "
+    "this plan or by pipelines/benchmark.py train"
+)
+
+
+def print_dry_run(config: Config, net: nn.Module, ranks: int) -> None:
+    """The resolved configuration and what it means."""
+    t = config.train
+    print(configuration.dump(config), end="")
+    print(f"# parameters: {sum(p.numel() for p in net.parameters()):,}")
+    share = config.micro_batches // ranks
+    print(
+        f"# micro-batches per rank and step: {share} ({config.micro_batches} of {t.micro_batch} "
+        f"images over {ranks} ranks)"
+    )
+    print(f"# images to be seen: {t.steps * t.global_batch:,}")
+
+
+def print_plan(
+    config: Config, ranks: int, name: str, gpu_memory: float | None, peak_tflops: float | None, mfu: float | None
+) -> None:
+    """What the run would cost on GPUs of a name, of which the other arguments may say something else."""
+    t, gpu = config.train, gpus.gpu(name)
+    gpu_memory = gpu.memory if gpu_memory is None else gpu_memory
+    peak_tflops = gpu.peak(t.precision) if peak_tflops is None else peak_tflops
+    measured = gpu.utilisation if mfu is None else None
+    mfu = mfu if mfu is not None else gpu.utilisation or gpus.ASSUMED
+    for option, value, most in (
+        ("gpu-memory", gpu_memory, math.inf),
+        ("peak-tflops", peak_tflops, math.inf),
+        ("mfu", mfu, 1.0),
+    ):
+        if not 0 < value <= most or math.isinf(value):
+            raise ConfigError(
+                f"--{option} {value:g}: a number above 0{'' if math.isinf(most) else f' and up to {most:g}'} is needed"
+            )
+    found = plan(config, ranks)
+    share = config.micro_batches // ranks
+    hours = found.gpu_hours(peak_tflops, mfu)
+    each = f"ZeRO {t.zero_stage}, {t.precision}, {share} x {t.micro_batch} images"
+    print(f"plan of {config.run.name} on {ranks} {name.upper()} GPUs of {gpu_memory:g} GB: {each}")
+    print("\nmemory of each GPU                      GB")
+    for part, size in found.memory.items():
+        print(f"  {part:<34} {size / 1e9:>6.2f}")
+    fits = found.total_memory / 1e9 <= gpu_memory
+    advice = "fits" if fits else "does not fit: lower train.micro_batch, or set network.checkpoint_activations=true"
+    print(f"  {'together':<34} {found.total_memory / 1e9:>6.2f}  {advice}")
+    print(f"host memory of a checkpoint's copy    {found.host_memory / 1e9:>6.2f}  GB, each rank")
+    print(f"\nparameters                            {found.parameters:,}")
+    print(f"forward pass                          {found.forward_flops / 1e9:,.1f} GFLOP an image")
+    print(
+        f"training                              {found.flops / 1e12:,.3f} TFLOP an image, "
+        f"{found.flops * t.global_batch / 1e12:,.0f} a step"
+    )
+    print(
+        f"memory traffic                        {sum(found.touched.values()) / 1e9:,.1f} GB a micro-batch, "
+        "if nothing is compiled:"
+    )
+    print("\n".join(f"  {kind:<34} {size / 1e9:>8,.1f}" for kind, size in found.touched.items() if size))
+    print(f"  once a step, moving the weights    {found.update / 1e9:>8,.1f}")
+    print(f"images to be seen                     {found.images:,} in {t.steps:,} steps of {t.global_batch:,}")
+    print(f"GPU-hours                             {hours:,.0f}, {hours / ranks / 24:,.1f} days on {ranks} GPUs,")
+    print(
+        f"                                      if {mfu:.0%} of {peak_tflops:g} TFLOP/s are reached: "
+        + ("as was measured" if measured else f"an assumption, not a measurement on {name.upper()}s")
+    )
+    print(f"\n{FIXED}")

@@ -1,0 +1,81 @@
+"""What is told of a run that begins or goes on: to MLflow, and in a few lines on the terminal."""
+
+import json
+import sys
+from typing import Any
+
+from cmdist import config as configuration
+from cmdist.config import Config
+from cmdist.data.order import Order
+from cmdist.system.distributed import World
+from cmdist.tracking import environment
+from cmdist.tracking.branches import ORIGIN
+from cmdist.tracking.journal import Tracker
+from cmdist.tracking.mlflow import spool_folder
+from cmdist.train import start
+from cmdist.train.selfcheck import Checked
+from cmdist.train.start import Start
+from cmdist.train.trainer import Trainer
+
+
+def start_tracker(
+    config: Config, world: World, run_url: str, known: dict[str, Any], attempt: int, step: int = 0
+) -> Tracker:
+    """The run in MLflow, with the configuration and the environment of this attempt as artifacts."""
+    found, spool = environment.describe(world), spool_folder(run_url)
+    origin = {ORIGIN: json.dumps(known["origins"][0])} if known.get("origins") else {}
+    tracker = Tracker.start(
+        uri=known["tracking_uri"],
+        experiment=known["experiment"],
+        name=config.run.name,
+        key=known["id"],
+        params=configuration.flat(config),
+        tags={
+            "cmdist.run": run_url,
+            "cmdist.world_size": str(world.size),
+            "cmdist.device": found["device"],
+            "mlflow.source.name": "pipelines/train.py",
+            "mlflow.source.git.commit": found["commit"],
+        }
+        | origin,
+        spool=spool,
+        attempt=attempt,
+        begin=step,
+    )
+    texts = {
+        f"environment-{attempt:06d}.json": json.dumps(found, indent=1),
+        f"config-{attempt:06d}.yaml": configuration.dump(config),
+    }
+    for name, text in texts.items():
+        (spool / name).write_text(text)
+        tracker.artifact(spool / name, "attempts")
+    return tracker
+
+
+def report(begun: Start, trainer: Trainer, order: Order, checked: Checked | None) -> None:
+    """What the run starts from, in a few lines."""
+    config, found, changed = begun.config, begun.found, begun.changed
+    at = trainer.objective.at(trainer.step)
+    samples = trainer.step * config.train.global_batch
+    world = trainer.world.size
+    print(f"run          {config.run.name}: {config.kind_name}, {trainer.engine.layout.total:,} parameters")
+    print(f"from         {found.url if found else config.start or 'random weights'}")
+    print(
+        f"step         {trainer.step:,} of {config.train.steps:,}   epoch {order.epoch(samples):,}  "
+        f" samples seen {samples:,}"
+    )
+    if at:
+        print(f"curriculum   {', '.join(f'{name} = {value:.6g}' for name, value in at.items())}")
+    was = f" (was {found.state['world_size']}, ZeRO {found.state['zero_stage']})" if found else ""
+    share = config.micro_batches // world
+    print(
+        f"ranks        {world} on {trainer.world.device.type}, ZeRO "
+        f"{config.train.zero_stage}, {share} micro-batches each{was}"
+    )
+    if found:
+        print(f"changed      {'; '.join(changed) or 'nothing'}")
+    for sentence in start.ends_of_schedules(config):
+        print(f"schedule     {sentence}")
+    if checked is not None:
+        print(f"self-check   {checked}")
+    sys.stdout.flush()
