@@ -127,6 +127,11 @@ class Row:
         names = [name for name in self.run["metrics"] if not name.startswith("system/")]
         return {name: tracking.history(self.uri, self.run["id"], name) for name in names}
 
+    @property
+    def numbers(self) -> list[str]:
+        """Names of the numbers that its objective gives each step; runs from before they were told had N and mu."""
+        return [name for name in self.run["tags"].get(tags.NUMBERS, "n_timesteps,mu").split(",") if name]
+
     def images_at(self, step: int) -> float:
         """Images seen until a step."""
         return float(step * tags.count(self.params, "train.global_batch", 1))

@@ -22,6 +22,7 @@ from cmdist.system import storage
 _SIGMA = r"(\d+(?:\.\d*)?(?:e[+-]?\d{1,2})?)"
 LEVEL = re.compile(rf"(.+)_sigma_{_SIGMA}_{_SIGMA}")  # a quantity between two noise levels
 GLANCE = re.compile(r"step-(\d+)-([^-]+)\.npz")
+NUMBERS = {"n_timesteps": ("N(k), noise levels", "N(k)"), "mu": ("μ(k), decay of the target", "mu(k)")}
 STRIP = 10  # images of a row of samples over training
 
 
@@ -155,23 +156,23 @@ def _curves(rows: Sequence[Row], metric: str, steps: bool = False) -> list[Serie
     return made
 
 
+def _numbers(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """A card for each number that an objective gives its steps: N, mu, a stage."""
+    told = {name: None for row in rows for name in row.numbers}  # in the order in which they are told
+    cards = []
+    for name in told:
+        curves = [series for series in _curves(rows, name, steps=True) if any(value for _, value in series.points)]
+        title, short_title = NUMBERS.get(name, (escape(name.replace("_", " ")), name))
+        values = [value for series in curves for _, value in series.points]
+        wide = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
+        cards.append((f"{title} <small>jumps marked</small>", chart(short_title, curves, "step", y_log=wide)))
+    return cards
+
+
 def _training(rows: Sequence[Row]) -> str:
-    moving = [row for row in rows if row.objective != "denoising"]
-    numbers = {id(row): n for n, row in enumerate(rows)}
-
-    def of_consistency(metric: str) -> list[Series]:
-        return [s for s in _curves(rows, metric, steps=True) if any(numbers[id(r)] == s.number for r in moving)]
-
     plots = [
         ("Loss <small>each objective has its own</small>", chart("loss", _curves(rows, "loss"), "step", y_log=True)),
-        (
-            "N(k), noise levels <small>jumps marked</small>",
-            chart("N(k)", of_consistency("n_timesteps"), "step", y_log=True),
-        ),
-        (
-            "μ(k), decay of the target <small>jumps marked</small>",
-            chart("mu(k)", [s for s in of_consistency("mu") if any(mu for _, mu in s.points)], "step"),
-        ),
+        *_numbers(rows),
         (
             "Consistency error <small>same noise</small>",
             chart("consistency error", _curves(rows, "consistency_error"), "step", y_log=True),

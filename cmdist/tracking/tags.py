@@ -11,6 +11,7 @@ from cmdist.errors import DataError
 from cmdist.system.typed import Document, Shape, Tree
 
 MOST = 2**53  # of a count
+NUMBERS = "cmdist.numbers"  # the tag with the names of the objective's numbers: N, mu, a stage
 
 
 class _Origin(Shape):

@@ -4,6 +4,7 @@ import json
 import sys
 from typing import Any
 
+from cmdist import build
 from cmdist import config as configuration
 from cmdist.config import Config
 from cmdist.data.order import Order
@@ -12,6 +13,7 @@ from cmdist.tracking import environment
 from cmdist.tracking.branches import ORIGIN
 from cmdist.tracking.journal import Tracker
 from cmdist.tracking.mlflow import spool_folder
+from cmdist.tracking.tags import NUMBERS
 from cmdist.train import start
 from cmdist.train.selfcheck import Checked
 from cmdist.train.start import Start
@@ -34,6 +36,7 @@ def start_tracker(
             "cmdist.run": run_url,
             "cmdist.world_size": str(world.size),
             "cmdist.device": found["device"],
+            NUMBERS: ",".join(build.numbers(config, step)),
             "mlflow.source.name": "pipelines/train.py",
             "mlflow.source.git.commit": found["commit"],
         }
