@@ -28,7 +28,7 @@ from cmdist.system.distributed import StopRequest, World
 from cmdist.train import resume
 from cmdist.train.averages import Averages, Copy
 from cmdist.train.engine import Engine
-from cmdist.train.meters import Clock, SigmaBuckets
+from cmdist.train.meters import Clock, FirstNotFinite, SigmaBuckets
 from cmdist.train.optim import make_optimizer
 from cmdist.train.selfcheck import Checked
 from cmdist.train.snapshots import Snapshots
@@ -110,6 +110,7 @@ def make_trainer(
         copies=copies,
         batches=batches,
         buckets=SigmaBuckets(config.noise.sigma_min, config.noise.sigma_max, world.device),
+        not_finite=FirstNotFinite(world.device),
         clock=Clock(devices=world.size),
         snapshots=Snapshots(engine, averages, copies),
         saver=Saver(

@@ -65,6 +65,24 @@ class Clock:
         return self.device_seconds + self.devices * (time.perf_counter() - self._begin)
 
 
+class FirstNotFinite:
+    """Where a loss was first not finite: kept on the device, so that no step waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sigma = torch.full((), torch.nan, device=device)  # NaN: nowhere yet
+
+    def see(self, sigma: Tensor, losses: Tensor, counts: Tensor) -> None:
+        """The losses (B,) of a micro-batch at noise levels (B,); `counts` is false once the weights are not finite."""
+        wrong = ~losses.detach().isfinite() & counts
+        here = torch.where(wrong, sigma.to(self._sigma.dtype), -torch.inf).amax()
+        self._sigma = torch.where(self._sigma.isnan() & wrong.any(), here, self._sigma)
+
+    def sigma(self) -> float | None:
+        """The noise level; of several in that micro-batch the highest. Waits for the device."""
+        found = float(self._sigma)
+        return None if found != found else found
+
+
 class SigmaBuckets:
     """Means by noise level of what a loss tells: one bucket for each factor of about four between the sigmas."""
 

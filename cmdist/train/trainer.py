@@ -24,7 +24,7 @@ from cmdist.tracking.journal import Tracker
 from cmdist.train.averages import Averages, Copy
 from cmdist.train.engine import Engine
 from cmdist.train.glance import Glances
-from cmdist.train.meters import Clock, SigmaBuckets
+from cmdist.train.meters import Clock, FirstNotFinite, SigmaBuckets
 from cmdist.train.selfcheck import Checked, self_check
 from cmdist.train.snapshots import Snapshots
 
@@ -60,6 +60,7 @@ class Trainer:
     copies: dict[str, Copy]  # "target", "teacher": what the loss needs of the student's past
     batches: Generator[MicroBatch, None, None]  # of this rank, from `step` on
     buckets: SigmaBuckets
+    not_finite: FirstNotFinite
     clock: Clock
     snapshots: Snapshots
     saver: Saver
@@ -172,10 +173,7 @@ class Trainer:
                 if taken:  # else an overflow: nothing has moved, and the same step is tried again
                     break
             else:
-                raise CmdistError(
-                    f"step {self.step}: the gradient was not finite (attempts: {attempts}); loss {losses.mean():.4g}, "
-                    "lower optimizer.lr"
-                )
+                raise self._overflow(self.step, attempts, losses)
             for sigma, each, _ in done:
                 for name, values in {"loss": each.minimised, **each.told}.items():
                     self.buckets.add(name, sigma, values)
@@ -195,6 +193,7 @@ class Trainer:
     def _micro_step(self, batch: MicroBatch, at: At) -> tuple[torch.Tensor, Losses, bool]:
         """Noise levels and losses (B,) of a micro-batch, and whether the weights moved where it ends a step."""
         draw, losses = self._losses(batch, at, self.networks)
+        self.not_finite.see(draw.sigma, losses.minimised, self.engine.since_first_overflow < 0)
         self.engine.backward(losses.minimised.mean())
         taken = self.engine.step()
         told = {name: each.detach() for name, each in losses.told.items()}
@@ -211,10 +210,16 @@ class Trainer:
         """Where the host waits anyway, and before anything is kept; without a loss scale nobody looked at the step."""
         since = self.engine.since_overflow()
         if since is not None:
-            raise CmdistError(
-                f"step {self.step - 1 - since}: the gradient was not finite (attempts: 1); loss {losses.mean():.4g}, "
-                "lower optimizer.lr"
-            )
+            raise self._overflow(self.step - 1 - since, 1, losses)
+
+    def _overflow(self, step: int, attempts: int, losses: torch.Tensor) -> CmdistError:
+        """The sentence; all ranks must call."""
+        sigmas = distributed.gather(self.not_finite.sigma(), self.world.control)
+        first = next((f", first at sigma {sigma:.4g}" for sigma in sigmas if sigma is not None), "")
+        return CmdistError(
+            f"step {step}: the gradient was not finite (attempts: {attempts}){first}; loss {losses.mean():.4g}, "
+            "lower optimizer.lr"
+        )
 
     def save(self, last: bool) -> None:
         """Copy this rank's state to host memory and hand it to the saver; skipped if that is in trouble with the step

@@ -84,14 +84,20 @@ def test_all_precisions_train_alike(tmp_path: Path, digits: str) -> None:
 
 
 def not_finite(step: int, arguments: list[str]) -> None:
-    """pipelines/train.py, whose loss is not a number at a step."""
+    """pipelines/train.py, in which one image of the last rank has a loss that is not a number at a step and at sigma
+    7.25, and from there on weights that are not, at sigma 1.
+    """
     from cmdist.train.trainer import Trainer
 
     losses = Trainer._losses
 
     def spoilt(self: Trainer, batch: Any, *rest: Any) -> Any:
         draw, loss = losses(self, batch, *rest)
-        return draw, replace(loss, minimised=loss.minimised * float("nan")) if self.step == step else loss
+        if self.step != step or self.world.rank != self.world.size - 1:
+            return replace(draw, sigma=torch.ones_like(draw.sigma)), loss
+        spoil = torch.arange(len(draw.sigma)) == 2
+        minimised = loss.minimised * torch.where(spoil, float("nan"), 1.0)
+        return replace(draw, sigma=torch.where(spoil, 7.25, draw.sigma)), replace(loss, minimised=minimised)
 
     Trainer._losses = spoilt  # type: ignore[method-assign]
     run_pipeline("train", arguments)
@@ -102,9 +108,11 @@ def test_a_gradient_that_is_not_finite_ends_the_run_at_once_where_no_scale_is_to
     tmp_path: Path, digits: str, stage: int
 ) -> None:
     config = write_config(tmp_path, digits)
-    run = Ranks(1, tmp_path / "log", not_finite, 1, [config, f"train.zero_stage={stage}", "train.steps=3"])
-    assert run.join() == [1]
-    assert "error: step 1: the gradient was not finite (attempts: 1); loss nan, lower optimizer.lr" in run.text
+    ranks = 1 + stage
+    run = Ranks(ranks, tmp_path / "log", not_finite, 1, [config, f"train.zero_stage={stage}", "train.steps=3"])
+    assert run.join() == [1] * ranks
+    says = "error: step 1: the gradient was not finite (attempts: 1), first at sigma 7.25; loss nan, lower optimizer.lr"
+    assert says in run.text
     assert "Traceback" not in run.text
 
 

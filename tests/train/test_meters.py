@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from cmdist.train.meters import Clock, SigmaBuckets
+from cmdist.train.meters import Clock, FirstNotFinite, SigmaBuckets
 
 
 def test_device_hours_add_up_over_attempts_on_other_numbers_of_devices(monkeypatch):
@@ -47,3 +47,15 @@ def test_whatever_is_told_has_a_mean_by_noise_level_and_may_be_negative():
         "tangent_sigma_10_100": 8.0,
     }
     assert buckets.metrics([buckets.take()]) == {}, "what was taken counts once"
+
+
+def test_the_first_loss_that_is_not_finite_is_remembered():
+    first, sigma = FirstNotFinite(torch.device("cpu")), torch.tensor([0.5, 3.0, 20.0])
+    yes, no, nan, inf = torch.tensor(True), torch.tensor(False), float("nan"), float("inf")
+    first.see(sigma, torch.tensor([1.0, 2.0, 3.0]), yes)
+    first.see(sigma, torch.tensor([nan, 2.0, 3.0]), no)
+    assert first.sigma() is None
+    first.see(sigma, torch.tensor([nan, -inf, 3.0]), yes)
+    assert first.sigma() == 3.0
+    first.see(sigma, torch.tensor([nan, nan, nan]), yes)
+    assert first.sigma() == 3.0
