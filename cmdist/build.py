@@ -34,6 +34,9 @@ from cmdist.system import storage
 from cmdist.system.distributed import World
 from cmdist.train.optim import learning_rate
 
+# keys that change what a network computes and not the shapes of its weights
+UNSEEN = ("noise.c_noise", "network.time_factor", "network.fourier_scale", "network.double_norm")
+
 
 def network(config: Config) -> nn.Module:
     """The network of a configuration, weights drawn from the global generator (seed it first). Raises ConfigError."""
@@ -299,11 +302,11 @@ def initialise(config: Config, net: nn.Module, weights: Weights | None = None) -
     assert url is not None
     weights = weights or Weights()
     run, found = (None, weights.file(url, _head_channels(config))) if released.is_file(url) else weights.run(url)
-    theirs = run.config.noise.c_noise if run else "log"
-    if theirs != config.noise.c_noise:
-        raise ConfigError(
-            f"init: {url} was told noise levels with noise.c_noise {theirs}, this run has {config.noise.c_noise}; they "
-            "must be equal"
-        )
+    theirs, ours = configuration.by_key(run.config) if run else {"noise.c_noise": "log"}, configuration.by_key(config)
+    for key in UNSEEN:
+        if key in theirs and key in ours and theirs[key] != ours[key]:
+            raise ConfigError(
+                f"init: {url} was trained with {key} {theirs[key]}, this run has {ours[key]}; they must be equal"
+            )
     second = {name: value for name, value in net.state_dict().items() if name.startswith(SECOND)}
     released.load(net, second | found, f"init: {url}")

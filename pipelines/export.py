@@ -24,6 +24,7 @@ from cmdist import config as configuration
 from cmdist.build import Model
 from cmdist.core.noise import karras_sigmas
 from cmdist.errors import ConfigError
+from cmdist.kinds.kind import bounded
 from cmdist.kinds.networks import Adm
 from cmdist.nets import diffusers, released
 from cmdist.nets.unet import UNet
@@ -75,6 +76,11 @@ def to_diffusers(model: Model, out: str) -> None:
         raise ConfigError(
             f"{model.where} is {what}; a ConsistencyModelPipeline needs a consistency "
             "model (--format safetensors takes any)"
+        )
+    if config.kind.scalings is not bounded or noise.c_noise != "log":
+        raise ConfigError(
+            f"{model.where}: diffusers has the scalings of consistency distillation and training only, with "
+            "noise.c_noise log (--format safetensors takes any)"
         )
     with torch.device("meta"):
         net = build.network(config)

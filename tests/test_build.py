@@ -40,9 +40,11 @@ def test_a_teacher_is_computed_as_its_students_run_computes(tmp_path: Path) -> N
 def test_weights_that_were_told_noise_levels_otherwise_are_refused(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", extractor=False)
     begun = make_run(tmp_path, "begun", data, objective="denoising")
-    other = config.load(write_config(tmp_path, str(data)), [f"init={begun}", "noise.c_noise=angle"])
-    with pytest.raises(ConfigError, match=r"init: .*begun was told .*c_noise log, this run has angle; they must be e"):
-        build.initialise(other, build.network(other))
+    for key, theirs, ours in (("noise.c_noise", "log", "angle"), ("network.double_norm", "False", "True")):
+        other = config.load(write_config(tmp_path, str(data)), [f"init={begun}", f"{key}={ours}"])
+        says = f"init: .*begun was trained with {key} {theirs}, this run has {ours}; they must be equal"
+        with pytest.raises(ConfigError, match=says):
+            build.initialise(other, build.network(other))
 
 
 def test_a_student_with_a_second_noise_level_starts_from_a_denoiser_and_follows_one(tmp_path: Path) -> None:

@@ -40,6 +40,13 @@ class Adm(Section):
     time_factor: Annotated[PositiveFloat, identity("times c_noise before its sinusoids; the released models' 1000")] = (
         1000.0
     )
+    fourier_scale: Annotated[
+        PositiveFloat | None,
+        identity("of Fourier features of c_noise instead of those sinusoids, e.g. 0.02; null: sinusoids"),
+    ] = None
+    double_norm: Annotated[
+        bool, identity("scale and shift by the embedding are normalised too (sCM), with scale_shift_norm")
+    ] = False
     second_time: Annotated[bool, identity("takes a second noise level, for objectives that learn jumps")] = False
     checkpoint_activations: Annotated[bool, free("computed again in the backward pass: less memory, slower")] = False
     channels_last: Annotated[bool, free("memory format of the activations")] = False
@@ -62,6 +69,8 @@ def _check_adm(keys: Adm, images: Images) -> None:
             f"data.image_size ({images.size}) must be divisible by {2 ** (depth - 1)} "
             f"for network.channel_mult of length {depth}"
         )
+    if keys.double_norm and not keys.scale_shift_norm:
+        raise ConfigError("network.double_norm normalises scale and shift, so it needs network.scale_shift_norm: true")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,11 @@ _ENDS = {
 def unet_config(net: UNet, channel_mult: Sequence[int], num_res_blocks: int) -> dict[str, Any]:
     """The config.json of a UNet2DModel that computes what `net` does. Raises ConfigError where there is none."""
     blocks = [m for m in net.modules() if isinstance(m, ResBlock)]
+    if net.time_factor != 1000.0 or net.fourier_scale is not None or blocks[0].double_norm:
+        raise ConfigError(
+            "diffusers knows noise levels as the released models do: network.time_factor 1000, fourier_scale null and "
+            "double_norm false; --format safetensors takes any"
+        )
     if len(channel_mult) > 1 and not any(block.resample for block in blocks):
         raise ConfigError(
             "export to diffusers needs network.resblock_updown true, as in the released "

@@ -3,7 +3,19 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """(B,) -> (B, width), in fp32 or wider: cosines, then sines, of t * 10000^(-i/half) (Vaswani et al. 2017); a 0 pads
+    an odd width.
+    """
+    t = t.to(torch.promote_types(t.dtype, torch.float32))  # bf16 cannot tell t = 1096 from t = 1092
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=t.dtype, device=t.device))
+    angles = t[:, None] * frequencies
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
 def fourier_features(c_noise: Tensor, width: int, scale: float) -> Tensor:
@@ -13,8 +25,9 @@ def fourier_features(c_noise: Tensor, width: int, scale: float) -> Tensor:
     Where others draw the frequencies and keep them with the weights (EDM, table 1), these are the law's quantiles; a
     negative one would say what its positive does.
     """
+    c_noise = c_noise.to(torch.promote_types(c_noise.dtype, torch.float32))
     half = width // 2
     places = 0.5 + (torch.arange(half, dtype=torch.float64, device=c_noise.device) + 0.5) / (2 * half)
     frequencies = (2 * math.pi * scale * torch.special.ndtri(places)).to(c_noise.dtype)
     angles = c_noise[:, None] * frequencies
-    return torch.nn.functional.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))

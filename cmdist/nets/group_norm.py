@@ -33,6 +33,12 @@ class GroupNorm(nn.GroupNorm):
         return y.to(given.dtype, memory_format=_memory_format(given))
 
 
+def pixel_norm(x: Tensor) -> Tensor:
+    """(B, C, H, W) over the root mean square of its channels at each place; in fp32, given back in x's dtype."""
+    wide = x.float() if x.dtype in _HALVES else x
+    return (wide / (wide.square().mean(1, keepdim=True) + 1e-8).sqrt()).to(x.dtype)
+
+
 def _carries_tangent(x: Tensor) -> bool:
     """Whether x is differentiated in forward mode; compiled networks never are."""
     return not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None

@@ -6,7 +6,6 @@ residual block, an attention block, or a plain resampling convolution. Everythin
 head runs in the given precision.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal, TypeVar, cast
 
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cmdist.errors import ConfigError, DataError
-from cmdist.nets.group_norm import GroupNorm
+from cmdist.nets.embedding import fourier_features, timestep_embedding
+from cmdist.nets.group_norm import GroupNorm, pixel_norm
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Resample = Literal["up", "down"]
@@ -29,7 +29,8 @@ class ResBlock(nn.Module):
     """BigGAN residual block, (B, in, H, W) and embedding (B, 4c) -> (B, out, H', W'); H' is 2H for 'up' and H/2 for
     'down'.
 
-    The embedding scales and shifts the second normalization (scale_shift) or is added before it.
+    The embedding scales and shifts the second normalization (scale_shift) or is added before it. `double_norm`: scale
+    and shift are normalised at each place themselves (sCM, Lu & Song 2024, section 4.1).
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class ResBlock(nn.Module):
         dropout: float,
         scale_shift: bool,
         resample: Resample | None = None,
+        double_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.scale_shift = scale_shift
+        self.scale_shift, self.double_norm = scale_shift, double_norm
         self.resample = resample
         self.in_layers = nn.Sequential(
             GroupNorm(channels_in), nn.SiLU(), nn.Conv2d(channels_in, channels, 3, padding=1)
@@ -64,7 +66,10 @@ class ResBlock(nn.Module):
         norm, *rest = self.out_layers
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm(h), 1 + scale)
+            scale = 1 + scale
+            if self.double_norm:
+                scale, shift = pixel_norm(scale), pixel_norm(shift)
+            h = torch.addcmul(shift, norm(h), scale)
         else:
             h = norm(h + e)
         for layer in rest:
@@ -139,8 +144,9 @@ class UNet(nn.Module):
 
     `attention_resolutions` are in pixels. The body runs under autocast to `precision`; the time embedding, the head and
     the output keep the parameters' dtype (fp32). `time_factor` multiplies c_noise before its sinusoids, the released
-    models' 1000. With `second_time` it takes the c_noise of a second noise level too, through an MLP that adds 0 at
-    initialization. Raises ConfigError, with one sentence, for a shape that cannot be built.
+    models' 1000; with `fourier_scale` it enters as Fourier features of that scale instead. With `second_time` it takes
+    the c_noise of a second noise level too, through an MLP that adds 0 at initialization. Raises ConfigError, with one
+    sentence, for a shape that cannot be built.
     """
 
     def __init__(
@@ -161,6 +167,8 @@ class UNet(nn.Module):
         checkpoint_activations: bool = False,
         channels_last: bool = False,
         time_factor: float = 1000.0,
+        fourier_scale: float | None = None,
+        double_norm: bool = False,
         second_time: bool = False,
         precision: Precision = "fp32",
     ) -> None:
@@ -168,7 +176,8 @@ class UNet(nn.Module):
         _check_shape(image_size, model_channels, channel_mult, attention_resolutions, head_channels, precision)
         self.image_size, self.num_classes = image_size, num_classes
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
-        self.model_channels, self.dropout, self.time_factor = model_channels, dropout, time_factor
+        self.model_channels, self.dropout = model_channels, dropout
+        self.time_factor, self.fourier_scale = time_factor, fourier_scale
         self.checkpoint_activations, self.precision = checkpoint_activations, precision
         # Of the activations only: weights stay contiguous, as slices of one flat vector; a convolution converts its
         # own.
@@ -176,7 +185,7 @@ class UNet(nn.Module):
         emb = 4 * model_channels
 
         def res(channels_in: int, channels: int, resample: Resample | None = None) -> ResBlock:
-            return ResBlock(channels_in, channels, emb, dropout, scale_shift_norm, resample)
+            return ResBlock(channels_in, channels, emb, dropout, scale_shift_norm, resample, double_norm)
 
         def attention(channels: int, size: int) -> list[nn.Module]:
             return [Attention(channels, head_channels)] if size in attention_resolutions else []
@@ -242,9 +251,9 @@ class UNet(nn.Module):
         dtype = next(self.parameters()).dtype
         self._check_inputs(x, labels, c_noise_next)
         with torch.autocast(x.device.type, enabled=False):  # the caller's autocast must not reach the time embedding
-            emb = self.time_embed(self._sinusoids(c_noise))
+            emb = self.time_embed(self._features(c_noise))
             if c_noise_next is not None:
-                emb = emb + self.next_embed(self._sinusoids(c_noise_next))
+                emb = emb + self.next_embed(self._features(c_noise_next))
             if labels is not None:
                 emb = emb + self.label_emb(labels)
             emb = F.silu(emb)
@@ -260,8 +269,11 @@ class UNet(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return cast(Tensor, self.out(h.to(dtype))).contiguous()
 
-    def _sinusoids(self, c_noise: Tensor) -> Tensor:
-        return timestep_embedding(self.time_factor * c_noise, self.model_channels).to(next(self.parameters()).dtype)
+    def _features(self, c_noise: Tensor) -> Tensor:
+        dtype = next(self.parameters()).dtype
+        if self.fourier_scale is not None:
+            return fourier_features(c_noise, self.model_channels, self.fourier_scale).to(dtype)
+        return timestep_embedding(self.time_factor * c_noise, self.model_channels).to(dtype)
 
     def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():
@@ -300,17 +312,6 @@ class UNet(nn.Module):
                 f"labels lie in {int(labels.min())}..{int(labels.max())}, but this network knows "
                 f"0..{self.num_classes - 1}"
             )
-
-
-def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """(B,) -> (B, width), in fp32 or wider: cosines, then sines, of t * 10000^(-i/half) (Vaswani et al. 2017); a 0 pads
-    an odd width.
-    """
-    t = t.to(torch.promote_types(t.dtype, torch.float32))  # bf16 cannot tell t = 1096 from t = 1092
-    half = width // 2
-    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=t.dtype, device=t.device))
-    angles = t[:, None] * frequencies
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
 def _resample(x: Tensor, direction: Resample) -> Tensor:

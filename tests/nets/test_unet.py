@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cmdist.core.objectives.base import same_dropout
 from cmdist.errors import ConfigError, DataError
-from cmdist.nets.unet import Attention, Block, GroupNorm, ResBlock, UNet, timestep_embedding
+from cmdist.nets.embedding import fourier_features, timestep_embedding
+from cmdist.nets.unet import Attention, Block, GroupNorm, ResBlock, UNet
 
 RELEASED = {
     "imagenet64": (
@@ -182,6 +183,21 @@ def test_the_network_multiplies_c_noise_by_1000() -> None:
     torch.testing.assert_close(seen[0], timestep_embedding(1000 * c_noise, 8))
 
 
+def test_fourier_features_are_of_a_normal_laws_quantiles() -> None:
+    """The mean over a normal f of cos(2 pi f c) is exp(-2 (pi scale c)^2); and a network takes them where asked."""
+    c = torch.tensor([0.0, 0.3, 1.5], dtype=torch.float64)
+    found = fourier_features(c, 2000, 0.2)
+    assert found.shape == (3, 2000) and fourier_features(c, 7, 0.2).shape == (3, 7)
+    torch.testing.assert_close(found[:, :1000].mean(1), (-2 * (math.pi * 0.2 * c) ** 2).exp(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found[:, :1000] ** 2 + found[:, 1000:] ** 2, torch.ones(3, 1000, dtype=torch.float64))
+    net = small(fourier_scale=0.02)
+    seen: list[Tensor] = []
+    net.time_embed.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x, c_noise, labels = inputs()
+    net(x, c_noise, labels)
+    torch.testing.assert_close(seen[0], fourier_features(c_noise, 8, 0.02))
+
+
 def test_blocks_get_the_silu_of_the_sum_of_time_and_label_embeddings() -> None:
     net = small()
     seen: list[Tensor] = []
@@ -222,11 +238,11 @@ def test_attention_channel_order_is_3_heads_head_channels() -> None:
     torch.testing.assert_close(layer(x), expected)
 
 
-@pytest.mark.parametrize("scale_shift", [True, False])
+@pytest.mark.parametrize(("scale_shift", "double_norm"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("resample", [None, "up", "down"])
-def test_residual_block_against_its_formula(scale_shift: bool, resample: str | None) -> None:
+def test_residual_block_against_its_formula(scale_shift: bool, double_norm: bool, resample: str | None) -> None:
     torch.manual_seed(0)
-    block = ResBlock(8, 16, 32, 0.0, scale_shift, resample).double()  # type: ignore[arg-type]
+    block = ResBlock(8, 16, 32, 0.0, scale_shift, resample, double_norm).double()  # type: ignore[arg-type]
     torch.nn.init.normal_(block.out_layers[3].weight)
     x, emb = torch.randn(2, 8, 4, 4, dtype=torch.float64), torch.randn(2, 32, dtype=torch.float64)
     weights = block.state_dict()
@@ -252,7 +268,10 @@ def test_residual_block_against_its_formula(scale_shift: bool, resample: str | N
     h = norm(x, "in_layers.0")
     h = conv(move(h * h.sigmoid()), "in_layers.2")
     e = (emb @ weights["emb_layers.1.weight"].T + weights["emb_layers.1.bias"])[:, :, None, None]
-    h = norm(h, "out_layers.0") * (1 + e[:, :16]) + e[:, 16:] if scale_shift else norm(h + e, "out_layers.0")
+    scale, shift = 1 + e[:, :16], e[:, 16:]
+    if double_norm:
+        scale, shift = (v / (v.square().mean(1, keepdim=True) + 1e-8).sqrt() for v in (scale, shift))
+    h = norm(h, "out_layers.0") * scale + shift if scale_shift else norm(h + e, "out_layers.0")
     expected = conv(move(x), "skip_connection", 0) + conv(h * h.sigmoid(), "out_layers.3")
     torch.testing.assert_close(block(x, emb), expected)
 

@@ -165,6 +165,8 @@ def test_what_cannot_be_exported_is_a_sentence_and_leaves_nothing(tmp_path: Path
         tmp_path,
     )
     first = make_run(tmp_path, "first", data, network=wide | {"channel_mult": [2, 2], "attention_resolutions": []})
+    angle = make_run(tmp_path, "angle", data, noise={"c_noise": "angle"})
+    slow = make_run(tmp_path, "slow", data, network=wide | {"time_factor": 1.0})
     (tmp_path / "c.yaml").write_text(settings("lsun256"))
     torch.save({"a": torch.zeros(1)}, tmp_path / "cd_a.pt")
     cases = [
@@ -172,6 +174,12 @@ def test_what_cannot_be_exported_is_a_sentence_and_leaves_nothing(tmp_path: Path
         ([edm], ConfigError, "is a denoiser; a ConsistencyModelPipeline needs a consistency model"),
         ([plain], ConfigError, "needs network.resblock_updown true"),
         ([first], ConfigError, "network.channel_mult must begin with 1, not 2"),
+        (
+            [angle],
+            ConfigError,
+            "has the scalings of consistency distillation and training only, with noise.c_noise log",
+        ),
+        ([slow], ConfigError, "as the released models do: network.time_factor 1000"),
         ([narrow, "--ema", "0.7"], CheckpointError, "has no average with decay 0.7"),
         ([tmp_path / "c.yaml", "--weights", tmp_path / "cd_a.pt"], CheckpointError, "cd_a.pt has another architecture"),
         (
