@@ -47,6 +47,19 @@ def test_training_costs_its_passes() -> None:
     assert flops("train.micro_batch=4") == found.flops
 
 
+def test_a_derivative_along_a_path_costs_two_passes() -> None:
+    """sCM: the student's forward pass and its backward of twice that, and the value and its tangent without gradient;
+    attention's tangent is of three factors. Nothing of it is kept for a backward pass.
+    """
+    training = ["objective.kind=scm_training", "noise.c_noise=angle", "network.time_factor=1"]
+    found = plan(config.parse(NARROW, training), 1)
+    assert 4.95 < found.flops / found.forward_flops < 5.1
+    distil = ["objective.kind=scm_distillation", "objective.teacher=runs/t"]
+    assert flops(*distil) - found.flops == found.forward_flops
+    plain = plan(config.parse(NARROW, ["objective.kind=denoising"]), 1)
+    assert found.memory["activations"] < 1.3 * plain.memory["activations"]
+
+
 def test_a_convolution_is_counted_as_two_operations_for_each_product() -> None:
     """Beyond the network's stem and head, by hand: doubling the images doubles, and the stem alone is 2 * 9 * 3 * 32 *
     16 * 16.

@@ -5,7 +5,9 @@ preconditioning   a network becomes f with f(x, sigma_min) = x               (eq
 solvers           the probability-flow ODE, Euler, Heun                      (eq. 2; EDM, Algorithm 1)
 distances         d(x, y)                                                    (section 4; improved CT: arXiv:2310.14189)
 curricula         N(k) and mu(k)                                             (appendix C)
+tangents          how an output changes along a path of noisy images         (forward mode)
 objectives        base, denoising (the teacher's), consistency: CD and CT    (Algorithms 2 and 3)
+                  scm: sCM's distillation and training                       (arXiv:2410.11081)
 sampling          one step, several steps, the teacher's ODE                 (Algorithm 1)
 exact             data whose denoiser is known: the truth to test against
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cmdist.errors import ConfigError, DataError
 from cmdist.nets.embedding import fourier_features, timestep_embedding
+from cmdist.nets.forward_mode import Conv2d, Linear, linear
 from cmdist.nets.group_norm import GroupNorm, pixel_norm
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -46,15 +47,13 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift, self.double_norm = scale_shift, double_norm
         self.resample = resample
-        self.in_layers = nn.Sequential(
-            GroupNorm(channels_in), nn.SiLU(), nn.Conv2d(channels_in, channels, 3, padding=1)
-        )
+        self.in_layers = nn.Sequential(GroupNorm(channels_in), nn.SiLU(), Conv2d(channels_in, channels, 3, padding=1))
         # The place of the SiLU in the released names; UNet.forward applies it once for all blocks.
-        self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(emb, 2 * channels if scale_shift else channels))
+        self.emb_layers = nn.Sequential(nn.Identity(), Linear(emb, 2 * channels if scale_shift else channels))
         self.out_layers = nn.Sequential(
-            GroupNorm(channels), nn.SiLU(), nn.Dropout(dropout), _zero(nn.Conv2d(channels, channels, 3, padding=1))
+            GroupNorm(channels), nn.SiLU(), nn.Dropout(dropout), _zero(Conv2d(channels, channels, 3, padding=1))
         )
-        self.skip_connection = nn.Identity() if channels == channels_in else nn.Conv2d(channels_in, channels, 1)
+        self.skip_connection = nn.Identity() if channels == channels_in else Conv2d(channels_in, channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(B, in, H, W), (B, 4c) -> (B, out, H', W')."""
@@ -86,22 +85,20 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = channels // head_channels
         self.norm = GroupNorm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj_out = _zero(nn.Conv2d(channels, channels, 1))
+        self.qkv = Conv2d(channels, 3 * channels, 1)
+        self.proj_out = _zero(Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
         b, c, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         # The 1x1 convolutions as products: a few per cent of the whole network on a CPU.
-        qkv = F.linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias)
+        qkv = linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias)
         q, k, v = qkv.view(b, height * width, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(
             q, k, v
         )  # forward-mode differentiation: only under sdpa_kernel(SDPBackend.MATH)
-        h = F.linear(
-            h.transpose(1, 2).reshape(b, height * width, c), self.proj_out.weight.flatten(1), self.proj_out.bias
-        )
+        h = linear(h.transpose(1, 2).reshape(b, height * width, c), self.proj_out.weight.flatten(1), self.proj_out.bias)
         return x + h.transpose(1, 2).reshape(b, c, height, width)
 
 
@@ -110,7 +107,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2)."""
@@ -122,7 +119,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
@@ -190,15 +187,15 @@ class UNet(nn.Module):
         def attention(channels: int, size: int) -> list[nn.Module]:
             return [Attention(channels, head_channels)] if size in attention_resolutions else []
 
-        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.time_embed = nn.Sequential(Linear(model_channels, emb), nn.SiLU(), Linear(emb, emb))
         self.second_time = second_time
         if second_time:
-            self.next_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), _zero(nn.Linear(emb, emb)))
+            self.next_embed = nn.Sequential(Linear(model_channels, emb), nn.SiLU(), _zero(Linear(emb, emb)))
         if num_classes:
             self.label_emb = nn.Embedding(num_classes, emb)
 
         channels, size = channel_mult[0] * model_channels, image_size
-        inputs = [Block(nn.Conv2d(in_channels, channels, 3, padding=1))]
+        inputs = [Block(Conv2d(in_channels, channels, 3, padding=1))]
         skips = [channels]  # widths of the outputs of `inputs`, which `output_blocks` takes from the end
         for level, mult in enumerate(channel_mult):
             if level:
@@ -226,7 +223,7 @@ class UNet(nn.Module):
         self.output_blocks = nn.ModuleList(outputs)
 
         self.out = nn.Sequential(
-            GroupNorm(channels), nn.SiLU(), _zero(nn.Conv2d(channels, self.out_channels, 3, padding=1))
+            GroupNorm(channels), nn.SiLU(), _zero(Conv2d(channels, self.out_channels, 3, padding=1))
         )
 
     def lower(self) -> "UNet":

@@ -69,3 +69,22 @@ def test_its_gradient_is_that_of_fp32_up_to_a_rounding(dtype: torch.dtype) -> No
     for half, full in zip(*results, strict=True):
         # half a unit in the last place, relative to the values: what one rounding may do at most
         assert float((half.float() - full).norm() / full.norm()) < torch.finfo(dtype).eps / 2
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_its_tangent_is_that_of_torchs_own_rule_and_has_a_gradient(memory_format: torch.memory_format) -> None:
+    """In value, and in the gradient of a function of the tangent to x and to the weights: what theorem 3 needs."""
+    norm, x = made(torch.float64, memory_format)
+    norm = norm.double()
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    results = []
+
+    def rule_of_torch(x: Tensor) -> Tensor:  # which is written for contiguous x
+        return torch.nn.functional.group_norm(x.contiguous(), norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+    for rule in (norm, rule_of_torch):
+        given = x.clone().requires_grad_()
+        y, dy = torch.func.jvp(rule, (given,), (direction,))
+        results.append([y, dy, *torch.autograd.grad(dy.sin().sum() + y.cos().sum(), (given, *norm.parameters()))])
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs)

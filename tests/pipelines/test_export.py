@@ -177,7 +177,7 @@ def test_what_cannot_be_exported_is_a_sentence_and_leaves_nothing(tmp_path: Path
         (
             [angle],
             ConfigError,
-            "has the scalings of consistency distillation and training only, with noise.c_noise log",
+            "scalings of consistency distillation and training only, with noise.c_noise log",
         ),
         ([slow], ConfigError, "as the released models do: network.time_factor 1000"),
         ([narrow, "--ema", "0.7"], CheckpointError, "has no average with decay 0.7"),
