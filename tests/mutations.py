@@ -22,6 +22,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONSISTENCY, ECT = "core/objectives/consistency.py", "core/objectives/ect.py"
 ALPHA_FLOW, FLOW = "core/objectives/alpha_flow.py", "core/flow.py"
+SCM = "core/objectives/scm.py"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,21 @@ class Mutated:
     changes: tuple[tuple[str, str, str], ...]
 
 
+_SCM = Mutated(
+    "tests/core/test_scm.py",
+    (
+        (SCM, "-first - draw.warm_up * second", "-first + draw.warm_up * second"),
+        (SCM, "x - self.sigma_data * raw.slope", "x - raw.slope"),
+        (SCM, "return Losses(weight.exp() * error", "return Losses(2 * weight.exp() * error"),
+        (SCM, "found = -networks", "found = networks"),
+        (SCM, "cos**2 * sin * x", "cos * sin * x"),
+        (SCM, "(cos**2 * x - denoised)", "(denoised - cos**2 * x)"),
+        (SCM, "goal = found.detach()", "goal = found"),
+    ),
+)
 MUTATIONS: dict[str, Mutated] = {
+    "scm_distillation": _SCM,
+    "scm_training": _SCM,
     "easy_consistency_tuning": Mutated(
         "tests/core/test_ect.py",
         (
