@@ -107,7 +107,7 @@ def distance(
     """d(x, y) by the keys of a distance; LPIPS is compiled if networks are. Raises ConfigError without its weights."""
     if isinstance(keys, Lpips):
         network = load_lpips(keys.weights, keys.pooling, device, keys.precision, world)
-        return distances.lpips(compiled(config, network))
+        return distances.lpips(compiled(config, network), network.features)
     return plain(keys, (config.data.channels, config.data.image_size, config.data.image_size))
 
 

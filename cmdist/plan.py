@@ -134,7 +134,7 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "
     unlabelled = config.model_copy(
         update={"data": config.data.model_copy(update={"classes": 0})}
     )  # labels cost nothing, and have values
-    distance = distances.lpips(perceptual) if perceptual else None
+    distance = distances.lpips(perceptual, perceptual.features) if perceptual else None
     objective = build.objective(unlabelled, lambda keys: distance or build.distance(unlabelled, keys))
     b, size, channels = config.train.micro_batch, config.data.image_size, config.data.channels
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CONSISTENCY, ECT = "core/objectives/consistency.py", "core/objectives/ect.py"
 ALPHA_FLOW, FLOW = "core/objectives/alpha_flow.py", "core/flow.py"
 SCM = "core/objectives/scm.py"
+SCM, CONTINUOUS, TANGENTS = "core/objectives/scm.py", "core/objectives/continuous.py", "core/tangents.py"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,22 @@ _SCM = Mutated(
         (SCM, "goal = found.detach()", "goal = found"),
     ),
 )
+_CONTINUOUS = Mutated(
+    "tests/core/test_continuous.py",
+    (
+        (CONTINUOUS, "(found - found.detach() + tangent / 2)", "(found - found.detach() - tangent / 2)"),
+        (CONTINUOUS, "weight * growth * pseudo", "weight * growth**2 * pseudo"),
+        (CONTINUOUS, "along.slope / expand(draw.sigma, x)", "along.slope"),
+        (CONTINUOUS, "weight * growth**2 * tangent", "weight * growth * tangent"),
+        (CONTINUOUS, "through = self.curvature is None", "through = False"),
+        (CONTINUOUS, "found - found.detach()", "found.detach() - found"),
+        (CONTINUOUS, "denoised = images", "denoised = x"),
+        (TANGENTS, "now.c_skip + slope.c_skip", "now.c_skip - slope.c_skip"),
+    ),
+)
 MUTATIONS: dict[str, Mutated] = {
+    "continuous_distillation": _CONTINUOUS,
+    "continuous_training": _CONTINUOUS,
     "scm_distillation": _SCM,
     "scm_training": _SCM,
     "easy_consistency_tuning": Mutated(

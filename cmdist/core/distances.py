@@ -1,6 +1,7 @@
 """Distances d(x, y) -> (B,) between images (B, C, H, W)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod, sqrt
 
 import torch
@@ -34,19 +35,58 @@ def huber_c(shape: Sequence[int]) -> float:
     return 0.00054 * sqrt(prod(shape))
 
 
-def lpips(network: Callable[[Tensor, Tensor], Tensor], size: int = 224) -> Distance:
-    """LPIPS by a network (x, y in [-1, 1]) -> (B, ...); images below 256 pixels are resized to `size`, bilinear, as in
-    the paper's code.
+@dataclass(frozen=True)
+class Perceptual:
+    """LPIPS, see `lpips`."""
+
+    network: Callable[[Tensor, Tensor], Tensor]
+    features: Callable[[Tensor], Sequence[Tensor]] | None
+    size: int
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """(B, C, H, W) twice -> (B,)."""
+        with torch.autocast(x.device.type, enabled=False):
+            x, y = self._given(x), self._given(y)
+            return self.network(x, y).reshape(len(x), -1).mean(1)
+
+    def curvature(self, x: Tensor, v: Tensor) -> Tensor:
+        """H v = 2 J^T J v with the Jacobian J of the features at x, fp32."""
+        assert self.features is not None, "only a distance between features has a Jacobian"
+        features = self.features
+        with torch.autocast(x.device.type, enabled=False):
+            x, v = x.detach().float(), v.float()
+
+            def seen(x: Tensor) -> tuple[Tensor, ...]:
+                return tuple(features(self._given(x)))
+
+            with torch.no_grad():
+                moved = torch.func.jvp(seen, (x,), (v,))[1]
+            back = torch.func.vjp(seen, x)[1]
+            found: Tensor = back(tuple(2 * each for each in moved))[0]
+            return found
+
+    def _given(self, x: Tensor) -> Tensor:
+        x = x.float()
+        return F.interpolate(x, self.size, mode="bilinear", align_corners=False) if x.shape[-1] < 256 else x
+
+
+def lpips(
+    network: Callable[[Tensor, Tensor], Tensor],
+    features: Callable[[Tensor], Sequence[Tensor]] | None = None,
+    size: int = 224,
+) -> Perceptual:
+    """LPIPS by a network (x, y in [-1, 1]) -> (B, ...), which is the squared difference of its `features` (x) -> each
+    (B, ...); images below 256 pixels are resized to `size`, bilinear, as in the paper's code.
 
     Given and weighted in fp32, whatever the network does inside: autocast would take half precision for all of it, in
     which the features' normalization loses its epsilon.
     """
+    return Perceptual(network, features, size)
 
-    def distance(x: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            x, y = x.float(), y.float()
-            if x.shape[-1] < 256:
-                x, y = (F.interpolate(v, size=size, mode="bilinear", align_corners=False) for v in (x, y))
-            return network(x, y).reshape(len(x), -1).mean(1)
 
-    return distance
+Curvature = Callable[[Tensor, Tensor], Tensor]  # x, v (B, C, H, W) -> H v, H the second derivative of d(x, .) at x
+
+
+def l2_curvature(x: Tensor, v: Tensor) -> Tensor:
+    """Of the mean squared difference: 2 v over the number of pixels."""
+    return 2 * v / v[0].numel()

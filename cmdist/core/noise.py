@@ -41,6 +41,19 @@ def karras_sigmas(
     return sigmas.to(device, dtype)
 
 
+def karras_level(u: Tensor, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """The grid between its points: the noise level (B,) of a place u (B,) in 0 ... 1, increasing."""
+    bottom, top = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    sigma: Tensor = (bottom + u * (top - bottom)) ** rho
+    return sigma
+
+
+def karras_growth(sigma: Tensor, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """d sigma / du of `karras_level` at noise levels (B,): 1 / the density of sigma for uniform u."""
+    found: Tensor = rho * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho)) * sigma ** (1 - 1 / rho)
+    return found
+
+
 def onto(values: Tensor, device: torch.device) -> Tensor:
     """`values` of the host on `device`; the host does not wait for a GPU, which it would for memory that is not
     pinned.

@@ -5,8 +5,8 @@ between image and noise where it is the image itself, since x - image = sigma no
 sigma, in which all of it is of moderate size at every noise level. The network's input c_in x moves as (c_in x)' x -
 c_in denoised; written so, with the factors in float64, nothing large cancels at sigma = 80.
 
-The weights are constants here. Nothing goes through the engine, and no compiled network is called: forward mode knows
-neither.
+Unless a gradient is asked for the weights are constants here. Nothing goes through the engine, and no compiled network
+is called: forward mode knows neither.
 """
 
 from collections.abc import Callable
@@ -36,6 +36,7 @@ def raw_along(
     labels: Tensor | None,
     dropout_seed: int,
     sigma_next: Tensor | None = None,
+    gradient: bool = False,
 ) -> Along:
     """The network's own output F along the path through x (B, C, H, W) at sigma (B,); a second noise level stays."""
     now, slope = _scalings_along(model.scalings, sigma, x.dtype)
@@ -45,7 +46,8 @@ def raw_along(
     def net(u: Tensor, c_noise: Tensor) -> Tensor:
         return _eager(model.net)(u, c_noise, labels, *second).to(x.dtype)
 
-    return _forward(net, (expand(now.c_in, x) * x, now.c_noise), (moved, slope.c_noise), dropout_seed)
+    with torch.set_grad_enabled(gradient):
+        return _forward(net, (expand(now.c_in, x) * x, now.c_noise), (moved, slope.c_noise), dropout_seed)
 
 
 def denoised_along(
@@ -56,9 +58,10 @@ def denoised_along(
     labels: Tensor | None,
     dropout_seed: int,
     sigma_next: Tensor | None = None,
+    gradient: bool = False,
 ) -> Along:
-    """What the model returns, along the same path."""
-    raw = raw_along(model, x, sigma, denoised, labels, dropout_seed, sigma_next)
+    """What the model returns, along the same path; with `gradient` to the weights, if that is asked for."""
+    raw = raw_along(model, x, sigma, denoised, labels, dropout_seed, sigma_next, gradient)
     now, slope = _scalings_along(model.scalings, sigma, x.dtype)
     value = expand(now.c_skip, x) * x + expand(now.c_out, x) * raw.value
     skipped = expand(now.c_skip + slope.c_skip, x) * x - expand(now.c_skip, x) * denoised
@@ -75,7 +78,8 @@ def denoised_along_next(
     def net(c_noise: Tensor) -> Tensor:
         return _eager(model.net)(expand(now.c_in, x) * x, now.c_noise, labels, c_noise).to(x.dtype)
 
-    raw = _forward(net, (second.c_noise,), (slope.c_noise,), dropout_seed)
+    with torch.no_grad():
+        raw = _forward(net, (second.c_noise,), (slope.c_noise,), dropout_seed)
     c_out = expand(now.c_out, x)
     return Along(expand(now.c_skip, x) * x + c_out * raw.value, c_out * raw.slope)
 
@@ -84,7 +88,7 @@ def _forward(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...], directions: tuple[Tensor, ...], dropout_seed: int
 ) -> Along:
     """The attention that has a rule for forward mode is torch's plainest."""
-    with torch.no_grad(), same_dropout(dropout_seed, inputs[0].device), sdpa_kernel(SDPBackend.MATH):
+    with same_dropout(dropout_seed, inputs[0].device), sdpa_kernel(SDPBackend.MATH):
         return Along(*torch.func.jvp(function, inputs, directions))
 
 

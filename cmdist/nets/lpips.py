@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,13 @@ class Lpips(nn.Module):
             for head, a, b in zip(self.heads, self._features(x), self._features(y), strict=True)
         ]
         return torch.stack(parts).sum(0)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Features of x (B, 1 or 3, H, W), weighted so that the squared length of their difference is the distance."""
+        return [
+            found * cast(Tensor, head.weight).clamp_min(0).sqrt().view(1, -1, 1, 1) / found[0, 0].numel() ** 0.5
+            for head, found in zip(self.heads, self._features(x), strict=True)
+        ]
 
     def _features(self, x: Tensor) -> Sequence[Tensor]:
         h, found = self.scaling(x.expand(-1, 3, -1, -1)), []

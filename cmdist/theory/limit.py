@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmdist.core.curricula import Constant, Curriculum, Doubling, Paper
-from cmdist.core.noise import karras_sigmas, lognormal_probabilities
+from cmdist.core.noise import karras_level, karras_sigmas, lognormal_probabilities
 from cmdist.core.solvers import euler_step, heun_step, integrate
 from cmdist.core.studies import gradients
 from cmdist.core.studies.fixed_points import (
@@ -234,7 +234,7 @@ def theorems(counts: Sequence[int]) -> list[Row]:
                 **dict(zip(("gradient_euler", "gradient_heun", "gradient_ct"), slopes, strict=True)),
             }
         )
-    limit = gradients.limit_gradient(APART, made, gradients.karras)
+    limit = gradients.limit_gradient(APART, made, karras_level)
     return [
         *rows,
         dict.fromkeys(rows[0], "")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.special import ndtr
 
 from cmdist.core import exact
-from cmdist.core.noise import karras_sigmas
+from cmdist.core.noise import karras_level, karras_sigmas
 from cmdist.core.solvers import Step, euler_step, heun_step
 from cmdist.core.studies import fixed_points, gradients, laws, learning
 from cmdist.core.studies.fixed_points import distillation, training, variance_by_level
@@ -301,7 +301,7 @@ def test_the_losses_differ_by_less_than_the_gap_and_their_ratio_stays(made: grad
 @pytest.mark.parametrize("step", [euler_step, heun_step, None])
 def test_the_gradients_have_one_limit(made: gradients.Student, step: Step | None) -> None:
     """Theorem 6, at order 1 in the gap or better."""
-    limit = gradients.limit_gradient(APART, made, gradients.karras, points=1000)
+    limit = gradients.limit_gradient(APART, made, karras_level, points=1000)
     apart = [
         abs((n - 1) * gradients.gradient(APART, made, karras_sigmas(n, dtype=DOUBLE), step) - limit) for n in (40, 160)
     ]

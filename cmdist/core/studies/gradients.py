@@ -106,10 +106,3 @@ def limit_gradient(
     weights = (chance * growth[:, None] / points).flatten()
     pseudo = 2 * weights @ (made.f(flat, s) * tangent)[:, 0]
     return float(torch.autograd.grad(pseudo, made.parameter)[0])
-
-
-def karras(u: Tensor, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
-    """The Karras grid as a function of u in (0, 1), increasing."""
-    bottom, top = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    sigma: Tensor = (bottom + u * (top - bottom)) ** rho
-    return sigma
