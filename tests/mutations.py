@@ -22,7 +22,6 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONSISTENCY, ECT = "core/objectives/consistency.py", "core/objectives/ect.py"
 ALPHA_FLOW, FLOW = "core/objectives/alpha_flow.py", "core/flow.py"
-SCM = "core/objectives/scm.py"
 SCM, CONTINUOUS, TANGENTS = "core/objectives/scm.py", "core/objectives/continuous.py", "core/tangents.py"
 
 

@@ -48,6 +48,7 @@ OTHERS = {  # where neither another choice nor a little more would do
     "data.cache_gib": 1.5,
     "network.channel_mult": [1, 2, 2],
     "network.attention_resolutions": [4],
+    "network.fourier_scale": 0.5,
     "noise.sigma_min": 0.003,
     "noise.sigma_max": 79.5,
     "objective.distance.c": 0.1,
