@@ -45,6 +45,12 @@ def network(config: Config) -> nn.Module:
     return made
 
 
+def on_meta(config: Config) -> nn.Module:
+    """The same without memory for its weights."""
+    with torch.device("meta"):
+        return network(config)
+
+
 def trained(config: Config) -> nn.Module:
     """All that is trained: the network, and what the objective trains beside it."""
     net, extra = network(config), config.kind.extra
@@ -158,6 +164,8 @@ def dataset(config: Config, world: World | None = None) -> ShardedImages:
     for key, found, asked in (("image_size", data.image_size, d.image_size), ("channels", data.channels, d.channels)):
         if found != asked:
             raise DataError(f"{d.url}: the images have {key} {found}, data.{key} says {asked}")
+    if d.classes and not data.labelled:
+        raise DataError(f"{d.url}: the data set has no labels, data.classes says {d.classes}; 0 trains without labels")
     if d.classes and d.classes != len(data.classes):
         raise DataError(
             f"{d.url}: the data set has {len(data.classes)} classes, data.classes says {d.classes}; "
@@ -217,7 +225,7 @@ def open_model(
         raise ConfigError(f"{file} is not a file of weights; its name must end in {', '.join(released.ENDINGS)}")
     config = configuration.load(url)
     released.check_kind(file, config.kind.makes == "denoiser")
-    return Model(file.rpartition("/")[2], config, released.read(file, _head_channels(config), qkv_order), file)
+    return Model(file.rpartition("/")[2], config, released.read(file, head_channels(config), qkv_order), file)
 
 
 def teacher(
@@ -235,29 +243,34 @@ def teacher(
         return exact_teacher(data, device, conditional=bool(config.data.classes))
     if released.is_file(config.teacher):
         released.check_kind(config.teacher, denoising=True)
-        found = weights.file(config.teacher, _head_channels(config))
+        found = weights.file(config.teacher, head_channels(config))
         return _teacher(
             config,
             _ready(config.as_denoiser(), found, f"teacher {config.teacher}", device, denoiser_of),
         )
     run, found = weights.run(config.teacher)
-    theirs, ours = run.config, config
-    if theirs.kind.makes != "denoiser":
-        raise ConfigError(
-            f"teacher {config.teacher} is no denoiser, its objective is {theirs.kind_name}; a teacher must be one"
-        )
-    for key in ("image_size", "channels", "classes"):
-        there, here = getattr(theirs.data, key), getattr(ours.data, key)
-        if there != here:
-            raise ConfigError(
-                f"teacher {config.teacher} has data.{key} {there}, this run has {here}; they must be equal"
-            )
+    check_teacher(config, run.config)
+    theirs = run.config
     # its weights and architecture, computed as this run computes: a file's are, and the plan counts on it
     how = {"precision": config.train.precision}, {"channels_last": getattr(config.network, "channels_last", False)}
     theirs = theirs.model_copy(
         update={"train": theirs.train.model_copy(update=how[0]), "network": theirs.network.model_copy(update=how[1])}
     )
     return _teacher(config, _ready(theirs, found, run.checkpoint.url, device))
+
+
+def check_teacher(config: Config, theirs: Config) -> None:
+    """A run of the configuration `theirs` can be the teacher. Raises ConfigError."""
+    if theirs.kind.makes != "denoiser":
+        raise ConfigError(
+            f"teacher {config.teacher} is no denoiser, its objective is {theirs.kind_name}; a teacher must be one"
+        )
+    for key in ("image_size", "channels", "classes"):
+        there, here = getattr(theirs.data, key), getattr(config.data, key)
+        if there != here:
+            raise ConfigError(
+                f"teacher {config.teacher} has data.{key} {there}, this run has {here}; they must be equal"
+            )
 
 
 def _teacher(config: Config, made: preconditioning.Model) -> Denoise:
@@ -274,8 +287,16 @@ def frozen(config: Config, device: torch.device) -> Denoise | None:
     return load_denoiser(open_run(url), device=device) if url is not None else None
 
 
-def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool, most: int = 100_000) -> Denoise:
-    """The closed-form denoiser of a small data set held in memory. Raises ConfigError above `most` images."""
+def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool) -> Denoise:
+    """The closed-form denoiser of a small data set held in memory. Raises as `check_exact`."""
+    check_exact(data, conditional)
+    ids = range(len(data))
+    images = data.images(ids).to(device).float() / 127.5 - 1.0
+    return FiniteDataSet(images, data.labels(ids).to(device) if conditional else None)
+
+
+def check_exact(data: ShardedImages, conditional: bool, most: int = 100_000) -> None:
+    """The data set can be a teacher. Raises ConfigError above `most` images, DataError if a class has none."""
     if len(data) > most:
         raise ConfigError(
             f"teacher: exact holds the whole data set in memory, for at most {most} images; this one has {len(data)}"
@@ -283,11 +304,9 @@ def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool, 
     ids = range(len(data))
     if conditional and len(data.labels(ids).unique()) < len(data.classes):
         raise DataError(f"teacher: exact needs an image of each of the {len(data.classes)} classes of {data.url}")
-    images = data.images(ids).to(device).float() / 127.5 - 1.0
-    return FiniteDataSet(images, data.labels(ids).to(device) if conditional else None)
 
 
-def _head_channels(config: Config) -> int:
+def head_channels(config: Config) -> int:
     """Of an attention head: what files in guided-diffusion's layout do not say."""
     return int(getattr(config.network, "head_channels", 64))
 
@@ -301,12 +320,25 @@ def initialise(config: Config, net: nn.Module, weights: Weights | None = None) -
     url = config.start
     assert url is not None
     weights = weights or Weights()
-    run, found = (None, weights.file(url, _head_channels(config))) if released.is_file(url) else weights.run(url)
-    theirs, ours = configuration.by_key(run.config) if run else {"noise.c_noise": "log"}, configuration.by_key(config)
+    run, found = (None, weights.file(url, head_channels(config))) if released.is_file(url) else weights.run(url)
+    net.load_state_dict(fitting(config, net, run.config if run else None, found))
+
+
+def fitting(
+    config: Config, net: nn.Module, theirs: Config | None, found: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The weights `found` that a run starts from, of a run or (None) of a file, as `net` takes them.
+
+    Raises CheckpointError, ConfigError.
+    """
+    there, here = configuration.by_key(theirs) if theirs else {"noise.c_noise": "log"}, configuration.by_key(config)
     for key in UNSEEN:
-        if key in theirs and key in ours and theirs[key] != ours[key]:
+        if key in there and key in here and there[key] != here[key]:
             raise ConfigError(
-                f"init: {url} was trained with {key} {theirs[key]}, this run has {ours[key]}; they must be equal"
+                f"init: {config.start} was trained with {key} {there[key]}, this run has {here[key]}; they must be "
+                "equal"
             )
     second = {name: value for name, value in net.state_dict().items() if name.startswith(SECOND)}
-    released.load(net, second | found, f"init: {url}")
+    fitted = second | dict(found)
+    released.check(net, fitted, f"init: {config.start}")
+    return fitted

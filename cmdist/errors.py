@@ -5,6 +5,7 @@ class CmdistError(ValueError):
     """A sentence for the user: what is wrong, where, and what is allowed."""
 
     exit_code = 1
+    passes = False  # whether a later start of the same command may not meet it
 
 
 class ConfigError(CmdistError):
@@ -37,6 +38,7 @@ class LookupFailed(CmdistError):
     """The store could not be searched for checkpoints: not the same as 'there are none'."""
 
     exit_code = 3
+    passes = True
 
 
 class Damaged(CheckpointError):
@@ -44,7 +46,9 @@ class Damaged(CheckpointError):
 
 
 class RunInUse(CmdistError):
-    """Another attempt, which is alive, trains in this run folder."""
+    """Another attempt, which is alive, trains in this run folder: this one must not be started again while it does."""
+
+    exit_code = 4
 
 
 class Fenced(CmdistError):
@@ -55,6 +59,8 @@ class Fenced(CmdistError):
 
 class StoreError(CmdistError, OSError):
     """A store that went on failing for a while; later it may work."""
+
+    passes = True
 
 
 class StoreMissing(CmdistError, OSError):

@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,15 +24,18 @@ import torch
 import torch.distributed as dist
 
 import cmdist
-from cmdist import build, models
+from cmdist import build
 from cmdist import config as configuration
-from cmdist.checkpoints import progress, search
-from cmdist.config import Config
-from cmdist.errors import CmdistError, ConfigError, LookupFailed, StoreError
+from cmdist.checkpoints import attempt as attempts
+from cmdist.checkpoints import search
+from cmdist.errors import CmdistError, ConfigError, DataError, RunInUse
 from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
+from cmdist.system.typed import Document, Shape
+from cmdist.train import beforehand
 
 PATIENCE = 120.0  # seconds for the ranks to find each other
+FIRST = (2, 4)  # exit codes that go first: another start would find the same
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -65,22 +69,22 @@ def main(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"{size} ranks cannot share train.global_batch / train.micro_batch = {config.micro_batches} evenly"
             )
-        with torch.device("meta"):
-            build.network(config)
+        build.on_meta(config)
     if config is None or failures.code:
         sys.exit(failures.code)
     run_url = storage.join(storage.absolute(config.run.root), config.run.name)
-    probe = storage.join(run_url, f"preflight-{rank}")
+    probe = f"preflight-{uuid.uuid4().hex[:12]}"  # another one's, of a second job, may be there too
     if local == 0:
-        with failures.noted("data", 2):
-            check_data(config)
-        with failures.noted("weights", 2):
-            models.check_weights(config, run_url, options.resume)
-        if options.resume not in ("auto", "none"):
-            with failures.noted("--resume", 2):
-                models.open_run(options.resume)
         with failures.noted("run.root", 2):
-            storage.write(probe, node.encode())
+            storage.write(storage.join(run_url, probe), node.encode())
+        of_data_and_weights = ("data", "weights") if failures.code else None  # the others look into the run's folder
+        for what, check in beforehand.checks(config, run_url, options.resume):
+            with failures.noted(what, 2):
+                if of_data_and_weights is None or what in of_data_and_weights:
+                    check()
+        with failures.noted("data", 2):
+            if not failures.code:
+                build.dataset(config).image(0)
     failures.quiet = False
     device = torch.device("cpu")
     with failures.noted(f"device of rank {rank}", 1):
@@ -102,30 +106,26 @@ def main(arguments: Sequence[str]) -> None:
         everyone = distributed.gather(mine, world.control)
         with failures.noted("agreement", 2):
             check_agreement(everyone, rank)
-        writers = [rank for rank, first in enumerate(distributed.gather(local == 0, world.control)) if first]
+        probes = distributed.gather((local == 0 and probe, node), world.control)
         if local == 0 and not failures.code:
             with failures.noted("run.root", 2):
-                check_shared(run_url, writers)
+                check_shared(run_url, [each for each in probes if each[0]])
         if world.first and not failures.code:
-            with failures.noted("checkpoints", LookupFailed.exit_code):
-                entries = search.entries(run_url)
-                step = max((entry.step for entry in entries if entry.counts), default=0)
-                if not step and not any("DAMAGED" in entry.names for entry in entries):
-                    with failures.noted("checkpoints", 2):
-                        progress.refuse_lost(run_url, entries, options.resume not in ("auto", "none"))
-                if options.starts and step < config.train.steps:
-                    with failures.noted("restarts", 2):
-                        count_start(Path(options.starts), step, options.max_restarts)
+            with failures.noted("checkpoints", 2):
+                step = max(search.steps(run_url), default=0)
+                attempts.refuse_in_use(run_url)
+        if world.first and not failures.code and options.starts and step < config.train.steps:
+            with failures.noted("restarts", 2):
+                count_start(Path(options.starts), step, options.max_restarts)
         codes = distributed.gather(failures.code, world.control)
-        with contextlib.suppress(Exception):  # of a rank that could not write it
-            if local == 0:
-                storage.remove(probe)
+    if local == 0:
+        with contextlib.suppress(Exception):  # it could not be written
+            storage.remove(storage.join(run_url, probe))
     codes.append(failures.code)
     if any(codes):
         sys.stdout.flush()
-        os._exit(
-            2 if 2 in codes else max(codes)
-        )  # past the process group, which would wait for ranks that could not join it
+        # past the process group, which would wait for ranks that could not join it
+        os._exit(next((code for code in FIRST if code in codes), max(codes)))
     distributed.stop(world)
     if world.first:
         print(
@@ -142,31 +142,18 @@ class Failures:
 
     @contextlib.contextmanager
     def noted(self, what: str, code: int) -> Iterator[None]:
-        """A failure inside the block is printed, unless another rank of the node prints the same."""
+        """A failure inside the block is printed, unless another rank of the node prints the same; `code` is that of one
+        that lasts.
+        """
         try:
             yield
         except Exception as error:
-            self.code = self.code or (
-                1 if isinstance(error, StoreError) else code
-            )  # a store that is down will be up again
+            own = error.exit_code if isinstance(error, CmdistError) else 1
+            self.code = self.code or (own if cli.passes(error) or isinstance(error, RunInUse) else code)
             if not self.quiet:
-                sentence = str(error) if isinstance(error, CmdistError) else f"{type(error).__name__}: {error}"
+                sentence = str(error) if isinstance(error, CmdistError) else cli.sentence(error)
                 sys.stderr.write(f"preflight: {self._node}: {what}: {' '.join(sentence.split())}\n")
                 sys.stderr.flush()
-
-
-def check_data(config: Config) -> None:
-    """The index is there, it is what the configuration says, and so is every shard that it names. Raises DataError,
-    ConfigError.
-    """
-    data = build.dataset(config)
-    there = set(storage.names(data.url))
-    missing = [shard["name"] for shard in data.index["shards"] if shard["name"] not in there]
-    if missing:
-        raise ConfigError(
-            f"{data.url} lacks {len(missing)} of {len(data.index['shards'])} shards, the first is {missing[0]}"
-        )
-    data.image(0)
 
 
 def check_device(local: int) -> torch.device:
@@ -249,27 +236,37 @@ def check_agreement(everyone: Sequence[Mapping[str, str]], rank: int) -> None:
             )
 
 
-def check_shared(run_url: str, writers: Sequence[int]) -> None:
-    """What each node has written, this one sees. Raises ConfigError."""
+def check_shared(run_url: str, probes: Sequence[tuple[str, str]]) -> None:
+    """What each node has written under the names (probe, node), this one sees. Raises ConfigError."""
     there = storage.names(run_url)
-    for rank in writers:
-        if f"preflight-{rank}" not in there:
-            raise ConfigError(
-                f"{run_url} does not show what the node of rank {rank} has written there; all nodes must share it"
-            )
+    for probe, node in probes:
+        if probe not in there:
+            raise ConfigError(f"{run_url} does not show what {node} has written there; all nodes must share it")
+
+
+class Starts(Shape):
+    """Starts in a row from a committed step."""
+
+    step: int
+    starts: int
+
+
+STARTS = Document(Starts)
 
 
 def count_start(path: Path, step: int, most: int) -> None:
     """Count this start from committed step `step` in a local file. Raises ConfigError if there were too many in a
     row.
     """
-    before = json.loads(path.read_text()) if path.exists() else {"step": -1, "starts": 0}
+    before = {"step": -1, "starts": 0}
+    with contextlib.suppress(FileNotFoundError, DataError):  # what a full disk or a kill has left counts for nothing
+        before = STARTS.read(path.read_bytes(), str(path))
     starts = before["starts"] + 1 if before["step"] == step else 1
     if starts > most + 1:
         raise ConfigError(
             f"{most} restarts in a row have committed nothing beyond step {step}; see the logs of the ranks"
         )
-    path.write_text(json.dumps({"step": step, "starts": starts}))
+    storage.write(str(path), json.dumps({"step": step, "starts": starts}).encode())
 
 
 if __name__ == "__main__":

@@ -7,19 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cmdist import build, cost, gpus, models, pins
+from cmdist import build, cost, gpus, pins
 from cmdist import config as configuration
 from cmdist.checkpoints import progress, record
 from cmdist.checkpoints.attempt import Attempt, attempt_at
 from cmdist.config import Config
 from cmdist.data.images import ShardedImages
 from cmdist.errors import ConfigError
-from cmdist.system import cli, distributed, sharing, storage
+from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
 from cmdist.tracking.mlflow import spool_folder
-from cmdist.train import lineage, resume, start, telling
+from cmdist.train import beforehand, lineage, resume, start, telling
 from cmdist.train.assembly import make_trainer
 from cmdist.train.glance import Glances
 from cmdist.train.start import Start
@@ -83,31 +81,36 @@ def main(arguments: Sequence[str]) -> None:
             f"= {config.micro_batches} micro-batches evenly; "
             f"take a number of ranks that divides {config.micro_batches}, or a smaller train.micro_batch"
         )
-    with torch.device("meta"):  # an impossible network is refused before anything starts
-        net = build.network(config)
+    net = build.on_meta(config)  # an impossible network is refused before anything starts
     if options.dry_run:
         return cost.print_dry_run(config, net, ranks)
     if options.plan:
         return cost.print_plan(config, ranks, options.gpu, options.gpu_memory, options.peak_tflops, options.mfu)
-    world = distributed.start(config.train.hang_minutes * 60 + distributed.MARGIN)
+    run_url = storage.join(storage.absolute(config.run.root), config.run.name)
+
+    def look() -> None:
+        with cli.before_start():
+            beforehand.look(config, run_url, options.resume)
+
+    world = distributed.start(config.train.hang_minutes * 60 + distributed.MARGIN, look)
     with distributed.failing_together(world):
         distributed.check_apart(world)
-        finished = train(config, world, options.resume)
+        finished = train(config, world, run_url, options.resume)
         distributed.stop(world)
     if not finished:
         sys.exit(options.stopped_exit)
 
 
-def train(config: Config, world: World, mode: str) -> bool:
+def train(config: Config, world: World, run_url: str, mode: str) -> bool:
     """Train, or go on training, until the last step or a request to stop; whether the last step is done."""
-    run_url = storage.join(storage.absolute(config.run.root), config.run.name)
-    data = build.dataset(config, world)
-    known = start.read_run(run_url, config, world)
-    sharing.once(world, lambda: check_weights(config, run_url, mode))
+    with cli.before_start():
+        data = build.dataset(config, world)
+        known = start.read_run(run_url, config, world)
     with attempt_at(run_url, world) as attempt:
-        settled = resume.once(world, lambda: lineage.settle(known, run_url, attempt.number))
-        found = resume.find(run_url, lineage.ids(settled), mode, world)
-        begun = start.start_from(config, settled, found, run_url, data.index_hash, world)
+        with cli.before_start():
+            settled = resume.once(world, lambda: lineage.settle(known, run_url, attempt.number))
+            found = resume.find(run_url, lineage.ids(settled), mode, world)
+            begun = start.start_from(config, settled, found, run_url, data.index_hash, world)
         if found is not None and found.step >= config.train.steps:
             if world.first:
                 print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
@@ -119,12 +122,6 @@ def train(config: Config, world: World, mode: str) -> bool:
             if world.first:
                 lineage.announce(settled, spool_folder(run_url))
         return go_on(begun, world, data, run_url, settled, attempt)
-
-
-def check_weights(config: Config, run_url: str, mode: str) -> None:
-    """The weights that a new run starts from are there: looked at before a folder is made for it."""
-    if not storage.exists(storage.join(run_url, "run.json")):
-        models.check_weights(config, run_url, mode)
 
 
 def go_on(

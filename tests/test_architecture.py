@@ -45,7 +45,7 @@ LAYERS = [
     {"build"},
     {"plan", "quality", "train.assembly", "theory"},
     {"cost", "train.start"},
-    {"train.telling"},
+    {"train.beforehand", "train.telling"},
 ]
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 

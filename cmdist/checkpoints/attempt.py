@@ -73,8 +73,7 @@ class Attempt:
     @classmethod
     def take(cls, run_url: str) -> "Attempt":
         """Take the next number. Raises RunInUse if the attempt before is alive."""
-        mine = {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": _started(os.getpid())}
-        mine |= {"job": os.environ.get("SLURM_JOB_ID"), "time": time.time(), "token": uuid.uuid4().hex}
+        mine = _here() | {"time": time.time(), "token": uuid.uuid4().hex}
         claim = sealed.seal(mine)
         while True:
             taken = numbers(run_url)
@@ -199,6 +198,20 @@ def attempt_at(run_url: str, world: World) -> Iterator[Attempt]:
         attempt.end()
 
 
+def refuse_in_use(run_url: str) -> None:
+    """Raise RunInUse if another attempt is alive, without taking a number."""
+    taken = numbers(run_url)
+    if taken:
+        _wait_for_its_end(run_url, taken[-1], _here())
+
+
+def _here() -> dict[str, Any]:
+    """Who this process is."""
+    pid = os.getpid()
+    mine = {"host": socket.gethostname(), "boot": _boot(), "pid": pid, "started": _started(pid)}
+    return mine | {"job": os.environ.get("SLURM_JOB_ID")}
+
+
 def numbers(run_url: str) -> list[int]:
     """The numbers of a run's attempts, ascending."""
     return [int(name) for name in storage.names(storage.join(run_url, "attempts")) if _NUMBER.fullmatch(name)]
@@ -273,7 +286,8 @@ def _beat(url: str) -> bytes:
 
 
 def _who(claim: dict[str, Any]) -> str:
-    return f"process {claim.get('pid')} on {claim.get('host')}"
+    job = f" of job {claim['job']}" if claim.get("job") else ""
+    return f"process {claim.get('pid')} on {claim.get('host')}{job}"
 
 
 def _started(pid: int) -> float | None:

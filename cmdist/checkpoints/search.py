@@ -117,6 +117,15 @@ def _why_none(run_url: str, step: int, at_step: Sequence[Entry]) -> str:
     return f"{at_step[-1].url} has no COMMIT: it was never finished"
 
 
+def refuse_none(run_url: str, counting: Sequence[Entry], mode: str) -> None:
+    """Raise CheckpointError if --resume is `none` and there are checkpoints that count."""
+    if mode == "none" and counting:
+        raise CheckpointError(
+            f"--resume none, but {run_url} has committed checkpoints (newest: step {counting[-1].step}); "
+            "take another run.name or --resume auto"
+        )
+
+
 def open_folder(url: str) -> Checkpoint:
     """The checkpoint in RUN/checkpoints/step-..., with or without the attempt at the end of the name. Raises
     CheckpointError.

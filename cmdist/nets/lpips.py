@@ -137,6 +137,13 @@ def _read(weights: str | Path, network: Lpips) -> dict[str, Tensor]:
     return needed
 
 
+def check(weights: str | Path) -> None:
+    """The file is there and holds what is needed; its numbers are not read. Raises ConfigError."""
+    with torch.device("meta"):
+        network = Lpips("max", "fp32")
+    _read(weights, network)
+
+
 def fingerprint(weights: str | Path) -> str:
     """'sha256:...' of the weights file: with another one, a run is another run. Raises ConfigError if it is missing."""
     with open(_existing(weights), "rb") as file:

@@ -52,8 +52,26 @@ def read(url: str, head_channels: int, qkv_order: QkvOrder | None = None) -> dic
     Raises CheckpointError for a file that is missing, damaged, not a flat dictionary of finite floating-point tensors,
     or holds anything that would be executed.
     """
+    weights = _plain(url, _found(url))
+    if strange := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{url}: {strange[0]} has values that are not finite")
+    return _in_our_order(url, weights, head_channels, qkv_order)
+
+
+def shapes(url: str, head_channels: int) -> dict[str, Tensor] | None:
+    """The same tensors without their numbers, on the device "meta"; None for a remote file, of which all would have to
+    be read. Raises as `read`.
+    """
+    if storage.local_path(url) is None:
+        return None
+    weights = {name: value.to("meta") for name, value in _plain(url, _found(url, numbers=False)).items()}
+    return _in_our_order(url, weights, head_channels, None)
+
+
+def _found(url: str, numbers: bool = True) -> Any:
+    """What is in a file; without `numbers` they are mapped, and not compared with their checksums."""
     try:
-        found = _safetensors(url) if url.endswith(".safetensors") else _torch(url)
+        return _safetensors(url) if url.endswith(".safetensors") else _torch(url, numbers)
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {url}") from None
     except CmdistError:
@@ -72,6 +90,10 @@ def read(url: str, head_channels: int, qkv_order: QkvOrder | None = None) -> dic
                 "a flat state_dict (.pt, .pth) or a .safetensors file is needed"
             )
         raise CheckpointError(f"{url} {what}") from error
+
+
+def _plain(url: str, found: Any) -> dict[str, Tensor]:
+    """The tensors, in fp32. Raises CheckpointError for what is no flat dictionary of floating-point tensors."""
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         inside = ", ".join(map(str, list(found)[:5])) if isinstance(found, Mapping) and found else type(found).__name__
         raise CheckpointError(
@@ -83,9 +105,12 @@ def read(url: str, head_channels: int, qkv_order: QkvOrder | None = None) -> dic
                 f"{url}: {name} is a tensor of {value.dtype}, {value.layout}, {value.device}; plain floating-point "
                 "ones are read"
             )
-    weights = {str(name): value.float() for name, value in found.items()}
-    if strange := [name for name, value in weights.items() if not value.isfinite().all()]:
-        raise CheckpointError(f"{url}: {strange[0]} has values that are not finite")
+    return {str(name): value.float() for name, value in found.items()}
+
+
+def _in_our_order(
+    url: str, weights: Mapping[str, Tensor], head_channels: int, qkv_order: QkvOrder | None
+) -> dict[str, Tensor]:
     flat = any(name.endswith(".qkv.weight") and value.dim() == 3 for name, value in weights.items())
     if flat and qkv_order is None:
         raise ConfigError(
@@ -119,11 +144,11 @@ def check(net: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
         raise CheckpointError(f"{where} has another architecture: {first}{more}; network.* must be equal")
 
 
-def _torch(url: str) -> Any:
+def _torch(url: str, compare: bool) -> Any:
     path = storage.local_path(url)
     file: Any = path or io.BytesIO(storage.read(url))
     zipped = zipfile.is_zipfile(file)  # files from before torch 1.6 are not
-    if zipped:
+    if zipped and compare:
         with zipfile.ZipFile(file) as archive:
             _compare_checksums(url, archive)
     if path is None:

@@ -2,12 +2,35 @@
 --debug.
 """
 
+import contextlib
 import io
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from cmdist.errors import CmdistError
+from cmdist.errors import CmdistError, ConfigError
+
+_LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+
+@contextlib.contextmanager
+def before_start() -> Iterator[None]:
+    """What fails in here would fail again however often the command is started: exit code 2, unless it may pass."""
+    try:
+        yield
+    except CmdistError as error:
+        if error.exit_code == 1 and not passes(error):
+            error.exit_code = 2
+        raise
+    except OSError as error:
+        if passes(error):
+            raise
+        raise ConfigError(sentence(error)) from error
+
+
+def passes(error: BaseException) -> bool:
+    """Whether a later start may not meet an error: a store that is down, a disk that is full."""
+    return error.passes if isinstance(error, CmdistError) else not isinstance(error, _LASTING)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

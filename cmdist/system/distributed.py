@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -18,8 +18,9 @@ import torch.distributed as dist
 from cmdist.errors import CmdistError, ConfigError
 from cmdist.system import descriptors
 
-_CAUSE = "cmdist/first-failure"
+_CAUSE, _LOOKED_AT = "cmdist/first-failure", "cmdist/looked-at"
 PATIENCE = 7200.0  # seconds that ranks wait for each other where no step is watched, as in evaluation
+TELLING = 60.0  # seconds for which a rank 0 that ends before there is a group waits for the others, to tell them why
 MARGIN = 60.0  # seconds that they wait longer than a watchdog, so that it speaks first
 
 # What Slurm, torchrun, deepspeed and MPI tell a process about its job and its rank; SLURM_CONF is of the cluster.
@@ -54,6 +55,9 @@ def place() -> tuple[int, int, int]:
         rank, size, local = (int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True))
     except ValueError as error:
         raise ConfigError(f"the variables {', '.join(names)} must be whole numbers: {error}") from error
+    if not (0 <= rank < size and local >= 0):
+        said = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
+        raise ConfigError(f"the variables {said} are those of no rank: 0 <= rank < ranks is needed")
     return rank, size, local
 
 
@@ -62,9 +66,11 @@ def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not _OF_RANKS.fullmatch(name)}
 
 
-def start(patience: float = PATIENCE) -> World:
+def start(patience: float = PATIENCE, look: Callable[[], object] = lambda: None) -> World:
     """Join the process group (NCCL with GPUs, else gloo); the same code for deepspeed, torchrun, srun and plain
     python. `patience`: seconds after which a rank that waits for others gives up, in every group.
+
+    `look` is called by rank 0 before there is a group, and what it raises ends all ranks with its sentence.
     """
     rank, size, local = place()
     cuda = torch.cuda.is_available()
@@ -80,6 +86,8 @@ def start(patience: float = PATIENCE) -> World:
                 f"{size} ranks need the variable {name}; start with deepspeed, torchrun or cluster/train_lsun.sbatch, "
                 "which set it"
             )
+    if not os.environ["MASTER_PORT"].isdigit() or not 0 < int(os.environ["MASTER_PORT"]) < 2**16:
+        raise ConfigError(f"MASTER_PORT={os.environ['MASTER_PORT']}: a port from 1 to 65535 is needed")
     descriptors.reserve(size)
     if cuda:
         torch.cuda.set_device(device)
@@ -87,8 +95,45 @@ def start(patience: float = PATIENCE) -> World:
     # A group that does not say how long it waits, as DeepSpeed's, takes these and not the first group's.
     dist.distributed_c10d.default_pg_timeout = timeout  # type: ignore[attr-defined]
     dist.distributed_c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+    store = _looked_at(rank, size, timeout, look)
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=timeout)
     return World(rank, size, local, device, gloo_group(size))
+
+
+def _looked_at(rank: int, size: int, timeout: datetime.timedelta, look: Callable[[], object]) -> Any:
+    """The store where the ranks meet, once rank 0 has looked. Raises on all ranks what it has found."""
+    failure: CmdistError | None = None
+    if rank == 0:
+        try:
+            look()
+        except CmdistError as error:
+            failure = error
+    if size == 1 and failure:
+        raise failure
+    if failure:
+        timeout = min(timeout, datetime.timedelta(seconds=TELLING))
+    try:
+        store = next(dist.rendezvous("env://", rank, size, timeout=timeout))[0]
+        store.set_timeout(timeout)
+        if rank == 0:
+            store.set(_LOOKED_AT, f"{failure.exit_code} {failure}" if failure else "0")
+            if failure:
+                store.wait([f"{_LOOKED_AT}/{other}" for other in range(1, size)])
+        else:
+            code, _, sentence = store.get(_LOOKED_AT).decode().partition(" ")
+            store.set(f"{_LOOKED_AT}/{rank}", "")
+            if code != "0":
+                failure = PeerFailed(sentence)
+                failure.exit_code = int(code)
+    except (RuntimeError, ValueError) as error:
+        if failure is None:
+            raise CmdistError(
+                f"rank {rank} has not met the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} in "
+                f"{timeout.total_seconds():.0f} s ({' '.join(str(error).split())[:200]})"
+            ) from error
+    if failure:
+        raise failure
+    return store
 
 
 def free_port() -> int:

@@ -17,14 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from cmdist.errors import CmdistError
+from cmdist.errors import CmdistError, ConfigError
 from cmdist.system import storage
 from cmdist.tracking import branches
 from cmdist.tracking.branches import KEY, PARENT
 from cmdist.tracking.journal import LONGEST
 from cmdist.tracking.journal import Tracker as Tracker  # what the training uses
 
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _EVALUATION = "cmdist.evaluation"
 
 
@@ -38,6 +40,39 @@ def spool_folder(run_url: str) -> Path:
     if local is not None:
         return local / "tracking"
     return Path.home() / ".cache" / "cmdist" / "tracking" / hashlib.sha256(run_url.encode()).hexdigest()[:16]
+
+
+def check(uri: str) -> None:
+    """Raise ConfigError for an address that MLflow can never be reached at; whether it answers now is not asked."""
+    storage.check_url(uri)
+    scheme, colon, rest = uri.partition("://")
+    if uri == "none" or scheme == "databricks" or (colon and scheme == "file"):
+        return
+    problem = "" if colon and scheme.partition("+")[0] in _SCHEMES else "nothing of MLflow's is there"
+    if not problem and scheme == "sqlite":
+        problem = _of_sqlite(rest)
+    elif not problem:
+        try:
+            port = urlsplit(uri).port  # raises, if it is none
+            problem = "" if urlsplit(uri).hostname and port != 0 else "it names no host"
+        except ValueError as error:
+            problem = str(error)
+    if problem:
+        raise ConfigError(
+            f"tracking.uri = {uri}: {problem}; http://HOST:PORT, https://HOST, sqlite:////PATH/mlflow.db or another "
+            "database's URL is allowed, and 'none' tracks nothing"
+        )
+
+
+def _of_sqlite(rest: str) -> str:
+    """What is wrong with a database's path, if anything."""
+    path = Path(rest.removeprefix("/"))
+    if not rest.startswith("/") or path.name in ("", ".", ".."):
+        return "a file is needed behind sqlite:///"
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if path.is_dir() or not (there.is_dir() or there == path):
+        return f"{there} is no {'file' if path.is_dir() else 'folder'}"
+    return "" if os.access(there, os.W_OK) else f"{there} may not be written to"
 
 
 def connect(uri: str) -> Any:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from cmdist.checkpoints import documents, progress, search
 from cmdist.checkpoints.checkpoint import Checkpoint
-from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed
+from cmdist.errors import CheckpointError, CmdistError, Damaged, LookupFailed, StoreDenied, StoreError, StoreMissing
 from cmdist.system import sharing, storage
 from cmdist.system.distributed import World
 from cmdist.train.averages import Averages, Copy
@@ -30,11 +30,7 @@ def find(run_url: str, run_ids: Collection[str], mode: str, world: World) -> Che
     """
     found = once(world, lambda: search.entries(run_url))
     counting = [entry for entry in found if entry.counts]
-    if mode == "none" and counting:
-        raise CheckpointError(
-            f"--resume none, but {run_url} has committed checkpoints (newest: step {counting[-1].step}); "
-            "take another run.name or --resume auto"
-        )
+    search.refuse_none(run_url, counting, mode)
     for entry in reversed(counting):
         try:
             sound = _fetch(lambda e=entry: search.open_entry(e), run_ids, world)  # type: ignore[misc]
@@ -99,7 +95,7 @@ def _elsewhere(url: str, world: World) -> Checkpoint:
 def once(world: World, look: Callable[[], T]) -> T:
     """`look()` of rank 0, which asks the store, on every rank; all ranks must call.
 
-    Raises CheckpointError and Damaged as they are, and all else that a store does as LookupFailed.
+    Raises what is wrong with a file as it is, and what a store does as LookupFailed.
     """
     return sharing.once(world, lambda: _as_lookup(look))
 
@@ -107,10 +103,10 @@ def once(world: World, look: Callable[[], T]) -> T:
 def _as_lookup(look: Callable[[], T]) -> T:
     try:
         return look()
-    except CheckpointError:
+    except (StoreError, StoreMissing, StoreDenied) as error:
+        raise LookupFailed(str(error)) from error
+    except CmdistError:
         raise
-    except CmdistError as error:
-        raise error if isinstance(error, LookupFailed) else LookupFailed(str(error)) from error
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise LookupFailed(f"{type(error).__name__}: {error}") from error
 

@@ -50,28 +50,28 @@ def empty(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "code", "says"),
     [
-        (missing_shard, "shard-000001.tar is missing"),
-        (truncated_shard, "shard-000001.tar"),
-        (corrupt_shard, "is corrupt"),
-        (index_of_another_set, "index"),
-        (no_index, "index.json is missing"),
-        (empty, "there is no data set at"),
+        (missing_shard, 2, "shard-000001.tar is missing"),
+        (truncated_shard, 2, "shard-000001.tar"),
+        (corrupt_shard, 1, "is corrupt"),  # nobody reads all the bytes before the start
+        (index_of_another_set, 2, "index"),
+        (no_index, 2, "index.json is missing"),
+        (empty, 2, "there is no data set at"),
     ],
 )
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_damaged_data(tmp_path: Path, digits: str, damage: Damage, says: str, ranks: int) -> None:
+def test_damaged_data(tmp_path: Path, digits: str, damage: Damage, code: int, says: str, ranks: int) -> None:
     data = tmp_path / "data"
     shutil.copytree(digits, data)
     damage(data)
     run = train(ranks, tmp_path / "log", write_config(tmp_path, str(data)), "train.steps=3")
     codes = run.join(60)
-    assert all(code == 1 for code in codes), (codes, run.text)
+    assert codes == [code] * ranks, (codes, run.text)
     errors = [line for line in run.text.splitlines() if line.startswith("error: ")]
     assert len(errors) == ranks and any(says in line for line in errors), run.text
     assert "Traceback" not in run.text
-    assert not (tmp_path / "runs" / "small" / "checkpoints").exists()
+    assert (tmp_path / "runs").exists() == (code == 1), "nothing is made before it is known to be right"
 
 
 @pytest.mark.parametrize(
@@ -79,16 +79,16 @@ def test_damaged_data(tmp_path: Path, digits: str, damage: Damage, says: str, ra
     [
         (["train.stepz=3"], 2, "unknown key 'train.stepz'; did you mean 'steps'?"),
         (["train.steps=many"], 2, "key 'train.steps' = 'many'"),
-        (["data.image_size=16"], 1, "the images have image_size 8, data.image_size says 16"),
-        (["data.channels=3"], 1, "the images have channels 1, data.channels says 3"),
-        (["data.classes=7"], 1, "the data set has 10 classes, data.classes says 7"),
+        (["data.image_size=16"], 2, "the images have image_size 8, data.image_size says 16"),
+        (["data.channels=3"], 2, "the images have channels 1, data.channels says 3"),
+        (["data.classes=7"], 2, "the data set has 10 classes, data.classes says 7"),
         (
             ["objective.kind=consistency_distillation", "objective.teacher=nowhere"],
-            1,
+            2,
             "nowhere is not a run folder: it has no config.yaml",
         ),
         (["data.url=pipe:cat"], 2, "data.url = pipe:cat: 'pipe:' URLs run shell commands and are refused"),
-        (["init=nowhere"], 1, "nowhere is not a run folder"),
+        (["init=nowhere"], 2, "nowhere is not a run folder"),
         (["network.head_channels=7"], 2, "head_channels 7 must divide"),
     ],
 )
@@ -97,7 +97,7 @@ def test_impossible_configurations(tmp_path: Path, digits: str, overrides: list[
     assert run.join(60) == [code], run.text
     assert f"error: {says}" in run.text or (says in run.text and run.text.count("error: ") == 1), run.text
     assert "Traceback" not in run.text
-    assert not (tmp_path / "runs" / "small" / "checkpoints").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_too_many_ranks_for_the_global_batch(tmp_path: Path, digits: str) -> None:
@@ -125,7 +125,7 @@ def test_a_teacher_of_another_architecture(tmp_path: Path, digits: str) -> None:
     refused = train(
         1, tmp_path / "d.log", config, *distil, "run.name=third", "init=teacher", "network.model_channels=16"
     )
-    assert refused.join() == [1]
+    assert refused.join() == [2]
     assert "has another architecture: time_embed.0.weight is [32, 8] there and [64, 16] here" in refused.text
     not_a_teacher = train(
         1, tmp_path / "e.log", config, *distil, f"objective.teacher={tmp_path}/runs/student", "run.name=fourth"
@@ -139,7 +139,7 @@ def test_a_teacher_of_another_architecture(tmp_path: Path, digits: str) -> None:
 
 def test_debug_shows_the_traceback(tmp_path: Path, digits: str) -> None:
     run = train(1, tmp_path / "log", write_config(tmp_path, digits), "data.image_size=16", "--debug")
-    assert run.join(60) == [1]
+    assert run.join(60) == [2]
     assert "Traceback" in run.text and "error: " in run.text
 
 

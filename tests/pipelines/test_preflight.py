@@ -16,6 +16,7 @@ import torch
 from cmdist import config as configuration
 from cmdist import models
 from cmdist.system import storage
+from cmdist.train import beforehand
 from ranks import Ranks, pipeline, run_pipeline
 from training import SMALL, write_config
 
@@ -69,10 +70,10 @@ def test_a_missing_shard_of_a_remote_store(tmp_path: Path, digits: str) -> None:
     for path in Path(digits).iterdir():
         storage.write(f"memory://shards/{path.name}", path.read_bytes())
     config = configuration.load(write_config(tmp_path, "memory://shards"), [])
-    pipeline("preflight").check_data(config)
+    beforehand.check_data(config)
     storage.remove("memory://shards/shard-000005.tar")
     with pytest.raises(ValueError, match=r"memory://shards lacks 1 of 6 shards, the first is shard-000005.tar"):
-        pipeline("preflight").check_data(config)
+        beforehand.check_data(config)
 
 
 def test_a_lost_gpu_may_be_another_node_next_time(tmp_path: Path, digits: str) -> None:
@@ -136,7 +137,7 @@ def test_a_run_that_has_begun_needs_its_start_no_more(tmp_path: Path, digits: st
 def test_a_start_that_is_not_there(tmp_path: Path, digits: str) -> None:
     codes, lines = preflight(tmp_path, write_config(tmp_path, digits), "--resume", f"{tmp_path}/other")
     assert codes == [2, 2]
-    assert len(lines) == 1 and lines[0].startswith(f"preflight: node7: --resume: {tmp_path}/other")
+    assert len(lines) == 1 and lines[0].startswith(f"preflight: node7: checkpoints: {tmp_path}/other")
 
 
 def on_its_own_node(folder: str, arguments: list[str]) -> None:
@@ -159,9 +160,9 @@ def test_nodes_with_different_configurations(tmp_path: Path, digits: str) -> Non
 
 
 def test_a_folder_that_is_not_shared(tmp_path: Path) -> None:
-    (tmp_path / "preflight-0").touch()
-    with pytest.raises(ValueError, match=r"does not show what the node of rank 8 has written"):
-        pipeline("preflight").check_shared(str(tmp_path), [0, 8])
+    (tmp_path / "preflight-a").touch()
+    with pytest.raises(ValueError, match=r"does not show what node8 has written"):
+        pipeline("preflight").check_shared(str(tmp_path), [("preflight-a", "node1"), ("preflight-b", "node8")])
 
 
 def test_starts_without_progress_are_counted(tmp_path: Path) -> None:
@@ -172,6 +173,10 @@ def test_starts_without_progress_are_counted(tmp_path: Path) -> None:
         count(path, 10, 2)
     count(path, 20, 2)
     assert json.loads(path.read_text()) == {"step": 20, "starts": 1}
+    for spoilt in (b"", b'{"step": 20, "sta', b"[]", b'{"step": "20", "starts": 1}'):  # a disk was full, or a kill came
+        path.write_bytes(spoilt)
+        count(path, 20, 2)
+        assert json.loads(path.read_text()) == {"step": 20, "starts": 1}
 
 
 @pytest.fixture
