@@ -265,7 +265,7 @@ def test_a_longer_run_through_the_command(tmp_path: Path, digits: str) -> None:
     assert own[6].data.workers == 0 and own[6].train.steps == 6
     before = files(run, 8)
     refused = train(1, tmp_path / "c.log", path, *common, "train.steps=10", "noise.sigma_data=0.9", "data.flip=true")
-    assert refused.join() == [1]
+    assert refused.join() == [2]
     says = "noise.sigma_data = 0.5 and cannot go on with 0.9"
     assert says in refused.text and "data.flip = False and cannot go on with True; " in refused.text
     assert files(run, 8) == before and not committed(run, 10)

@@ -92,7 +92,7 @@ def test_another_identity_is_refused(tmp_path: Path, digits: str, change: str, s
     assert train(1, tmp_path / "a.log", config, "train.steps=2").join() == [0]
     before = files(tmp_path / "runs" / "small", 2)
     refused = train(1, tmp_path / "b.log", config, "train.steps=4", change)
-    assert refused.join() == [1]
+    assert refused.join() == [2]
     assert says in refused.text and "Traceback" not in refused.text
     assert files(tmp_path / "runs" / "small", 2) == before
 

@@ -109,7 +109,7 @@ def test_a_run_that_is_alive_is_not_entered(tmp_path: Path, digits: str, own: Rc
     )
     alive.until(lambda: "ranks   " in alive.text)
     second = train(2, tmp_path / "b.log", settings, ROOT, *OBJECTIVES["ct"], "train.steps=100000")
-    assert second.join() == [1, 1]
+    assert second.join() == [4, 4]
     assert (
         second.text.count(f"is in use by attempt 1, process {alive.processes[0].pid} on ") == 2
         and "Traceback" not in second.text
