@@ -7,6 +7,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from cmdist import config as configuration
+from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.errors import CheckpointError
 from cmdist.schema import Config
 from cmdist.sections import Kind, Mark, OneOf, Section
@@ -43,6 +44,19 @@ def changes(was: Config, now: Config, was_measured: Mapping[str, str], now_measu
         elif before.get(key) != after.get(key):
             found.append(Change(key, mark.kind, before.get(key), after.get(key)))
     return found
+
+
+def compared(
+    config: Config, before: Config, found: Checkpoint, run_url: str, measured: dict[str, str]
+) -> tuple[Config, list[Change]]:
+    """`config` as it goes on from a checkpoint, whose configuration is `before`, and what has changed since; `measured`
+    has the hashes that are known of what it learns from. Raises CheckpointError if the run would be another one.
+    """
+    config = configuration.continued(config, before)
+    differences = changes(before, config, found.state.get("measured", {}), measured)
+    if found.url.startswith(f"{run_url}/"):
+        refuse(differences, found.url)
+    return config, differences
 
 
 def refuse(found: list[Change], url: str) -> None:

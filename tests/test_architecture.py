@@ -43,9 +43,9 @@ LAYERS = [
     {"models"},
     {"pins"},
     {"build"},
-    {"plan", "quality", "train.assembly", "theory"},
+    {"plan", "quality", "train.assembly", "train.beforehand", "theory"},
     {"cost", "train.start"},
-    {"train.beforehand", "train.telling"},
+    {"train.telling"},
 ]
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 

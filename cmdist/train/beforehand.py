@@ -4,9 +4,11 @@ Nothing large is read: weights by their names and shapes, a checkpoint by what i
 every byte of a checkpoint, are looked at when the run starts.
 """
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
-from cmdist import build, models
+from cmdist import build, identity, models
 from cmdist.checkpoints import documents, progress, record, search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.config import Config
@@ -15,7 +17,6 @@ from cmdist.errors import Damaged, DataError
 from cmdist.nets import lpips, released
 from cmdist.system import storage
 from cmdist.tracking import mlflow as tracking
-from cmdist.train import start
 
 
 def look(config: Config, run_url: str, mode: str) -> None:
@@ -82,7 +83,18 @@ def _check_shapes(config: Config, url: str, teacher: bool) -> None:
 def check_tracking(config: Config, run_url: str) -> None:
     """Where a new run is to be tracked is an address; a run stays where it has begun. Raises ConfigError."""
     if not storage.exists(record.url(run_url)):
-        tracking.check(start.first_tracking_uri(config))
+        tracking.check(first_tracking_uri(config))
+
+
+def first_tracking_uri(config: Config) -> str:
+    """Where a new run is tracked."""
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
+
+
+def default_tracking_uri(config: Config) -> str:
+    """SQLite below run.root; in the working directory if that is an object store."""
+    root = storage.local_path(config.run.root)
+    return f"sqlite:///{(root or Path.cwd()).absolute() / 'mlflow.db'}"
 
 
 def check_resume(config: Config, run_url: str, mode: str, index_hash: str | None = None) -> None:
@@ -102,7 +114,7 @@ def check_resume(config: Config, run_url: str, mode: str, index_hash: str | None
     if found is not None:
         documents.TRAINED.check(found.state, f"{found.url}/state.json")
         known = {"data.url": index_hash} if index_hash else {}
-        start.compared(config, models.config_of(found), found, run_url, known)
+        identity.compared(config, models.config_of(found), found, run_url, known)
 
 
 def _newest(counting: list[search.Entry]) -> Checkpoint | None:

@@ -1,11 +1,9 @@
 """What a run starts from: run.json, the checkpoint, and the configuration that follows from both."""
 
-import os
 import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cmdist import config as configuration
@@ -13,12 +11,11 @@ from cmdist import identity, models, pins
 from cmdist.checkpoints import record, search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.config import Config
-from cmdist.identity import Change
 from cmdist.pins import Pin
 from cmdist.system import sharing, storage
 from cmdist.system.distributed import World
 from cmdist.tracking import mlflow as tracking
-from cmdist.train import resume
+from cmdist.train import beforehand, resume
 
 
 @dataclass(frozen=True)
@@ -42,21 +39,10 @@ def _look_at_run(run_url: str, config: Config) -> dict[str, Any]:
         return record.read(run_url)
     left = search.newest(run_url)  # of a run whose run.json was lost
     key = left.commit["run"] if left else uuid.uuid4().hex
-    uri = first_tracking_uri(config)
+    uri = beforehand.first_tracking_uri(config)
     tracking.check(uri)
     known = {"id": key, "name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
     return known | {"url": run_url}
-
-
-def first_tracking_uri(config: Config) -> str:
-    """Where a new run is tracked."""
-    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(config)
-
-
-def default_tracking_uri(config: Config) -> str:
-    """SQLite below run.root; in the working directory if that is an object store."""
-    root = storage.local_path(config.run.root)
-    return f"sqlite:///{(root or Path.cwd()).absolute() / 'mlflow.db'}"
 
 
 def start_from(
@@ -81,7 +67,7 @@ def start_from(
     measured = measured | {key: each["weights"] for key, each in pinned.items()}
     if found is None or before is None:
         return Start(configuration.fixed(config), None, measured, pinned, [])
-    config, differences = compared(config, before, found, run_url, measured)
+    config, differences = identity.compared(config, before, found, run_url, measured)
     for change in differences:
         if change.kind == "warned" and world.first:
             print(
@@ -91,19 +77,6 @@ def start_from(
             )
     changed = [f"{change.key}: {change.was} -> {change.now}" for change in differences]
     return Start(config, found, measured, pinned, sorted(changed))
-
-
-def compared(
-    config: Config, before: Config, found: Checkpoint, run_url: str, measured: dict[str, str]
-) -> tuple[Config, list[Change]]:
-    """`config` as it goes on from a checkpoint, whose configuration is `before`, and what has changed since; `measured`
-    has the hashes that are known of what it learns from. Raises CheckpointError if the run would be another one.
-    """
-    config = configuration.continued(config, before)
-    differences = identity.changes(before, config, found.state.get("measured", {}), measured)
-    if found.url.startswith(f"{run_url}/"):
-        identity.refuse(differences, found.url)
-    return config, differences
 
 
 def write_config(run_url: str, config: Config) -> None:
