@@ -47,7 +47,7 @@ def network(config: Config) -> nn.Module:
 
 def on_meta(config: Config) -> nn.Module:
     """The same without memory for its weights."""
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         return network(config)
 
 

@@ -1,6 +1,7 @@
 """The optimizer, and its learning rate as a function of the step."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -20,8 +21,30 @@ def make_optimizer(
     """RAdam (the paper's) or Adam over one group; the learning rate is set before each step. `compiled`: RAdam reads
     and writes each number once, and rounds otherwise than torch's.
     """
-    cls = {"radam": CompiledRAdam if compiled else torch.optim.RAdam, "adam": torch.optim.Adam}[kind]
+    cls = {"radam": CompiledRAdam if compiled else RAdam, "adam": Adam}[kind]
+    if not compiled:
+        _spare_compiler()
     return cls([p for p in parameters if p.requires_grad], lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+class Adam(torch.optim.Adam):
+    """torch's, whose step does not look whether a compiler is at work, which would import it: two seconds."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+class RAdam(torch.optim.RAdam):
+    """torch's, likewise."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.RAdam.step))
+
+
+def _spare_compiler() -> None:
+    """The methods of optimizers that torch keeps from being compiled: it asks its compiler for that, and imports it."""
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        method = inspect.unwrap(getattr(torch.optim.Optimizer, name))
+        if not hasattr(method, "__dynamo_disable"):  # where torch keeps what its compiler has made of the method
+            setattr(method, "__dynamo_disable", method)
 
 
 class CompiledRAdam(torch.optim.RAdam):

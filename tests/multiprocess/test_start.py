@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import resource
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 
 from cmdist import build, config
-from ranks import Ranks, pipeline
+from ranks import REPOSITORY, Ranks, pipeline
 from training import CD, committed, write_config
 
 NODE = 2  # ranks of a node
@@ -109,3 +111,18 @@ def test_what_a_start_asks_does_not_grow_with_the_ranks(tmp_path: Path, digits: 
         own = [url for url in told["asked"] if not url.endswith(".tar")]
         assert all("/slices-" in url or "/ema-" in url for url in own)
         assert len(own) <= 2 * (2 * 4 + 2), "of four vectors two slices and of two averages, a little more at the load"
+
+
+def test_a_run_imports_nothing_large_that_it_does_not_use(tmp_path: Path, digits: str) -> None:
+    """Among them torch's compiler, which takes as long as all the rest, and which DeepSpeed would import."""
+    script = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "print('imported', *(n for n in ('torch._dynamo', 'sympy', 'mlflow', 'sklearn', 'matplotlib', 'scipy', 's3fs')"
+        " if n in sys.modules))"
+    )
+    arguments = ["pipelines/train.py", write_config(tmp_path, digits), "train.steps=1", "optimizer.kind=radam"]
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines()[-1] == "imported", done.stdout + done.stderr
+    assert committed(tmp_path / "runs" / "small", 1)
