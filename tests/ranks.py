@@ -23,8 +23,6 @@ CONTEXT.set_forkserver_preload(
     [
         "torch",
         "deepspeed",
-        # imported by deepspeed.initialize, and with it all of torch's compiler
-        "deepspeed.runtime.zero.muon.original_muon",
         "cmdist.build",
         "cmdist.train.engine",
         "cmdist.tracking.mlflow",

@@ -76,12 +76,12 @@ def finishes_as(job: Job, expected: dict[str, Any]) -> None:
 
 
 def test_usr1_commits_requeues_and_loses_nothing(slurm: Slurm, tmp_path: Path, digits: str, straight: Any) -> None:
-    job = submit(slurm, tmp_path, digits, tasks=2)
+    job = submit(slurm, tmp_path, digits)
     under_way(job)
     job.signal_batch("USR1")
     job.until_requeued(1)
     assert "stopped by SIGUSR1 after step" in job.log
-    finishes_as(job, straight(4))
+    finishes_as(job, straight(2))
     assert sorted(path.name for path in tmp_path.glob("logs/*/*.log")) == ["node1.log", "node2.log"]
 
 
@@ -141,7 +141,9 @@ def test_a_teacher_may_train_on_while_its_distillation_is_requeued(slurm: Slurm,
 def test_interrupted_it_comes_back_by_itself(
     slurm: Slurm, tmp_path: Path, digits: str, straight: Any, how: str
 ) -> None:
-    job = submit(slurm, tmp_path, digits, options=("--partition=grace",) if how == "preempted with grace" else ())
+    tasks = 2 if how == "requeue" else 1
+    options = ("--partition=grace",) if how == "preempted with grace" else ()
+    job = submit(slurm, tmp_path, digits, tasks=tasks, options=options)
     under_way(job)
     if how == "requeue":
         slurm.call("scontrol", "requeue", job.id)
@@ -155,7 +157,7 @@ def test_interrupted_it_comes_back_by_itself(
     if how == "crash":
         job.until(lambda: "node3" in job.log)  # it goes on elsewhere
         slurm.boot("node2")
-    finishes_as(job, straight(2))
+    finishes_as(job, straight(2 * tasks))
     if how == "preempted with grace":
         assert "stopped by SIGTERM after step" in job.log
 
