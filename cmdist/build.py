@@ -34,8 +34,14 @@ from cmdist.system import storage
 from cmdist.system.distributed import World
 from cmdist.train.optim import learning_rate
 
-# keys that change what a network computes and not the shapes of its weights
-UNSEEN = ("noise.c_noise", "network.time_factor", "network.fourier_scale", "network.double_norm")
+# keys that change what a network computes and not the shapes of its weights, with what they are where they are not
+UNSEEN = {
+    "noise.c_noise": "log",
+    "objective.prediction": "edm",
+    "network.time_factor": 1000.0,
+    "network.fourier_scale": None,
+    "network.double_norm": False,
+}
 
 
 def network(config: Config) -> nn.Module:
@@ -331,12 +337,13 @@ def fitting(
 
     Raises CheckpointError, ConfigError.
     """
-    there, here = configuration.by_key(theirs) if theirs else {"noise.c_noise": "log"}, configuration.by_key(config)
-    for key in UNSEEN:
-        if key in there and key in here and there[key] != here[key]:
+    here = configuration.by_key(config)
+    there = configuration.by_key(theirs) if theirs else {k: v for k, v in here.items() if k.startswith("network.")}
+    for key, usual in UNSEEN.items():
+        was, is_now = there.get(key, usual), here.get(key, usual)
+        if was != is_now:
             raise ConfigError(
-                f"init: {config.start} was trained with {key} {there[key]}, this run has {here[key]}; they must be "
-                "equal"
+                f"init: {config.start} was trained with {key} {was}, this run has {is_now}; they must be equal"
             )
     second = {name: value for name, value in net.state_dict().items() if name.startswith(SECOND)}
     fitted = second | dict(found)

@@ -22,6 +22,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONSISTENCY, ECT = "core/objectives/consistency.py", "core/objectives/ect.py"
 ALPHA_FLOW, FLOW = "core/objectives/alpha_flow.py", "core/flow.py"
+MEAN_FLOW, LAGRANGIAN = "core/objectives/mean_flow.py", "core/objectives/lagrangian.py"
 SCM, CONTINUOUS, TANGENTS = "core/objectives/scm.py", "core/objectives/continuous.py", "core/tangents.py"
 
 
@@ -58,7 +59,34 @@ _CONTINUOUS = Mutated(
         (TANGENTS, "now.c_skip + slope.c_skip", "now.c_skip - slope.c_skip"),
     ),
 )
+_MEAN_FLOW = Mutated(
+    "tests/core/test_mean_flow.py",
+    (
+        (MEAN_FLOW, "denoised) + bend - v", "denoised) - bend - v"),
+        (MEAN_FLOW, "expand(a * (1 - a), x)", "expand(a, x)"),
+        (MEAN_FLOW, "error / (error.detach() + c)", "error / (error + c)"),
+        (MEAN_FLOW, "velocity(x, sigma, toward) - velocity", "velocity(x, sigma, images) - velocity"),
+        (MEAN_FLOW, "labels, draw.dropout_seed, sigma_next)", "labels, draw.dropout_seed, sigma)"),
+        (MEAN_FLOW, "expand(1 - r / a, x)", "expand(1 + r / a, x)"),
+        (MEAN_FLOW, "torch.minimum(sigma, sigma_next))", "sigma_next)"),
+        (MEAN_FLOW, "weighted(error.sum(1), ", "weighted(error.mean(1), "),
+    ),
+)
 MUTATIONS: dict[str, Mutated] = {
+    "mean_flow": _MEAN_FLOW,
+    "improved_mean_flow": _MEAN_FLOW,
+    "lagrangian": Mutated(
+        "tests/core/test_mean_flow.py",
+        (
+            (LAGRANGIAN, "return v, -expand", "return v, expand"),
+            (LAGRANGIAN, "(a * r * (1 - r))", "(a * r)"),
+            (LAGRANGIAN, "expand((a - r)", "expand((a + r)"),
+            (LAGRANGIAN, "bare(there, sigma_next, labels, sigma_next)", "bare(there, sigma_next, labels, sigma)"),
+            (LAGRANGIAN, "velocity(there, sigma_next,", "velocity(x, sigma_next,"),
+            (LAGRANGIAN, "draw.noise - images, own", "images - draw.noise, own"),
+            (LAGRANGIAN, "@torch.no_grad()", "@torch.enable_grad()"),
+        ),
+    ),
     "continuous_distillation": _CONTINUOUS,
     "continuous_training": _CONTINUOUS,
     "scm_distillation": _SCM,

@@ -8,6 +8,8 @@ curricula         N(k) and mu(k)                                             (ap
 tangents          how an output changes along a path of noisy images         (forward mode)
 objectives        base, denoising (the teacher's), consistency: CD and CT    (Algorithms 2 and 3)
                   scm: sCM's distillation and training                       (arXiv:2410.11081)
+                  continuous: many noise levels' limit                       (appendix B)
+                  mean_flow, lagrangian: two identities of a flow map        (arXiv:2505.13447, 2505.18825)
 sampling          one step, several steps, the teacher's ODE                 (Algorithm 1)
 exact             data whose denoiser is known: the truth to test against
 

@@ -44,6 +44,20 @@ def edm_scalings(
     return scalings
 
 
+def flow_scalings(image: bool, c_noise: Callable[[Tensor], Tensor] = log_level) -> Callable[[Tensor], Scalings]:
+    """The scalings of a network that gives flow matching's velocity, D = y - a F with y = x / (1 + sigma), a = sigma /
+    (1 + sigma) (core/flow.py), or the `image` itself, D = F.
+    """
+
+    def scalings(sigma: Tensor) -> Scalings:
+        c_in = 1 / (1 + sigma)
+        if image:
+            return Scalings(torch.zeros_like(sigma), torch.ones_like(sigma), c_in, c_noise(sigma))
+        return Scalings(c_in, -sigma * c_in, c_in, c_noise(sigma))
+
+    return scalings
+
+
 def consistency_scalings(
     sigma_data: float = 0.5, sigma_min: float = 0.002, c_noise: Callable[[Tensor], Tensor] = log_level
 ) -> Callable[[Tensor], Scalings]:

@@ -25,15 +25,16 @@ class Parts:
 
 def edm(keys: Section, n: Noise) -> Callable[[Tensor], Scalings]:
     """Those of a denoiser."""
-    return preconditioning.edm_scalings(n.sigma_data, _told(n))
+    return preconditioning.edm_scalings(n.sigma_data, told(n))
 
 
 def bounded(keys: Section, n: Noise) -> Callable[[Tensor], Scalings]:
     """Those of a function that is the identity at sigma_min."""
-    return preconditioning.consistency_scalings(n.sigma_data, n.sigma_min, _told(n))
+    return preconditioning.consistency_scalings(n.sigma_data, n.sigma_min, told(n))
 
 
-def _told(n: Noise) -> Callable[[Tensor], Tensor]:
+def told(n: Noise) -> Callable[[Tensor], Tensor]:
+    """c_noise, what a network is told of sigma."""
     return preconditioning.angle(n.sigma_data) if n.c_noise == "angle" else preconditioning.log_level
 
 

@@ -10,7 +10,7 @@ from cmdist.core import noise, solvers
 from cmdist.core.objectives import denoising as core_denoising
 from cmdist.core.objectives.base import Objective
 from cmdist.core.objectives.consistency import Consistency
-from cmdist.kinds import continuous, discrete
+from cmdist.kinds import continuous, discrete, mean_flows
 from cmdist.kinds.distances import CURRICULA, DISTANCES, L2, Constant, curriculum, has_target
 from cmdist.kinds.kind import Kind, Parts, bounded, edm
 from cmdist.sections import Finite, OneOf, PositiveFloat, Section, content, identity
@@ -93,4 +93,5 @@ OBJECTIVES: dict[str, Kind] = {
     "consistency_training": Kind(ConsistencyTraining, _consistency, bounded, "consistency", target=_has_target),
     **discrete.ROWS,
     **continuous.ROWS,
+    **mean_flows.ROWS,
 }
