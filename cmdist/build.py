@@ -340,10 +340,9 @@ def fitting(
     here = configuration.by_key(config)
     there = configuration.by_key(theirs) if theirs else {k: v for k, v in here.items() if k.startswith("network.")}
     for key, usual in UNSEEN.items():
-        was, is_now = there.get(key, usual), here.get(key, usual)
-        if was != is_now:
+        if (was := there.get(key, usual)) != (now := here.get(key, usual)):
             raise ConfigError(
-                f"init: {config.start} was trained with {key} {was}, this run has {is_now}; they must be equal"
+                f"init: {config.start} was trained with {key} {was}, this run has {now}; they must be equal"
             )
     second = {name: value for name, value in net.state_dict().items() if name.startswith(SECOND)}
     fitted = second | dict(found)
