@@ -25,14 +25,15 @@ def losses(config_path: str, overrides: list[str], out: str) -> None:
     found: list[float] = []
     with attempt_at(run_url, world) as attempt:
         trainer, _, _ = make_trainer(c, world, build.dataset(c), None, run_url, "id", attempt)
-        compiled = [trainer.engine.module, trainer.copies["target"].called]
+        compiled = [trainer.engine.module, *(copy.called for copy in trainer.copies.values())]
         assert all((m._compiled_call_impl is not None) == c.train.compile for m in compiled)
         assert trainer.engine.layout.names == tuple(name for name, _ in build.network(c).named_parameters())
         # a new network is silent: its last convolutions are 0, and no dropout mask would be seen in the losses
         engine = trainer.engine
         noise = torch.randn(engine.layout.total, generator=torch.Generator().manual_seed(0))
         engine.load("master", engine.slice("master") + 0.1 * noise[engine.start : engine.stop])
-        trainer.copies["target"].update(engine.module, 0.0)
+        for copy in trainer.copies.values():
+            copy.update(engine.module, 0.0)
         for _ in range(STEPS):
             found += trainer.train_step(trainer.objective.at(trainer.step)).tolist()
             trainer.step += 1
@@ -43,9 +44,10 @@ def losses(config_path: str, overrides: list[str], out: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_compiled_steps_have_the_losses_of_plain_ones(tmp_path: Path, digits: str) -> None:
-    """With a target of its own, dropout masks shared by student and target, and the engine's self-check before the
-    first step.
+@pytest.mark.parametrize("objective", [CT, ["objective.kind=continuous_training"]], ids=["ct", "continuous"])
+def test_compiled_steps_have_the_losses_of_plain_ones(tmp_path: Path, digits: str, objective: list[str]) -> None:
+    """With a target of its own or a derivative by the network as it is written, dropout masks shared by both passes,
+    and the engine's self-check before the first step.
     """
     path = write_config(tmp_path, digits)
     runs = {
@@ -56,7 +58,7 @@ def test_compiled_steps_have_the_losses_of_plain_ones(tmp_path: Path, digits: st
     found = {}
     for name, overrides in runs.items():
         out = tmp_path / f"{name}.json"
-        run = Ranks(1, tmp_path / f"{name}.log", losses, path, [*CT, "optimizer.lr=0.01", *overrides], str(out))
+        run = Ranks(1, tmp_path / f"{name}.log", losses, path, [*objective, "optimizer.lr=0.01", *overrides], str(out))
         assert run.join(600) == [0], run.text
         found[name] = json.loads(out.read_text())
     assert len(found["plain"]) == len(set(found["plain"])) == 4 * STEPS
