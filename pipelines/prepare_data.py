@@ -6,6 +6,7 @@ python pipelines/prepare_data.py imagenet ILSVRC2012_img_train.tar --size 64 --e
 folder of synsets)
 python pipelines/prepare_data.py imagenet64 FOLDER_OF_NPZ --class-map map_clsloc.txt --out data/imagenet64-official
 python pipelines/prepare_data.py cifar10 cifar-10-binary.tar.gz --out data/cifar10
+python pipelines/prepare_data.py font NotoColorEmoji.ttf --size 32 --out data/emoji
 python pipelines/prepare_data.py folder ~/pictures --out data/pictures --check       (what is odd, and what would work)
 python pipelines/prepare_data.py folder ~/pictures --size 64 --out data/pictures     (labels: the names of sub-folders,
 if any)
@@ -44,6 +45,7 @@ from cmdist.data.preparing.prepare import (
 from cmdist.data.preparing.sources.base import Source
 from cmdist.data.preparing.sources.cifar10 import cifar10
 from cmdist.data.preparing.sources.files import folder, zipped
+from cmdist.data.preparing.sources.font import font
 from cmdist.data.preparing.sources.imagenet import SYNSETS, imagenet
 from cmdist.data.preparing.sources.imagenet64 import BATCHES, imagenet64
 from cmdist.data.preparing.sources.labels import class_names
@@ -63,6 +65,7 @@ SOURCES: dict[str, tuple[Callable[..., Source], tuple[str, ...]]] = {
     "imagenet": (imagenet, ("path", "size", "synsets", "enlarge")),
     "imagenet64": (imagenet64, ("path", "batches", "class_map")),
     "cifar10": (cifar10, ("path", "split")),
+    "font": (font, ("path", "size", "split", "background")),
     "folder": (folder, _OWN),
     "zip": (zipped, _OWN),
 }
@@ -129,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         "cifar10": sources.add_parser(
             "cifar10", help="CIFAR-10, the binary version or the pickled one: folder or .tar.gz"
         ),
+        "font": sources.add_parser("font", help="the colour bitmaps of a font, such as Noto Color Emoji"),
         "folder": sources.add_parser("folder", help="your own images, as RGB"),
         "zip": sources.add_parser("zip", help="a zip file of your own images, as RGB"),
     }
@@ -156,7 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     sub["imagenet64"].add_argument(
         "--class-map", type=Path, help="the devkit's map_clsloc.txt: number classes by sorted synsets, as in ADM"
     )
-    sub["cifar10"].add_argument("--split", choices=("train", "test"), default="train")
+    for name in ("cifar10", "font"):
+        sub[name].add_argument("--split", choices=("train", "test"), default="train")
+    sub["font"].add_argument("--size", type=int, help="resize to so many pixels (default: leave as they are)")
+    for name in ("font", *OWN):
+        _add_background(sub[name])
     for name in OWN:
         _add_own(sub[name])
     for owner in (shards, *(sub[name] for name in OWN)):
@@ -193,13 +201,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_own(parser: argparse.ArgumentParser) -> None:
+def _add_background(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--background",
         type=_colour,
         default=_colour("white"),
         help="the colour behind transparent parts, a name or #rrggbb (default white)",
     )
+
+
+def _add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore-rotation", action="store_true", help="do not turn photos upright, as their EXIF data say"
     )

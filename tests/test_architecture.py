@@ -23,6 +23,7 @@ DOORS = {
     "mlflow": "cmdist/tracking/mlflow.py",
     "fsspec": "cmdist/system/storage.py",
     "lmdb": "cmdist/data/preparing/sources/lsun.py",
+    "fontTools": "cmdist/data/preparing/sources/font.py",
 }
 
 # Each part may import from the parts of the layers below it, and from itself; pipelines and cluster may import all of
