@@ -48,6 +48,9 @@ class Adm(Section):
         bool, identity("scale and shift by the embedding are normalised too (sCM), with scale_shift_norm")
     ] = False
     second_time: Annotated[bool, identity("takes a second noise level, for objectives that learn jumps")] = False
+    unshuffle: Annotated[
+        Literal[1, 2, 4], identity("pixels a side that become channels of one before the first layer, and back at last")
+    ] = 1
     checkpoint_activations: Annotated[bool, free("computed again in the backward pass: less memory, slower")] = False
     channels_last: Annotated[bool, free("memory format of the activations")] = False
 
@@ -64,10 +67,11 @@ def _adm(keys: Adm, images: Images, precision: Precision) -> nn.Module:
 
 def _check_adm(keys: Adm, images: Images) -> None:
     depth = len(keys.channel_mult)
-    if images.size % 2 ** (depth - 1):
+    if images.size % (divisor := keys.unshuffle * 2 ** (depth - 1)):
+        with_it = f" and network.unshuffle {keys.unshuffle}" if keys.unshuffle > 1 else ""
         raise ConfigError(
-            f"data.image_size ({images.size}) must be divisible by {2 ** (depth - 1)} "
-            f"for network.channel_mult of length {depth}"
+            f"data.image_size ({images.size}) must be divisible by {divisor} "
+            f"for network.channel_mult of length {depth}{with_it}"
         )
     if keys.double_norm and not keys.scale_shift_norm:
         raise ConfigError("network.double_norm normalises scale and shift, so it needs network.scale_shift_norm: true")

@@ -139,7 +139,8 @@ class Block(nn.Sequential):
 class UNet(nn.Module):
     """The network F of a denoiser, for images of one size; its output is 0 at initialization.
 
-    `attention_resolutions` are in pixels. The body runs under autocast to `precision`; the time embedding, the head and
+    `attention_resolutions` are in pixels of the body, whose channels hold `unshuffle` pixels a side of the image. The
+    body runs under autocast to `precision`; the time embedding, the head and
     the output keep the parameters' dtype (fp32). `time_factor` multiplies c_noise before its sinusoids, the released
     models' 1000; with `fourier_scale` it enters as Fourier features of that scale instead. With `second_time` it takes
     the c_noise of a second noise level too, through an MLP that adds 0 at initialization. Raises ConfigError, with one
@@ -167,14 +168,17 @@ class UNet(nn.Module):
         fourier_scale: float | None = None,
         double_norm: bool = False,
         second_time: bool = False,
+        unshuffle: int = 1,
         precision: Precision = "fp32",
     ) -> None:
         super().__init__()
-        _check_shape(image_size, model_channels, channel_mult, attention_resolutions, head_channels, precision)
+        _check_shape(
+            image_size // unshuffle, model_channels, channel_mult, attention_resolutions, head_channels, precision
+        )
         self.image_size, self.num_classes = image_size, num_classes
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.model_channels, self.dropout = model_channels, dropout
-        self.time_factor, self.fourier_scale = time_factor, fourier_scale
+        self.time_factor, self.fourier_scale, self.unshuffle = time_factor, fourier_scale, unshuffle
         self.checkpoint_activations, self.precision = checkpoint_activations, precision
         # Of the activations only: weights stay contiguous, as slices of one flat vector; a convolution converts its
         # own.
@@ -194,8 +198,8 @@ class UNet(nn.Module):
         if num_classes:
             self.label_emb = nn.Embedding(num_classes, emb)
 
-        channels, size = channel_mult[0] * model_channels, image_size
-        inputs = [Block(Conv2d(in_channels, channels, 3, padding=1))]
+        channels, size = channel_mult[0] * model_channels, image_size // unshuffle
+        inputs = [Block(Conv2d(in_channels * unshuffle**2, channels, 3, padding=1))]
         skips = [channels]  # widths of the outputs of `inputs`, which `output_blocks` takes from the end
         for level, mult in enumerate(channel_mult):
             if level:
@@ -223,7 +227,7 @@ class UNet(nn.Module):
         self.output_blocks = nn.ModuleList(outputs)
 
         self.out = nn.Sequential(
-            GroupNorm(channels), nn.SiLU(), _zero(Conv2d(channels, self.out_channels, 3, padding=1))
+            GroupNorm(channels), nn.SiLU(), _zero(Conv2d(channels, self.out_channels * unshuffle**2, 3, padding=1))
         )
 
     def lower(self) -> "UNet":
@@ -255,7 +259,8 @@ class UNet(nn.Module):
                 emb = emb + self.label_emb(labels)
             emb = F.silu(emb)
         with torch.autocast(x.device.type, dtype=_DTYPES[self.precision], enabled=self.precision != "fp32"):
-            h = x.to(dtype, memory_format=self.memory_format)
+            h = F.pixel_unshuffle(x, self.unshuffle) if self.unshuffle > 1 else x
+            h = h.to(dtype, memory_format=self.memory_format)
             skips = []
             for block in self.input_blocks:
                 h = self._run(block, h, emb)
@@ -264,7 +269,8 @@ class UNet(nn.Module):
             for block in self.output_blocks:
                 h = self._run(block, torch.cat([h, skips.pop()], dim=1), emb)
         with torch.autocast(x.device.type, enabled=False):
-            return cast(Tensor, self.out(h.to(dtype))).contiguous()
+            h = self.out(h.to(dtype))
+            return (F.pixel_shuffle(h, self.unshuffle) if self.unshuffle > 1 else h).contiguous()
 
     def _features(self, c_noise: Tensor) -> Tensor:
         dtype = next(self.parameters()).dtype
