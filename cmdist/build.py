@@ -24,7 +24,7 @@ from cmdist.errors import ConfigError, DataError
 from cmdist.kinds.distances import Lpips, plain
 from cmdist.kinds.kind import Parts
 from cmdist.kinds.networks import NETWORKS
-from cmdist.models import TrainedRun, Weights, ema_weights, open_run
+from cmdist.models import TrainedRun, Weights, described, ema_weights, open_run
 from cmdist.nets import released
 from cmdist.nets.lpips import load_lpips
 from cmdist.nets.undrawn import Undrawn
@@ -227,10 +227,7 @@ def open_model(
             raise ConfigError("--qkv-order is for files of weights, given with --weights; a run's own order is known")
         run = open_run(url)
         return Model(f"{run.config.run.name}, step {run.step}", run.config, ema_weights(run, ema), run.checkpoint.url)
-    if not released.is_file(file):
-        raise ConfigError(f"{file} is not a file of weights; its name must end in {', '.join(released.ENDINGS)}")
-    config = configuration.load(url)
-    released.check_kind(file, config.kind.makes == "denoiser")
+    config = described(url, file)
     return Model(file.rpartition("/")[2], config, released.read(file, head_channels(config), qkv_order), file)
 
 

@@ -81,6 +81,15 @@ def open_run(url: str, step: int | None = None) -> TrainedRun:
     return TrainedRun(found, config_of(found))
 
 
+def described(url: str, file: str) -> Config:
+    """The configuration file `url` that says what a file of weights is. Raises ConfigError."""
+    if not released.is_file(file):
+        raise ConfigError(f"{file} is not a file of weights; its name must end in {', '.join(released.ENDINGS)}")
+    config = configuration.load(url)
+    released.check_kind(file, config.kind.makes == "denoiser")
+    return config
+
+
 BEFORE = "config-of-format-1.yaml"  # what an older version wrote: its checkpoints do not know their configuration
 
 

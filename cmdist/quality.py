@@ -12,11 +12,12 @@ from cmdist.checkpoints.checkpoint import checksum
 from cmdist.config import Config
 from cmdist.core.noise import Denoise
 from cmdist.core.solvers import mean_jump
+from cmdist.errors import DataError
 from cmdist.evaluation import extractors, generation, measurement, real, records
 from cmdist.evaluation.generation import Sampler
 from cmdist.evaluation.records import Evaluation, Images, Subject
 from cmdist.models import TrainedRun
-from cmdist.system import storage
+from cmdist.system import cli, storage
 from cmdist.system.distributed import World
 
 
@@ -69,6 +70,24 @@ def shape(config: Config) -> tuple[int, int, int]:
     return config.data.channels, config.data.image_size, config.data.image_size
 
 
+def check(config: Config, asked: Asked) -> None:
+    """What is asked for can be measured, as far as can be seen without weights or a device. Raises ConfigError,
+    DataError.
+    """
+    data = build.dataset(config)
+    wanted = extractors.spaces(asked.metrics or extractors.usual(data))
+    samplers(config, lambda x, sigma, labels: x, asked.steps, asked.times)
+    files = {
+        "inception": asked.inception or config.evaluation.inception,
+        "dinov2": asked.dinov2 or config.evaluation.dinov2,
+    }
+    extractors.check_files(list(wanted), data, files)
+    urls = dict(config.evaluation.references) | real.named(asked.references, wanted)
+    for space in wanted:
+        if space in urls and not storage.exists(urls[space]):
+            raise DataError(f"the reference statistics {urls[space]} are not there")
+
+
 def measure_run(
     run: TrainedRun, asked: Asked, world: World, emas: Sequence[float] | None, tell: Callable[[str], object]
 ) -> None:
@@ -81,7 +100,8 @@ def measure_run(
         source = {"url": url, "weights": run.checkpoint.weights_of(ema)}
         subjects.append(Subject(f"{config.run.name} step {run.step}, EMA {ema}", ema, denoise, source))
     run_url = url.rpartition("/checkpoints/")[0]
-    evaluation = _assembled(config, run_url, run.step, subjects, asked, world)
+    with cli.before_start():
+        evaluation = _assembled(config, run_url, run.step, subjects, asked, world)
     if world.first:  # retention keeps the averages of this step from now on
         storage.create(storage.join(evaluation.folder, f"step-{run.step:010d}.begun"), b"")
     shown = records.evaluate(evaluation, world, tell)
@@ -97,7 +117,9 @@ def measure_file(
     """
     source = {"url": storage.absolute(file), "weights": f"xxh3:{checksum([storage.read(file)])}"}
     subject = Subject(model.title, None, model.denoiser(world.device), source)
-    records.evaluate(_assembled(model.config, storage.absolute(folder), 0, [subject], asked, world), world, tell)
+    with cli.before_start():
+        evaluation = _assembled(model.config, storage.absolute(folder), 0, [subject], asked, world)
+    records.evaluate(evaluation, world, tell)
 
 
 def _assembled(

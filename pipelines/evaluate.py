@@ -14,10 +14,12 @@ ranks, with the same result.
 """
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from cmdist import build, models, quality
+from cmdist.checkpoints import record
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import ConfigError
 from cmdist.evaluation import extractors, measurement, real, references
@@ -26,6 +28,7 @@ from cmdist.evaluation.metrics import table
 from cmdist.quality import Asked
 from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
+from cmdist.system.watchdog import Watchdog
 
 REFERENCE = """Statistics of real images for evaluation, made once.
 
@@ -94,18 +97,40 @@ def main(arguments: Sequence[str]) -> None:
         options.dinov2,
         options.reference,
     )
-    world = distributed.start()
+    url = storage.absolute(options.run)
+
+    def look() -> None:
+        if options.weights:
+            with cli.before_start():
+                quality.check(models.described(options.run, options.weights), asked)
+            return
+        run = models.open_run(url, options.checkpoint)
+        record.read(run.checkpoint.url.rpartition("/checkpoints/")[0])
+        with cli.before_start():
+            quality.check(run.config, asked)
+
+    world = started(options.hang_minutes, look)
     quality.set_up_process()
     with distributed.failing_together(world):
         if options.weights:
             model = build.open_model(options.run, file=options.weights, qkv_order=options.qkv_order)
             quality.measure_file(model, options.weights, options.out, asked, world, tell)
         else:
-            url = storage.absolute(options.run)
             newest = models.open_run(url, options.checkpoint).step if world.first else 0
             step = distributed.gather(newest, world.control)[0]  # another one may be committed meanwhile
             quality.measure_run(models.open_run(url, step), asked, world, options.ema, tell)
         distributed.stop(world)
+
+
+def started(hang_minutes: float, look: Callable[[], object] = lambda: None) -> World:
+    """The ranks of a measurement, none of which waits for another for ever."""
+    if not 0 < hang_minutes < 10**6:
+        raise ConfigError("--hang-minutes must be above 0")
+    watchdog = Watchdog(hang_minutes * 60, "--hang-minutes")
+    watchdog.feed()
+    world = dataclasses.replace(distributed.start(watchdog.seconds + distributed.MARGIN, look), alive=watchdog.feed)
+    world.alive()
+    return world
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +152,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPACE=FILE",
         help="statistics of real images, e.g. fid_legacy=adm.npz",
     )
+    parser.add_argument(
+        "--hang-minutes",
+        type=float,
+        default=120.0,
+        help="a rank that makes no image for so long ends the command (default %(default)s)",
+    )
 
 
 def reference(arguments: Sequence[str]) -> None:
@@ -147,9 +178,9 @@ def reference(arguments: Sequence[str]) -> None:
             "--reference is for evaluations"
         )
     files = {"inception": options.inception, "dinov2": options.dinov2}
-    world = distributed.start()
+    world = started(options.hang_minutes)
     quality.set_up_process()
-    with distributed.failing_together(world):
+    with distributed.failing_together(world), cli.before_start():
         if is_file:
             import_file(options.source, options.metrics, files, options.image_size, options.out, world)
         else:

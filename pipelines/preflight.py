@@ -154,6 +154,7 @@ class Failures:
                 sentence = str(error) if isinstance(error, CmdistError) else cli.sentence(error)
                 sys.stderr.write(f"preflight: {self._node}: {what}: {' '.join(sentence.split())}\n")
                 sys.stderr.flush()
+                cli.note_failure(f"{what}: {' '.join(sentence.split())}")
 
 
 def check_device(local: int) -> torch.device:

@@ -1,6 +1,7 @@
 """Train a run: `deepspeed pipelines/train.py CONFIG [key=value ...]`, or by torchrun, srun or plain python."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from cmdist.data.images import ShardedImages
 from cmdist.errors import ConfigError
 from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
+from cmdist.system.watchdog import Watchdog
 from cmdist.tracking.mlflow import spool_folder
 from cmdist.train import beforehand, lineage, resume, start, telling
 from cmdist.train.assembly import make_trainer
@@ -81,6 +83,7 @@ def main(arguments: Sequence[str]) -> None:
             f"= {config.micro_batches} micro-batches evenly; "
             f"take a number of ranks that divides {config.micro_batches}, or a smaller train.micro_batch"
         )
+    watchdog = Watchdog(config.train.hang_minutes * 60, "train.hang_minutes")
     net = build.on_meta(config)  # an impossible network is refused before anything starts
     if options.dry_run:
         return cost.print_dry_run(config, net, ranks)
@@ -91,26 +94,37 @@ def main(arguments: Sequence[str]) -> None:
     def look() -> None:
         with cli.before_start():
             beforehand.look(config, run_url, options.resume)
+        watchdog.feed()
 
-    world = distributed.start(config.train.hang_minutes * 60 + distributed.MARGIN, look)
+    telling.head(run_url)
+    watchdog.feed()
+    world = distributed.start(watchdog.seconds + distributed.MARGIN, look)
+    world = dataclasses.replace(world, alive=watchdog.feed)
     with distributed.failing_together(world):
         distributed.check_apart(world)
         finished = train(config, world, run_url, options.resume)
         distributed.stop(world)
+    watchdog.stop()
     if not finished:
         sys.exit(options.stopped_exit)
 
 
 def train(config: Config, world: World, run_url: str, mode: str) -> bool:
     """Train, or go on training, until the last step or a request to stop; whether the last step is done."""
+    world.alive()
     with cli.before_start():
         data = build.dataset(config, world)
         known = start.read_run(run_url, config, world)
+    world.alive()
     with attempt_at(run_url, world) as attempt:
+        telling.attempt(attempt.number, world)
+        world.alive()
         with cli.before_start():
             settled = resume.once(world, lambda: lineage.settle(known, run_url, attempt.number))
             found = resume.find(run_url, lineage.ids(settled), mode, world)
+            world.alive()
             begun = start.start_from(config, settled, found, run_url, data.index_hash, world)
+        world.alive()
         if found is not None and found.step >= config.train.steps:
             if world.first:
                 print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")

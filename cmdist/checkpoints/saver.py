@@ -8,7 +8,6 @@ told at the next step; more than `max_missed` saves in a row without a commit en
 
 import contextlib
 import json
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from cmdist.checkpoints.snapshot import Snapshot as Snapshot
 from cmdist.checkpoints.snapshot import of_slices
 from cmdist.checkpoints.snapshot import owners as owners
 from cmdist.errors import CheckpointError, CmdistError, Damaged, Fenced, StoreDenied, StoreError
-from cmdist.system import distributed, sharing, storage
+from cmdist.system import cli, distributed, sharing, storage
 from cmdist.system.distributed import World
 
 WAIT = 20.0  # seconds that the loop waits for a save under way that goes well
@@ -126,8 +125,7 @@ class Saver:
         """Report what went wrong in the background, and raise it if it was too much."""
         told, self._told = self._told, []
         for line in told if self._world.first else []:
-            sys.stderr.write(f"warning: {line}\n")
-        sys.stderr.flush()
+            cli.say(f"warning: {line}")
         if self._attempt is not None:
             self._attempt.raise_if_fenced()
         if self._failure is not None:

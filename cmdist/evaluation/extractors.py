@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -75,13 +76,19 @@ class Extractor:
                 )
 
 
-def own(data: ShardedImages, device: torch.device) -> Extractor:
-    """The small network that lies beside a data set whose images are too small for Inception. Raises DataError."""
-    entry = data.index.get("extractor")
+def _entry(data: ShardedImages) -> dict[str, Any]:
+    """What the index says of the data set's own extractor. Raises DataError if it has none."""
+    entry: dict[str, Any] | None = data.index.get("extractor")
     if not entry:
         raise DataError(
             f"{data.url} has no feature extractor of its own, so no fd; fid and the others take Inception (--metrics)"
         )
+    return entry
+
+
+def own(data: ShardedImages, device: torch.device) -> Extractor:
+    """The small network that lies beside a data set whose images are too small for Inception. Raises DataError."""
+    entry = _entry(data)
     url = storage.join(data.url, entry["file"])
     try:
         content = storage.read(url)
@@ -171,6 +178,18 @@ def load(
         else:
             made.append(inception(files["inception"], space, device))
     return made
+
+
+def check_files(spaces: Sequence[str], data: ShardedImages, files: dict[str, str | None]) -> None:
+    """The files that the extractors need are there. Raises ConfigError, DataError."""
+    for space in spaces:
+        if space == "fd":
+            _entry(data)
+        else:
+            name, load = ("dinov2", dinov2) if space == "fd_dinov2" else ("inception", partial(inception, space=space))
+            url = files[name]
+            if url is None or not storage.exists(url):
+                load(url, device=torch.device("cpu"))  # says what is missing
 
 
 def usual(data: ShardedImages) -> list[str]:

@@ -57,6 +57,7 @@ def progress(total: int, title: str, world: World) -> tuple[tqdm, Callable[[int]
     bar = tqdm(total=total, desc=title, unit=" images", disable=not world.first, leave=False, file=sys.stderr)
 
     def advance(images: int) -> None:
+        world.alive()
         bar.update(min(images * world.size, total - bar.n))
 
     return bar, advance

@@ -4,12 +4,15 @@
 
 import contextlib
 import io
+import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from cmdist.errors import CmdistError, ConfigError
 
+FAILURE = "CMDIST_FAILURE"  # variable: a file for the sentence of the first process of a job that fails
 _LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
@@ -44,12 +47,38 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        sys.stderr.write(f"error: {sentence(error)}\n")  # one write: the lines of several ranks must not mix
-        sys.stderr.flush()
+        say_failure(sentence(error))
         sys.exit(error.exit_code if isinstance(error, CmdistError) else 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def say(line: str) -> None:
+    """A line on stderr, on a row of its own beside a progress bar; one write, as the lines of ranks must not mix."""
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+        if bars is not None and getattr(bars, "_instances", None):
+            bars.write(line, file=sys.stderr)
+        else:
+            sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+def say_failure(sentence: str) -> None:
+    """The last words of a command, on stderr and where `note_failure` puts them."""
+    say(f"error: {sentence}")
+    note_failure(sentence)
+
+
+def note_failure(sentence: str) -> None:
+    """Put a sentence into the file that FAILURE names, unless another process of the job was faster."""
+    path = os.environ.get(FAILURE)
+    if path:
+        rank = os.environ.get("SLURM_PROCID", os.environ.get("RANK", "0"))
+        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        with contextlib.suppress(OSError), open(path, "x") as file:  # the first one's stays
+            file.write(f"rank {rank} on {node}: {sentence}\n")
 
 
 def sentence(error: BaseException) -> str:

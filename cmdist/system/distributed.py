@@ -39,6 +39,7 @@ class World:
     local_rank: int = 0
     device: torch.device = torch.device("cpu")
     control: Any = None  # a gloo group of all ranks for small messages, beside the one that gradients use
+    alive: Callable[..., object] = lambda longer=0.0: None  # whenever something is done: else a watchdog ends all
 
     @property
     def first(self) -> bool:

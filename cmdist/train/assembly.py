@@ -100,7 +100,7 @@ def make_trainer(
     trainer = Trainer(
         world=world,
         seed=config.run.seed,
-        schedule=Schedule(t.steps, t.log_every, t.checkpoint_every, t.global_batch, t.hang_minutes * 60),
+        schedule=Schedule(t.steps, t.log_every, t.checkpoint_every, t.global_batch),
         engine=engine,
         objective=objective,
         networks=networks,

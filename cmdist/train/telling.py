@@ -1,13 +1,17 @@
 """What is told of a run that begins or goes on: to MLflow, and in a few lines on the terminal."""
 
 import json
+import os
+import socket
 import sys
+import time
 from typing import Any
 
 from cmdist import build
 from cmdist import config as configuration
 from cmdist.config import Config
 from cmdist.data.order import Order
+from cmdist.system import distributed
 from cmdist.system.distributed import World
 from cmdist.tracking import environment
 from cmdist.tracking.branches import ORIGIN
@@ -18,6 +22,23 @@ from cmdist.train import start
 from cmdist.train.selfcheck import Checked
 from cmdist.train.start import Start
 from cmdist.train.trainer import Trainer
+
+
+def head(run_url: str) -> None:
+    """Where a start begins in the log of a node, which holds those of all starts; by the first rank there."""
+    rank, size, local = distributed.place()
+    if local == 0:
+        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        job, again = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+        of_job = f", job {job}, start {again}" if job else ""
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        print(f"---- {when} {node}{of_job}: ranks from {rank} on of {size}, {run_url}", flush=True)
+
+
+def attempt(number: int, world: World) -> None:
+    """Which attempt it has become."""
+    if world.local_rank == 0:
+        print(f"attempt      {number}", flush=True)
 
 
 def start_tracker(

@@ -1,13 +1,13 @@
 """The loop: a list of what happens, in order."""
 
 import dataclasses
-import faulthandler
 import functools
 import resource
 import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from tqdm import tqdm
@@ -39,7 +39,6 @@ class Schedule:
     log_every: int
     checkpoint_every: int
     global_batch: int
-    hang_seconds: float  # without a step, after which the process prints all stacks and ends
 
 
 @dataclass
@@ -73,37 +72,48 @@ class Trainer:
 
     def self_check(self, *, beta1: float, clip: float, weight_decay: float) -> Checked:
         """The engine's gradient against autograd's, on the micro-batches of the first step, which stay there for it."""
-        self._watch()
+        self.world.alive()
         self.pending = [next(self.batches) for _ in range(self.engine.accumulation)]
         at = self.objective.at(self.step)
 
         def loss(batch: MicroBatch, networks: Networks) -> torch.Tensor:
-            self._watch()
+            self.world.alive()
             return self._losses(batch, at, networks)[1].minimised.mean()
 
         bare = dataclasses.replace(self.networks, student=self.networks.bare_student)
         plain = [functools.partial(loss, batch, bare) for batch in self.pending]
         through = [functools.partial(loss, batch, self.networks) for batch in self.pending]
-        try:
-            return self_check(self.engine, plain, through, beta1=beta1, clip=clip, weight_decay=weight_decay)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+        return self_check(self.engine, plain, through, beta1=beta1, clip=clip, weight_decay=weight_decay)
 
     def fit(self) -> bool:
         """Train to the last step or to a stop request; True if the last step is done and committed."""
-        bar = tqdm(
+        with tqdm(
             total=self.schedule.steps,
             initial=self.step,
             disable=not self.world.first,
             unit="step",
             file=sys.stderr,
             mininterval=1.0,
-        )
+        ) as bar:
+            saved = self._steps(bar)
+        if not saved and self.step < self.schedule.steps:
+            self.save(last=True)
+        self.world.alive(LONGEST_LAST)
+        with self.clock.count("checkpoint_stall"):
+            self.saver.wait()
+        self._look()
+        if self.glances is not None:
+            self.glances.close()
+        self.world.alive()
+        return self.step >= self.schedule.steps
+
+    def _steps(self, bar: "tqdm[NoReturn]") -> bool:
+        """The steps, up to the last one or to a stop request; whether the last one done is saved."""
         window, window_start = self.step, time.perf_counter()
         saved = stopping = False
         vote = Vote(self.world.control)
         while self.step < self.schedule.steps and not stopping:
-            self._watch()
+            self.world.alive()
             at = self.objective.at(self.step)
             loss = self.train_step(at)
             self.step += 1
@@ -123,25 +133,8 @@ class Trainer:
                 self.save(last or stopping)
                 saved = True
             bar.update()
-        bar.close()
         vote.close()
-        if not saved and self.step < self.schedule.steps:
-            self.save(last=True)
-        self._watch(LONGEST_LAST)
-        with self.clock.count("checkpoint_stall"):
-            self.saver.wait()
-        self._look()
-        if self.glances is not None:
-            self.glances.close()
-        faulthandler.cancel_dump_traceback_later()
-        return self.step >= self.schedule.steps
-
-    def _watch(self, longer: float = 0.0) -> None:
-        """End this process with all stacks and exit code 1 unless this is called again in time, or `longer` seconds
-        later.
-        """
-        # a thread of C that needs no GIL, so a rank that is stuck in a collective ends too
-        faulthandler.dump_traceback_later(self.schedule.hang_seconds + longer, exit=True)
+        return saved
 
     def _look(self) -> None:
         if self.glances is not None:
@@ -225,7 +218,7 @@ class Trainer:
         """Copy this rank's state to host memory and hand it to the saver; skipped if that is in trouble with the step
         before.
         """
-        self._watch(LONGEST_LAST if last else WAIT)  # the saver's own patience is no hang
+        self.world.alive(LONGEST_LAST if last else WAIT)  # the saver's own patience is no hang
         with self.clock.count("checkpoint_stall"):
             if not self.saver.ready(self.step, last):
                 return

@@ -1,6 +1,8 @@
 """How long ranks wait for each other and for a save follows from one number, train.hang_minutes."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch.distributed as dist
 
 from cmdist.checkpoints import search
 from ranks import Ranks, pipeline, run_pipeline
+from runs import make_data, make_run
 from training import write_config
 
 
@@ -74,3 +77,23 @@ def test_a_hang_before_the_first_step_is_noticed_too(tmp_path: Path, digits: str
     run = Ranks(1, tmp_path / "log", slow, 600.0, "step", [write_config(tmp_path, digits), "train.hang_minutes=0.05"])
     assert run.join(60) == [1]
     assert "Timeout (0:00:03)!" in run.text and "self_check" in run.text
+
+
+def stopped(name: str, arguments: list[str]) -> None:
+    """A rank 1 that is frozen as it starts, before there is a group."""
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    run_pipeline(name, arguments)
+
+
+def test_a_rank_that_is_frozen_before_there_is_a_group_ends_the_others(tmp_path: Path, digits: str) -> None:
+    """Training; and an evaluation of what one rank has trained."""
+    config = write_config(tmp_path, digits)
+    run = Ranks(2, tmp_path / "log", stopped, "train", [config, "train.hang_minutes=0.1"])
+    assert run.join(60)[0] == 1
+    assert (
+        "error: nothing has happened for 0.1 min (train.hang_minutes)" in run.text and "Timeout (0:00:06)!" in run.text
+    )
+    measured = make_run(tmp_path / "measured", "cd", make_data(tmp_path / "data"))
+    run = Ranks(2, tmp_path / "m.log", stopped, "evaluate", [str(measured), "--hang-minutes", "0.1"])
+    assert run.join(60)[0] == 1 and "error: nothing has happened for 0.1 min (--hang-minutes)" in run.text

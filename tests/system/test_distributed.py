@@ -28,7 +28,8 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.update(device=device))
-        monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: done.update(backend=backend))
+        monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: done.update(backend=backend))
+        monkeypatch.setattr(dist, "rendezvous", lambda *more, **timeout: iter([(Met(), 0, 1)]))
         monkeypatch.setattr(dist, "new_group", lambda backend, timeout: done.update(control=timeout.total_seconds()))
         for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
             monkeypatch.setattr(dist.distributed_c10d, name, None)
@@ -97,6 +98,41 @@ def test_two_ranks_on_one_gpu_are_a_sentence_on_every_rank(
         else:
             with pytest.raises(ConfigError, match=sentence):
                 distributed.check_apart(world)
+
+
+class Met:
+    """A store in which rank 0 has found nothing."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def set_timeout(self, timeout: Any) -> None:
+        pass
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value
+
+    def get(self, key: str) -> bytes:
+        return b"0"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "0", "WORLD_SIZE": "0", "LOCAL_RANK": "0"},
+        {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "-3"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "abc"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "70000"},
+        {"SLURM_PROCID": "x", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"},
+    ],
+)
+def test_impossible_variables_of_a_launcher_are_a_sentence(node: Any, variables: dict[str, str]) -> None:
+    node(0, **variables)
+    with pytest.raises(ConfigError, match=r"whole numbers|are those of no rank|a port from 1 to 65535"):
+        distributed.start()
 
 
 def test_ranks_on_cpus_share_them() -> None:

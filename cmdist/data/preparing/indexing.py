@@ -1,10 +1,8 @@
 """WebDataset shards that are there already, made a data set: read once, checked, and indexed where they are."""
 
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from cmdist.data.preparing.scan import Scan, scan_shard
 from cmdist.data.preparing.shards import write_index
 from cmdist.data.preparing.workers import Progress
 from cmdist.errors import DataError
-from cmdist.system import storage
+from cmdist.system import scratch, storage
 
 _NUMBER = re.compile(r"(.*?)(\d+)([^\d]*)", re.DOTALL)
 
@@ -43,9 +41,9 @@ def index_shards(
     scans: list[Scan] = []
     bad: list[str] = []
     local = storage.local_path(url)
-    with tempfile.TemporaryDirectory(prefix="cmdist-") as temporary:
+    with scratch.folder() as temporary:
         for shard in names:
-            path = local / shard if local else Path(temporary) / shard
+            path = local / shard if local else temporary / shard
             if not local:
                 storage.download(storage.join(url, shard), path)
             scans.append(scan_shard(path, scans[0].image_size if scans else None, channels, bad))

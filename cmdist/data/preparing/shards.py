@@ -7,7 +7,6 @@ into.
 
 import io
 import json
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from cmdist.data.preparing.scan import Scan, nothing, scan_shard
 from cmdist.data.preparing.sources.base import Pixels, Source
 from cmdist.data.preparing.workers import Progress, Tally
 from cmdist.errors import DataError
-from cmdist.system import storage
+from cmdist.system import scratch, storage
 
 
 def write_dataset(
@@ -76,8 +75,8 @@ def write_shards(
             tally.add(len(ids[number]), len(there.bad))
             _check_bad(tally.bad, max_bad, there.bad)
             return
-        with tempfile.TemporaryDirectory(prefix="cmdist-") as temporary:
-            path = Path(temporary) / preparation.shard_name(number)
+        with scratch.folder() as temporary:
+            path = temporary / preparation.shard_name(number)
             bad, treated = _write_tar(path, source, plan, ids[number], max_bad, tally)
             if len(bad) == len(ids[number]):
                 scan = nothing(path.name, source.image_size, plan.encoding == "raw")

@@ -16,6 +16,7 @@ from cmdist.errors import CmdistError, DataError
 
 Progress = Callable[[int], object]  # called with the number of images done since the last call
 
+IDLE = 1800.0  # seconds without an image, after which the processes are given up
 _DONE, _BAD = 0, 1
 
 
@@ -80,14 +81,20 @@ def run(
     for process in processes:
         process.start()
     try:
-        reported = 0
+        reported, moved = 0, time.monotonic()
         while True:
             running = [process for process in processes if process.exitcode is None]
             wait([process.sentinel for process in running], timeout=0.2)
+            done = tally.done  # once: the workers go on counting
             if progress:
-                done = tally.done  # once: the workers go on counting
                 progress(done - reported)
-                reported = done
+            if done != reported:
+                reported, moved = done, time.monotonic()
+            if time.monotonic() - moved > IDLE:
+                raise DataError(
+                    f"the worker processes have finished no image for {IDLE / 60:g} min: is a disk or a mount stuck? "
+                    "The same command goes on where it stopped"
+                )
             if not failures.empty():
                 raise failures.get()
             if killed := [process.exitcode for process in processes if process.exitcode]:
