@@ -3,18 +3,20 @@ build, pipelines and cluster only.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from cmdist import migrations
 from cmdist.errors import CmdistError, ConfigError
 from cmdist.schema import MOVED, Config
 from cmdist.sections import Mark, OneOf, Section
-from cmdist.system import storage
+from cmdist.system import files, plain_yaml, storage
+
+_KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -22,23 +24,25 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     key.
     """
     try:
-        text = Path(path).read_text()
+        text = files.text(Path(path))
     except OSError as error:
         raise ConfigError(f"config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"config {path}: {error}") from error
     return parse(text, overrides, where=str(path))
 
 
 def parse(text: str, overrides: Sequence[str] = (), where: str = "config") -> Config:
     """As `load`, from text. An older format is brought up first, so overrides are today's keys. Raises FormatError."""
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {error}") from error
+        tree = plain_yaml.load(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where} must hold keys and values, as configs/digits/ct.yaml does")
     tree = migrations.CONFIG.migrate(tree, where)
-    for override in overrides:
-        _override(tree, override)
+    for number, override in enumerate(overrides, 1):
+        _override(tree, override, number)
     return _validated(tree, where)
 
 
@@ -124,7 +128,7 @@ def _validated(tree: migrations.Tree, where: str) -> Config:
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML; `parse` gives it back."""
-    return yaml.safe_dump(written(config), sort_keys=False)
+    return plain_yaml.dump(written(config))
 
 
 def written(config: Config) -> migrations.Tree:
@@ -159,10 +163,10 @@ def by_key(config: Config) -> dict[str, Any]:
     return found
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def _override(tree: dict[str, Any], override: str, number: int) -> None:
     name, equals, value = override.partition("=")
-    if not equals or not name:
-        raise ConfigError(f"override '{override}' must read key=value, e.g. train.steps=100")
+    if not equals or not _KEY.fullmatch(name):  # it is not repeated: it may be secret
+        raise ConfigError(f"override {number} must read key=value, e.g. train.steps=100")
     if name in MOVED:
         raise ConfigError(f"override of {name}: {name} is now {MOVED[name]}")  # without the value: it may be secret
     *path, leaf = name.split(".")
@@ -172,9 +176,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"override of {name}: '{part}' is a value, not a section")
     try:
-        given = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override of {name}: the value is not YAML") from error
+        given = plain_yaml.load(value)
+    except ValueError as error:
+        raise ConfigError(f"override of {name}: {error}") from None
     if leaf == "kind" and given != node.get("kind"):
         _keep_common(node, _one_of(path), given)
     node[leaf] = given
@@ -208,7 +212,11 @@ def _one_of(path: Sequence[str]) -> OneOf | None:
 def _refuse_secrets(value: Any, key: str = "") -> None:
     if isinstance(value, dict):
         for name, child in value.items():
+            _refuse_secrets(name, f"a key of {key or 'the configuration'}")
             _refuse_secrets(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for child in value:
+            _refuse_secrets(child, key)
     elif isinstance(value, str):
         try:
             storage.check_url(value)
@@ -231,7 +239,8 @@ def _sentence(error: ValidationError, tree: Any) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not key:
         return f"{message}{more}"
-    given = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    value = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
+    given = "" if isinstance(value, dict) else f" = {value!r}"
     return f"key '{key}'{given}: {message[0].lower()}{message[1:]}{more}"
 
 

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import core_schema
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+MOST = 2**40  # of steps, images, and what else is counted
+Natural = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
+Finite = Annotated[float, Field(ge=-80, le=80)]  # a logarithm; e to that is about what fp32 has
+Spread = Annotated[float, Field(gt=0, le=20)]  # a standard deviation of logarithms
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Kind = Literal["identity", "content", "warned", "free", "place"]
 
@@ -50,9 +53,16 @@ def place(what: str) -> Mark:
 
 
 class Section(BaseModel):
-    """A group of keys; unknown keys and silent conversions are refused."""
+    """A group of keys; unknown keys, silent conversions (true for 1, '64' for 64), infinities and NaN are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_tuples(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 @dataclass(frozen=True)
@@ -94,31 +104,40 @@ class Run(Section):
 
     root: Annotated[str, place("any fsspec URL")] = "runs"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), place("the folder is root/name")]
-    seed: Annotated[int, Field(ge=0), identity("everything random comes from it")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), identity("everything random comes from it")] = 0
+
+    @field_validator("root")
+    @classmethod
+    def _stays(cls, root: str) -> str:
+        if root.startswith("memory:"):
+            raise ValueError("memory ends with this process, and the run with it; give a path or a URL of a store")
+        return root
 
 
 class Data(Section):
     """A prepared data set (pipelines/prepare_data.py); size, channels and classes must be those of its index."""
 
     url: Annotated[str, content("a prepared data set, compared by the hash of its index")]
-    image_size: Annotated[Positive, identity("pixels a side, as in the index")]
-    channels: Annotated[Positive, identity("as in the index")] = 3
-    classes: Annotated[int, Field(ge=0), identity("number of labels; 0: they are not used")] = 0
+    image_size: Annotated[int, Field(gt=0, le=2**14), identity("pixels a side, as in the index")]
+    channels: Annotated[int, Field(gt=0, le=1024), identity("as in the index")] = 3
+    classes: Annotated[int, Field(ge=0, le=1_000_000), identity("number of labels; 0: they are not used")] = 0
     flip: Annotated[bool, identity("random horizontal flips")] = False
-    block_shards: Annotated[Positive, identity("samples are shuffled inside blocks of this many shards")] = 8
-    workers: Annotated[int, Field(ge=0), free("reading processes of each rank; 0: one thread")] = 2
+    block_shards: Annotated[
+        int, Field(gt=0, le=2**20), identity("samples are shuffled inside blocks of this many shards")
+    ] = 8
+    workers: Annotated[int, Field(ge=0, le=1024), free("reading processes of each rank; 0: one thread")] = 2
     cache: Annotated[str | None, place("local folder for shards of a remote store")] = None
     cache_gib: Annotated[PositiveFloat | None, place("GiB of the cache; the least recently used go first")] = None
-    bad_samples: Annotated[int, Field(ge=0), free("how many unreadable images may be replaced in an attempt")] = 0
+    bad_samples: Annotated[Natural, free("how many unreadable images may be replaced in an attempt")] = 0
 
 
 class Noise(Section):
     """The range of noise levels and the Karras grid (paper, section 3)."""
 
-    sigma_min: Annotated[PositiveFloat, identity("the lowest noise level")] = 0.002
-    sigma_max: Annotated[PositiveFloat, identity("the highest noise level")] = 80.0
-    sigma_data: Annotated[PositiveFloat, identity("standard deviation of the data")] = 0.5
-    rho: Annotated[PositiveFloat, identity("curvature of the grid")] = 7.0
+    sigma_min: Annotated[float, Field(ge=1e-6, le=1e6), identity("the lowest noise level")] = 0.002
+    sigma_max: Annotated[float, Field(ge=1e-6, le=1e6), identity("the highest noise level")] = 80.0
+    sigma_data: Annotated[float, Field(ge=1e-6, le=1e6), identity("standard deviation of the data")] = 0.5
+    rho: Annotated[float, Field(ge=0.01, le=1000), identity("curvature of the grid")] = 7.0
     c_noise: Annotated[
         Literal["log", "angle"],
         identity("what a network is told of sigma: ln(sigma)/4, as EDM's, or arctan(sigma/sigma_data), TrigFlow's"),
@@ -129,11 +148,11 @@ class Optimizer(Section):
     """RAdam as in the paper, or Adam; the learning rate is a function of the step."""
 
     kind: Annotated[Literal["radam", "adam"], identity("RAdam as in the paper, or Adam")] = "radam"
-    lr: Annotated[PositiveFloat, free("learning rate")]
+    lr: Annotated[float, Field(gt=0, le=1000), free("learning rate")]
     betas: Annotated[tuple[Decay, Decay], warned("decays of the moments")] = (0.9, 0.999)
-    eps: Annotated[PositiveFloat, warned("of the denominator")] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0), warned("times the weights, added to the gradient")] = 0.0
-    warmup_steps: Annotated[int, Field(ge=0), free("in which lr rises linearly")] = 0
+    eps: Annotated[float, Field(gt=0, le=1), warned("of the denominator")] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=1000), warned("times the weights, added to the gradient")] = 0.0
+    warmup_steps: Annotated[Natural, free("in which lr rises linearly")] = 0
     decay_fraction: Annotated[
         float, Field(ge=0, le=1), free("the last part of the run in which lr falls linearly to 0")
     ] = 0.0
@@ -144,7 +163,7 @@ class Optimizer(Section):
             "null: train.steps at the first start, from then on fixed"
         ),
     ] = None
-    clip: Annotated[float, Field(ge=0), free("the largest norm of the gradient; 0: no clipping")] = 0.0
+    clip: Annotated[float, Field(ge=0, le=1e9), free("the largest norm of the gradient; 0: no clipping")] = 0.0
 
 
 class Train(Section):
@@ -153,9 +172,10 @@ class Train(Section):
     """
 
     steps: Annotated[Positive, free("when the run is finished")]
-    global_batch: Annotated[Positive, identity("images of a step")]
+    global_batch: Annotated[int, Field(gt=0, le=2**24), identity("images of a step")]
     micro_batch: Annotated[
-        Positive,
+        int,
+        Field(gt=0, le=2**20),
         identity(
             "images that are computed together: ask --plan or pipelines/benchmark.py train before the first start"
         ),
@@ -166,24 +186,28 @@ class Train(Section):
     )
     loss_scale: Annotated[
         float,
-        Field(gt=0, le=2.0**32),
+        Field(ge=2.0**-32, le=2.0**32),
         free("fp16: the first one; halved at an overflow, doubled after 1,000 steps without one"),
     ] = 65536.0
-    ema: Annotated[tuple[Decay, ...], Field(min_length=1), identity("decays of the averages")] = (0.9999,)
+    ema: Annotated[tuple[Decay, ...], Field(min_length=1, max_length=100), identity("decays of the averages")] = (
+        0.9999,
+    )
     log_every: Annotated[Positive, free("steps between two points of the curves")] = 50
     checkpoint_every: Annotated[Positive, free("steps between two checkpoints")] = 1000
     keep_checkpoints: Annotated[
-        int, Field(ge=0), free("how many of the newest stay whole; 0: all; of evaluated steps the averages stay anyway")
+        Natural, free("how many of the newest stay whole; 0: all; of evaluated steps the averages stay anyway")
     ] = 3
-    keep_every: Annotated[int, Field(ge=0), free("whole checkpoints of steps divisible by this stay too; 0: none")] = 0
-    max_missed_checkpoints: Annotated[int, Field(ge=0), free("saves in a row that may fail before the run does")] = 3
+    keep_every: Annotated[Natural, free("whole checkpoints of steps divisible by this stay too; 0: none")] = 0
+    max_missed_checkpoints: Annotated[Natural, free("saves in a row that may fail before the run does")] = 3
     hang_minutes: Annotated[
-        PositiveFloat, free("a rank that finishes no step for so long prints its stacks and ends the run")
+        float,
+        Field(gt=0, le=60 * 24 * 30),
+        free("a rank that finishes no step for so long prints its stacks and ends the run"),
     ] = 30.0
     glance_every: Annotated[
-        int, Field(ge=0), free("a glance at the first commit past each multiple, whose averages stay; 0: none")
+        Natural, free("a glance at the first commit past each multiple, whose averages stay; 0: none")
     ] = 0
-    glance_images: Annotated[Positive, free("images of a glance (pipelines/glance.py)")] = 2000
+    glance_images: Annotated[int, Field(gt=0, le=10_000_000), free("images of a glance (pipelines/glance.py)")] = 2000
     glance_device: Annotated[
         str, Field(pattern=r"^(cpu|\d+)$"), free("cpu, or the number of a GPU of rank 0's node, shared with its rank")
     ] = "cpu"
@@ -198,12 +222,14 @@ class Sampling(Section):
     """What evaluation does unless told otherwise."""
 
     times: Annotated[
-        tuple[PositiveFloat, ...], Field(min_length=2), free("of the multistep sampler, the first is sigma_max")
+        tuple[PositiveFloat, ...],
+        Field(min_length=2, max_length=1000),
+        free("of the multistep sampler, the first is sigma_max"),
     ] = (
         80.0,
         0.8,
     )
-    ode_steps: Annotated[int, Field(ge=2), free("Heun steps of a denoiser")] = 18
+    ode_steps: Annotated[int, Field(ge=2, le=100_000), free("Heun steps of a denoiser")] = 18
 
 
 class Evaluation(Section):

@@ -1,8 +1,11 @@
+import os
+
 import pytest
 
 from cmdist import config
 from cmdist.errors import ConfigError
 from cmdist.kinds.distances import CURRICULA
+from cmdist.train import start
 
 BASE = """
 objective: {kind: denoising}
@@ -49,7 +52,7 @@ def test_flat_names_every_leaf() -> None:
         ("objective.kind=consistency_distillation", "key 'objective.teacher' is missing"),
         ("init=teacher", "init: teacher needs objective.teacher to be"),
         ("train=3", "key 'train' = 3"),
-        ("train", "override 'train' must read key=value"),
+        ("train", "override 1 must read key=value"),
         ("run.name=a/b", "key 'run.name' = 'a/b'"),
         ("sampling.times=[80, 90]", "sampling.times [80.0, 90.0] must fall from noise.sigma_max (80.0)"),
         ("data.image_size=9", "data.image_size (9) must be divisible by 2"),
@@ -68,6 +71,25 @@ def test_flat_names_every_leaf() -> None:
             "train.loss_scale=1.0e+30",
             "key 'train.loss_scale' = 1e+30: input should be less than or equal to 4294967296",
         ),
+        ("train.steps=true", "key 'train.steps' = True: input should be a valid integer"),
+        ("data.flip=1", "key 'data.flip' = 1: input should be a valid boolean"),
+        ("train.steps='10'", "key 'train.steps' = '10': input should be a valid integer"),
+        ("train.steps=1:30", "key 'train.steps' = '1:30': input should be a valid integer"),
+        ("train.steps=010", "key 'train.steps' = '010': input should be a valid integer"),
+        ("train={steps: 1, steps: 2}", "override of train: the key 'steps' stands twice"),
+        ("train.ema=[&a 0.9, *a]", "override of train.ema: an alias (*name) stands for another value"),
+        ("run.root=s3://", "run.root = s3:// names no place; give one, e.g. s3://bucket/folder (an empty variable?)"),
+        ("data.url=memory:///", "data.url = memory:/// names no place"),
+        ("run.root=memory://runs", "key 'run.root' = 'memory://runs': memory ends with this process"),
+        ("data.workers=100000", "key 'data.workers' = 100000: input should be less than or equal to 1024"),
+        ("train.loss_scale=1e-300", "key 'train.loss_scale' = 1e-300: input should be greater than or equal to"),
+        ("train.micro_batch=10000000000", "input should be less than or equal to 1048576"),
+        ("sampling.ode_steps=1000000000", "input should be less than or equal to 100000"),
+        (
+            "objective.sigma_mean=1e9",
+            "key 'objective.sigma_mean' = 1000000000.0: input should be less",
+        ),
+        ("objective.sigma_std=1e9", "input should be less than or equal to 20"),
         ("train.zero_stage=3", "key 'train.zero_stage' = 3: input should be 0, 1 or 2"),
     ],
 )
@@ -95,7 +117,7 @@ def test_a_missing_key_is_named() -> None:
 
 
 def test_not_yaml_and_no_file(tmp_path) -> None:
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match="it is not YAML"):
         config.parse("a: [")
     with pytest.raises(ConfigError, match="No such file"):
         config.load(tmp_path / "nowhere.yaml")
@@ -151,3 +173,91 @@ def test_a_file_of_before_the_sections_had_kinds_is_read() -> None:
     assert (made.teacher, made.start, made.lpips.weights) == ("t", "t", "w")
     assert made.objective.curriculum == CURRICULA["paper"](kind="paper")
     assert made == config.parse(config.dump(made))
+
+
+CT = ["objective.kind=consistency_training"]
+HUBER = [*CT, "objective.distance.kind=pseudo_huber"]
+
+
+@pytest.mark.parametrize(
+    ("before", "key", "value"),
+    [
+        (HUBER, "objective.distance.c", "1e300"),
+        (CT, "objective.curriculum.n_timesteps", "1000000000000"),
+        ([*CT, "objective.curriculum.kind=doubling"], "objective.curriculum.s1", "1000000000000"),
+        ([*CT, "objective.index.kind=lognormal"], "objective.index.mean", "1e9"),
+    ],
+)
+def test_a3_bounds_hold_in_every_section(before: list[str], key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match="key '[a-z.]+' = .*: input should be less than or equal to|key 'objective"):
+        config.parse(BASE, [*before, f"{key}={value}"])
+
+
+def numbers() -> list[str]:
+    """Every key that takes a number, of the sections that every run has."""
+    return [name for name, value in config.by_key(config.parse(BASE)).items() if isinstance(value, float)]
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400", "true"])
+def test_a3_no_key_takes_what_is_no_number(value: str) -> None:
+    assert len(numbers()) > 10
+    for key in numbers():
+        with pytest.raises(ConfigError, match=f"key '{key}' = "):
+            config.parse(BASE, [f"{key}={value}"])
+    for key, inside in (("train.ema", "[0.9, {}]"), ("sampling.times", "[80.0, {}]"), ("optimizer.betas", "[{}, 0.9]")):
+        with pytest.raises(ConfigError, match=f"key '{key}"):
+            config.parse(BASE, [f"{key}={inside.format(value)}"])
+
+
+SECRET = "s3://key:hunter2@bucket/x"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [f"evaluation.references={{fid: '{SECRET}'}}"],
+        [f"evaluation.references={{'{SECRET}': x}}"],
+        [f"train.ema=['{SECRET}']"],
+        [f"train.ema=[[{{a: '{SECRET}'}}]]"],
+        [f"data.url=[{SECRET}"],
+        [f"data.url={{{SECRET}"],
+        [SECRET],
+        [f"data.url {SECRET}"],
+        [f"{SECRET}=1"],
+        [f"data.url: {SECRET}"],
+        ["data.url=hf://hunter2@datasets/x"],
+        ["tracking.uri=postgresql://me:hunter2@host/db"],
+    ],
+)
+def test_b3_no_error_repeats_a_secret_wherever_it_stands(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.parse(BASE, overrides)
+    assert "hunter2" not in str(error.value)
+
+
+def test_c_a_configuration_of_nested_anchors_is_refused_at_once() -> None:
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
+    with pytest.raises(ConfigError, match="an alias"):
+        config.parse(BASE + bomb)
+
+
+def test_c_a_pipe_to_which_nobody_writes_is_one_sentence(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("cmdist.system.files.PATIENCE", 0.2)
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match=r"a\.yaml: a pipe to which nobody has written for"):
+        config.load(tmp_path / "a.yaml")
+
+
+def test_c_a_pipe_of_the_shell_is_read(tmp_path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, BASE.encode())
+    os.close(writing)
+    assert config.load(f"/dev/fd/{reading}") == config.parse(BASE)
+    os.close(reading)
+
+
+@pytest.mark.parametrize("character", ["%", "?", "#"])
+def test_a3_a_root_that_no_sqlite_uri_can_hold_is_refused(tmp_path, character: str) -> None:
+    made = config.parse(BASE, [f"run.root='{tmp_path}/a{character}b'"])
+    with pytest.raises(ConfigError, match="which the URI of MLflow's SQLite file cannot"):
+        start.default_tracking_uri(made)

@@ -12,7 +12,7 @@ from cmdist.core.objectives import alpha_flow, ect
 from cmdist.core.objectives.base import Objective
 from cmdist.kinds.distances import DISTANCES, PseudoHuber
 from cmdist.kinds.kind import Kind, Parts, bounded, edm
-from cmdist.sections import Finite, Noise, OneOf, Positive, PositiveFloat, Section, identity
+from cmdist.sections import Finite, Noise, OneOf, Positive, PositiveFloat, Section, Spread, identity
 
 
 class EasyConsistencyTuning(Section):
@@ -24,7 +24,7 @@ class EasyConsistencyTuning(Section):
         "inverse_gap"
     )
     sigma_mean: Annotated[Finite, identity("of ln sigma, which is truncated to the noise levels")] = -1.1
-    sigma_std: Annotated[PositiveFloat, identity("of ln sigma")] = 2.0
+    sigma_std: Annotated[Spread, identity("of ln sigma")] = 2.0
     q: Annotated[
         float, Field(gt=1, allow_inf_nan=False), identity("1 / gap of the first stage; each has q times more")
     ] = 2.0
@@ -72,7 +72,7 @@ class AlphaFlow(Section):
         0.5
     )
     sigma_mean: Annotated[Finite, identity("of ln sigma and ln sigma_next, truncated to the noise levels")] = -0.4
-    sigma_std: Annotated[PositiveFloat, identity("of both")] = 1.0
+    sigma_std: Annotated[Spread, identity("of both")] = 1.0
     eps: Annotated[PositiveFloat, identity("of the weight alpha / (error + eps)")] = 1e-3
 
 

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cmdist.core import curricula, distances
-from cmdist.sections import Decay, Positive, PositiveFloat, Section, content, identity, warned
+from cmdist.sections import Decay, Positive, Section, content, identity, warned
+
+MOST_TIMES = 2**20  # noise levels of a grid, which is held in memory
 
 
 class L1(Section):
@@ -25,7 +27,7 @@ class PseudoHuber(Section):
     """sqrt(|x - y|^2 + c^2) - c (improved CT)."""
 
     kind: Annotated[Literal["pseudo_huber"], identity("d(x, y)")]
-    c: Annotated[PositiveFloat | None, identity("null: 0.00054 sqrt(D), improved CT")] = None
+    c: Annotated[Annotated[float, Field(gt=0, le=1e4)] | None, identity("null: 0.00054 sqrt(D), improved CT")] = None
 
 
 class Lpips(Section):
@@ -56,7 +58,7 @@ class Constant(Section):
     """The same N and mu at every step."""
 
     kind: Annotated[Literal["constant"], identity("how N and mu follow from the step")]
-    n_timesteps: Annotated[int, Field(ge=2), identity("N")] = 18
+    n_timesteps: Annotated[int, Field(ge=2, le=MOST_TIMES), identity("N")] = 18
     mu: Annotated[Decay, identity("the target's decay; 0: the student is the target")] = 0.0
 
 
@@ -64,8 +66,8 @@ class Paper(Section):
     """The paper's schedule of consistency training (appendix C)."""
 
     kind: Annotated[Literal["paper"], identity("how N and mu follow from the step")]
-    s0: Annotated[int, Field(ge=2), identity("the first N: a grid has at least two noise levels")] = 2
-    s1: Annotated[int, Field(ge=1), identity("the last N")] = 150
+    s0: Annotated[int, Field(ge=2, le=MOST_TIMES), identity("the first N: a grid has at least two noise levels")] = 2
+    s1: Annotated[int, Field(ge=1, le=MOST_TIMES), identity("the last N")] = 150
     mu0: Annotated[float, Field(gt=0, lt=1), identity("mu at the first N")] = 0.9
     mu_form: Annotated[Literal["paper", "code"], identity("the exponent of the paper or of its published code")] = (
         "paper"
@@ -83,8 +85,8 @@ class Doubling(Section):
     """Improved CT's schedule: N - 1 doubles, and mu = 0."""
 
     kind: Annotated[Literal["doubling"], identity("how N and mu follow from the step")]
-    s0: Annotated[int, Field(ge=1), identity("the first N - 1")] = 2
-    s1: Annotated[int, Field(ge=1), identity("the last N - 1")] = 150
+    s0: Annotated[int, Field(ge=1, le=MOST_TIMES), identity("the first N - 1")] = 2
+    s1: Annotated[int, Field(ge=1, le=MOST_TIMES), identity("the last N - 1")] = 150
     total_steps: Annotated[Positive | None, identity("K; null: train.steps at the first start, then fixed")] = None
 
     @model_validator(mode="after")

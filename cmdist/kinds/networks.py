@@ -28,12 +28,14 @@ class Adm(Section):
     model_channels: Annotated[int, Field(ge=1, le=65536), identity("channels of the first level")]
     channel_mult: Annotated[
         tuple[Annotated[int, Field(ge=1, le=1024)], ...],
-        Field(min_length=1),
+        Field(min_length=1, max_length=30),
         identity("channels of each level, in model_channels"),
     ]
     num_res_blocks: Annotated[int, Field(ge=1, le=100), identity("residual blocks of each level")]
-    attention_resolutions: Annotated[tuple[Positive, ...], identity("where attention is, in pixels a side")] = ()
-    head_channels: Annotated[Positive, identity("of an attention head")] = 64
+    attention_resolutions: Annotated[
+        tuple[Positive, ...], Field(max_length=100), identity("where attention is, in pixels a side")
+    ] = ()
+    head_channels: Annotated[int, Field(gt=0, le=65536), identity("of an attention head")] = 64
     dropout: Annotated[float, Field(ge=0, lt=1), identity("in the residual blocks")] = 0.0
     scale_shift_norm: Annotated[bool, identity("the embedding scales and shifts normalised features")] = True
     resblock_updown: Annotated[bool, identity("residual blocks change the resolution")] = True

@@ -13,7 +13,7 @@ from cmdist.core.objectives.consistency import Consistency
 from cmdist.kinds import continuous, discrete, mean_flows
 from cmdist.kinds.distances import CURRICULA, DISTANCES, L2, Constant, curriculum, has_target
 from cmdist.kinds.kind import Kind, Parts, bounded, edm
-from cmdist.sections import Finite, OneOf, PositiveFloat, Section, content, identity
+from cmdist.sections import Finite, OneOf, Section, Spread, content, identity
 
 
 class Denoising(Section):
@@ -21,7 +21,7 @@ class Denoising(Section):
 
     kind: Annotated[Literal["denoising"], identity("what is learned")]
     sigma_mean: Annotated[Finite, identity("of ln sigma")] = -1.2
-    sigma_std: Annotated[PositiveFloat, identity("of ln sigma")] = 1.2
+    sigma_std: Annotated[Spread, identity("of ln sigma")] = 1.2
 
 
 class UniformIndex(Section):
@@ -35,7 +35,7 @@ class LognormalIndex(Section):
 
     kind: Annotated[Literal["lognormal"], identity("which pair of the grid is drawn")]
     mean: Annotated[Finite, identity("of ln sigma")] = -1.1
-    std: Annotated[PositiveFloat, identity("of ln sigma")] = 2.0
+    std: Annotated[Spread, identity("of ln sigma")] = 2.0
 
 
 INDICES: dict[str, type[Section]] = {"uniform": UniformIndex, "lognormal": LognormalIndex}

@@ -49,10 +49,12 @@ def check_url(url: str) -> None:
     if "://" not in url:
         return
     scheme, _, rest = url.partition("://")
+    if scheme in ("s3", "s3a", "gs", "gcs", "memory", "http", "https", "hf") and not rest.strip("/"):
+        raise CmdistError(f"{url} names no place; give one, e.g. {scheme}://bucket/folder (an empty variable?)")
     authority = rest.partition("/")[0].partition("?")[0]
     user, at, host = authority.rpartition("@")
     secret = re.search(r"[?&#]", rest) or (
-        at and (":" in user or scheme in ("s3", "s3a", "gs", "gcs", "http", "https"))
+        at and (":" in user or scheme in ("s3", "s3a", "gs", "gcs", "http", "https", "hf"))
     )
     if secret and scheme not in ("file", "local", "memory", "sqlite"):
         place = urlsplit(f"{scheme}://{host}{rest[len(authority) :]}").path

@@ -68,6 +68,7 @@ class Trainer:
     stop: StopRequest
     glances: Glances | None = None  # on rank 0
     step: int = 0
+    unsound: torch.Tensor | bool = False  # whether the loss of a step was not finite since the start, on the device
     pending: list[MicroBatch] = field(default_factory=list)  # read ahead by the self-check
 
     def self_check(self, *, beta1: float, clip: float, weight_decay: float) -> Checked:
@@ -164,6 +165,7 @@ class Trainer:
                 losses = torch.stack([each.minimised.mean() for _, each, _ in done])
                 taken = done[-1][2]
                 if taken:  # else an overflow: nothing has moved, and the same step is tried again
+                    self.unsound = losses.isfinite().logical_not().any() | self.unsound
                     break
             else:
                 raise self._overflow(self.step, attempts, losses)
@@ -200,10 +202,17 @@ class Trainer:
         return draw, self.objective.loss(networks, images, labels, draw)
 
     def _refuse_overflow(self, losses: torch.Tensor) -> None:
-        """Where the host waits anyway, and before anything is kept; without a loss scale nobody looked at the step."""
+        """Where the host waits anyway, and before anything is kept; without a loss scale nobody looked at the step, and
+        at the loss nobody does at all.
+        """
         since = self.engine.since_overflow()
         if since is not None:
             raise self._overflow(self.step - 1 - since, 1, losses)
+        if bool(self.unsound):  # the gradient may be finite all the same, e.g. 0
+            raise CmdistError(
+                f"step {self.step - 1}: a loss up to here was not finite (the last one {losses.mean():.4g}), so "
+                "nothing is kept; look at the objective's keys and at the data"
+            )
 
     def _overflow(self, step: int, attempts: int, losses: torch.Tensor) -> CmdistError:
         """The sentence; all ranks must call."""

@@ -116,6 +116,31 @@ def test_a_gradient_that_is_not_finite_ends_the_run_at_once_where_no_scale_is_to
     assert "Traceback" not in run.text
 
 
+def blind(step: int, value: float, arguments: list[str]) -> None:
+    """pipelines/train.py, whose loss is not finite at a step though its gradient is, as with a constant beyond fp32."""
+    from cmdist.train.trainer import Trainer
+
+    losses = Trainer._losses
+
+    def spoilt(self: Trainer, batch: Any, *rest: Any) -> Any:
+        draw, loss = losses(self, batch, *rest)
+        return draw, replace(loss, minimised=loss.minimised + value) if self.step == step else loss
+
+    Trainer._losses = spoilt  # type: ignore[method-assign]
+    run_pipeline("train", arguments)
+
+
+@pytest.mark.parametrize(("precision", "value"), [("fp32", float("nan")), ("fp16", float("inf"))])
+def test_a3_a_loss_that_is_not_finite_is_never_committed(
+    tmp_path: Path, digits: str, precision: str, value: float
+) -> None:
+    options = [f"train.precision={precision}", "train.steps=3", "train.log_every=1", "train.checkpoint_every=3"]
+    run = Ranks(1, tmp_path / "log", blind, 1, value, [write_config(tmp_path, digits), *options])
+    assert run.join() == [1], run.text
+    assert "a loss up to here was not finite" in run.text and "Traceback" not in run.text
+    assert not list(tmp_path.rglob("COMMIT"))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_start_without_a_finite_gradient_does_not_blame_the_engine(
     tmp_path: Path, digits: str, precision: str
