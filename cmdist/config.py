@@ -14,7 +14,7 @@ from cmdist import migrations
 from cmdist.errors import CmdistError, ConfigError
 from cmdist.schema import MOVED, Config
 from cmdist.sections import Mark, OneOf, Section
-from cmdist.system import files, plain_yaml, storage
+from cmdist.system import files, plain_yaml, urls
 
 _KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
@@ -219,7 +219,7 @@ def _refuse_secrets(value: Any, key: str = "") -> None:
             _refuse_secrets(child, key)
     elif isinstance(value, str):
         try:
-            storage.check_url(value)
+            urls.refuse_secrets(value)
         except CmdistError as error:
             raise ConfigError(f"{key} = {error}") from None
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import core_schema
 
+from cmdist.evaluation.metrics.table import METRICS
+
 MOST = 2**40  # of steps, images, and what else is counted
 Natural = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(gt=0, le=MOST)]
@@ -243,6 +245,14 @@ class Evaluation(Section):
         dict[str, str],
         place("statistics of real images by space, e.g. fid_legacy; else they are made from the data set"),
     ] = {}
+
+    @field_validator("references")
+    @classmethod
+    def _of_spaces(cls, references: dict[str, str]) -> dict[str, str]:
+        spaces = dict.fromkeys(metric.space for metric in METRICS.values())
+        if strange := [space for space in references if space not in spaces]:
+            raise ValueError(f"the space {strange[0]} is unknown; allowed: {', '.join(spaces)}")
+        return references
 
 
 class Tracking(Section):

@@ -25,7 +25,7 @@ from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.checkpoints.retention import Keep
 from cmdist.checkpoints.search import Entry
 from cmdist.errors import CheckpointError, CmdistError, ConfigError, Damaged
-from cmdist.system import cli, storage
+from cmdist.system import cli, storage, texts
 from cmdist.train import lineage
 
 
@@ -82,9 +82,11 @@ def show(run_url: str) -> None:
         if entry.void:
             what = "does not count: a later attempt started before it"
         if "DAMAGED" in entry.names:
-            what = f"set aside: {storage.read(storage.join(entry.url, 'DAMAGED')).decode()}"
+            said = storage.read(storage.join(entry.url, "DAMAGED"), 0, 500).decode(errors="replace")
+            what = f"set aside: {said}"
         verified = "yes" if "VERIFIED" in entry.names else "no"
-        print(f"{entry.step:>10,}  {entry.attempt:>7}  {size:>14}  {age:>9}  {ranks:>5}  {verified:8}  {what}")
+        line = f"{entry.step:>10,}  {entry.attempt:>7}  {size:>14}  {age:>9}  {ranks:>5}  {verified:8}  {what}"
+        print(texts.printable(line))
 
 
 def elapsed(seconds: float) -> str:

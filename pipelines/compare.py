@@ -35,11 +35,20 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--out", help="folder for the report and the pictures; default: `comparison` beside the first run, else here"
     )
+    parser.add_argument(
+        "--store",
+        nargs="+",
+        default=[],
+        metavar="URL",
+        help="read pictures and data sets that MLflow names below these",
+    )
     parser.add_argument("--html", metavar="FILE", help="the report; default: report.html in that folder")
     parser.add_argument(
         "--mixed", action="store_true", help="put figures of different protocols in one column, with marks"
     )
     options = parser.parse_args(arguments)
+    if options.uri and not options.experiment:
+        raise ConfigError("--uri is for --experiment; run folders say where they are tracked")
     if bool(options.runs) == bool(options.experiment):
         raise ConfigError("give run folders or --experiment, one of the two")
     rows = (
@@ -47,6 +56,11 @@ def main(arguments: Sequence[str]) -> None:
         if options.runs
         else of_experiment(options.uri or os.environ.get("MLFLOW_TRACKING_URI"), options.experiment)
     )
+    roots = [*options.store, *(url.rstrip("/").rpartition("/")[0] for url in options.runs if "://" in url)]
+    if forgotten := comparison.keep_to(rows, roots):
+        print(
+            f"{forgotten} URLs that MLflow names are not looked at; --store URL allows those below it", file=sys.stderr
+        )
     comparison.name_apart(rows)
     beside = storage.absolute(options.runs[0]).rstrip("/").rpartition("/")[0] if options.runs else storage.absolute(".")
     out = options.out or storage.join(beside, "comparison")
@@ -103,6 +117,7 @@ def of_experiment(uri: str | None, experiment: str) -> list[Row]:
         raise ConfigError(
             "--experiment needs --uri or the variable MLFLOW_TRACKING_URI, e.g. sqlite:///runs/digits/mlflow.db"
         )
+    tracking.refuse_missing(uri)
     found = tracking.runs(uri, experiment)
     parents = sorted(
         (run for run in found if run["parent"] is None and GIVEN_UP not in run["tags"]), key=lambda run: run["start"]

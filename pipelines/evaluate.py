@@ -22,7 +22,7 @@ from cmdist import build, models, quality
 from cmdist.checkpoints import record
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import ConfigError
-from cmdist.evaluation import extractors, measurement, real, references
+from cmdist.evaluation import extractors, generation, measurement, real, references
 from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.metrics import table
 from cmdist.quality import Asked
@@ -78,8 +78,10 @@ def main(arguments: Sequence[str]) -> None:
     )
     add_options(parser)
     options = parser.parse_args(arguments)
-    if options.n < 1 or options.seed < 0 or options.batch < 1:
-        raise ConfigError("--n and --batch must be 1 or more and --seed 0 or more")
+    if not 1 <= options.n <= generation.MOST or not 0 <= options.seed < 2**62 or not 1 <= options.batch <= 2**20:
+        raise ConfigError(f"--n must be 1 to {generation.MOST}, --batch 1 to {2**20}, and --seed 0 or more, below 2^62")
+    if options.qkv_order and not options.weights:
+        raise ConfigError("--qkv-order is of a file of weights: it needs --weights FILE")
     if (options.weights is None) != (options.out is None) or (
         options.weights and (options.ema, options.checkpoint) != (None, None)
     ):
@@ -172,6 +174,8 @@ def reference(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the scores (default %(default)s)")
     options = parser.parse_args(arguments)
     is_file = options.source.endswith(".npz")
+    if not 1 <= options.n <= generation.MOST or not 0 <= options.seed < 2**62:
+        raise ConfigError(f"--n must be 1 to {generation.MOST}, and --seed 0 or more, below 2^62")
     if options.reference or is_file != bool(options.out and options.image_size):
         raise ConfigError(
             "--out and --image-size belong to a file that is imported, and it needs both; "

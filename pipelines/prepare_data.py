@@ -42,7 +42,7 @@ from cmdist.data.preparing.prepare import (
     summary,
     warn,
 )
-from cmdist.data.preparing.sources.base import Source
+from cmdist.data.preparing.sources.base import MOST_CLASSES, Source
 from cmdist.data.preparing.sources.cifar10 import cifar10
 from cmdist.data.preparing.sources.files import folder, zipped
 from cmdist.data.preparing.sources.font import font
@@ -53,8 +53,10 @@ from cmdist.data.preparing.sources.lsun import lsun
 from cmdist.data.preparing.sources.pictures import Reading, html
 from cmdist.errors import ConfigError
 from cmdist.nets.classifier import train_classifier
-from cmdist.system import cli
+from cmdist.system import cli, urls
 
+MOST_WORKERS = 1024
+QUALITY = 95  # of jpg
 LARGEST = math.isqrt(MAX_PIXELS)  # pixels of a side
 
 
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         _asked(given),
         given["per_shard"],
         given.get("format", "png"),
-        given.get("quality", 95),
+        given.get("quality") or QUALITY,
         given.get("workers", 1),
         given.get("max_bad", 0),
     )
@@ -180,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
             default="webp",
             help="of the images in shards; all but jpg are lossless (webp)",
         )
-        sub[name].add_argument("--quality", type=int, default=95, help="of jpg (default %(default)s)")
+        sub[name].add_argument("--quality", type=int, help="of jpg (default 95)")
         sub[name].add_argument(
             "--workers",
             type=int,
@@ -239,15 +241,19 @@ def _refuse(message: str) -> None:
 
 
 def _check(given: Mapping[str, Any]) -> None:
+    for name in ("out", "url"):
+        urls.refuse_secrets(given.get(name) or "")
     size = given.get("size")
     if given["per_shard"] < 1 or (size is not None and size < 1):
         raise ConfigError("--per-shard and --size must be 1 or more")
-    if given.get("synsets", 1) < 1 or given.get("batches", 1) < 1:
-        raise ConfigError("--synsets and --batches must be 1 or more")
+    if not 1 <= given.get("synsets", 1) <= MOST_CLASSES or not 1 <= given.get("batches", 1) <= MOST_CLASSES:
+        raise ConfigError(f"--synsets and --batches must be 1 or more, at most {MOST_CLASSES}")
     if (size or 1) > LARGEST:
         raise ConfigError(f"--size {size}: at most {LARGEST} pixels are allowed")
-    if given.get("workers", 1) < 1 or given.get("max_bad", 0) < 0 or not 1 <= given.get("quality", 1) <= 100:
-        raise ConfigError("--workers must be 1 or more, --max-bad 0 or more, --quality 1 to 100")
+    if not 1 <= given.get("workers", 1) <= MOST_WORKERS:
+        raise ConfigError(f"--workers must be 1 or more, at most {MOST_WORKERS}")
+    if given.get("max_bad", 0) < 0 or not 1 <= (given.get("quality") or 1) <= 100:
+        raise ConfigError("--max-bad must be 0 or more, --quality 1 to 100")
     if (pixels := given.get("max_pixels")) is not None and not 1 <= pixels <= MOST_PIXELS:
         raise ConfigError(f"--max-pixels {pixels}: 1 to {MOST_PIXELS} are allowed")
     if given.get("unlabelled") and given.get("classes"):
@@ -256,6 +262,10 @@ def _check(given: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"--out {given['out']}: memory is shared by no processes and ends with this one; it needs --workers 1"
         )
+    if given.get("quality") is not None and given["format"] != "jpg":
+        raise ConfigError("--quality is of --format jpg; the others are lossless")
+    if given.get("check") and (given["part"] or given["finish"]):
+        raise ConfigError("--check only looks: it goes without --part and --finish")
     if given.get("enlarge") and size is None:
         raise ConfigError("--enlarge needs --size")
     if given.get("finish") and given["part"]:
@@ -270,8 +280,8 @@ def _asked(given: Mapping[str, Any]) -> dict[str, Any]:
             asked[name] = str(value.resolve()) if isinstance(value, Path) else value
     if "background" in asked:
         asked["background"] = html(asked["background"])
-    if asked.get("format") != "jpg":
-        asked.pop("quality", None)
+    if asked.get("format") == "jpg":
+        asked["quality"] = given["quality"] or QUALITY
     return asked
 
 

@@ -41,8 +41,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the first image's seed (default %(default)s)")
     parser.add_argument("--out", required=True, help="a file or URL that ends in .png")
     options = parser.parse_args(arguments)
-    if options.rows < 1 or options.seed < 0 or not options.out.endswith(".png"):
-        raise ConfigError("--rows must be 1 or more, --seed 0 or more, and --out must end in .png")
+    if not 1 <= options.rows <= 1000 or not 0 <= options.seed < 2**62 or not options.out.endswith(".png"):
+        raise ConfigError("--rows must be 1 to 1000, --seed 0 or more, below 2^62, and --out must end in .png")
     if options.weights and (len(options.runs) > 1 or options.ema is not None):
         raise ConfigError(
             "with --weights one configuration file is given, and no --ema: the file holds one set of weights"

@@ -73,8 +73,12 @@ def main(arguments: Sequence[str]) -> None:
     config = configuration.load(options.config, options.overrides)
     if options.ranks is not None and not (options.plan or options.dry_run):
         raise ConfigError("--ranks is for --plan and --dry-run; a run has the ranks of its launcher")
-    if options.ranks is not None and options.ranks < 1:
-        raise ConfigError(f"--ranks must be 1 or more, not {options.ranks}")
+    if options.ranks is not None and not 1 <= options.ranks <= 2**20:
+        raise ConfigError(f"--ranks must be 1 to {2**20}, not {options.ranks}")
+    if options.plan and options.dry_run:
+        raise ConfigError("--plan and --dry-run are two commands; give one of them")
+    if not options.plan and (options.gpu_memory, options.peak_tflops, options.mfu) != (None, None, None):
+        raise ConfigError("--gpu-memory, --peak-tflops and --mfu are for --plan")
     _, ranks, _ = distributed.place()
     ranks = options.ranks or ranks
     if config.micro_batches % ranks:

@@ -5,7 +5,8 @@ import pytest
 from cmdist import config
 from cmdist.errors import ConfigError
 from cmdist.kinds.distances import CURRICULA
-from cmdist.train import start
+from cmdist.tracking import mlflow as tracking
+from cmdist.train import beforehand
 
 BASE = """
 objective: {kind: denoising}
@@ -259,5 +260,5 @@ def test_c_a_pipe_of_the_shell_is_read(tmp_path) -> None:
 @pytest.mark.parametrize("character", ["%", "?", "#"])
 def test_a3_a_root_that_no_sqlite_uri_can_hold_is_refused(tmp_path, character: str) -> None:
     made = config.parse(BASE, [f"run.root='{tmp_path}/a{character}b'"])
-    with pytest.raises(ConfigError, match="which the URI of MLflow's SQLite file cannot"):
-        start.default_tracking_uri(made)
+    with pytest.raises(ConfigError, match=f"MLflow cannot have '[{character}]' in the path of its database"):
+        tracking.check(beforehand.first_tracking_uri(made))

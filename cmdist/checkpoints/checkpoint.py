@@ -269,6 +269,11 @@ class Checkpoint:
         entry = self._entry(name)
         size, sums = entry["size"], entry.get("blocks") or [entry["xxh3"]]
         length = self.commit.get("block_size", 8 * 2**20) if "blocks" in entry else max(size, 1)
+        if len(sums) != max(1, -(-size // length)):  # so no size is larger than what its file says
+            raise Damaged(
+                f"checkpoint {self.url} is damaged: COMMIT has {len(sums)} blocks of {length} bytes for the {size} of "
+                f"{name}"
+            )
         wanted = range(start // length, max(-(-stop // length), start // length + 1))
         blocks = {i: self._held[name, i] for i in wanted if (name, i) in self._held}
         url = storage.join(self.url, name)

@@ -5,6 +5,7 @@ rank. Slices are addressed by their place in the vector, so a run may come back 
 stage.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class Layout:
             names.append(name)
             shapes.append(tuple(shape))
             starts.append(total)
-            total += torch.Size(shape).numel()
+            total += math.prod(shape)
         return cls(tuple(names), tuple(shapes), tuple(starts), total)
 
     def difference(self, other: "Layout") -> str:

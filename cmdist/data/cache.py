@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Collection, Iterator
@@ -20,10 +21,11 @@ from pathlib import Path
 import xxhash
 
 from cmdist.errors import CmdistError, DataError
-from cmdist.system import storage
+from cmdist.system import locks, storage
 
 ATTEMPTS = 4
 PAUSE = 1.0  # seconds after the first failure; doubles
+LONGEST = 3600.0  # seconds for another process that fetches
 PATIENCE = (
     60.0  # seconds for room that other readers hold at this moment, e.g. while they pass from one block to the next
 )
@@ -79,7 +81,7 @@ class Cache:
                 time.sleep(0.05)
                 continue
             try:
-                number = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+                number = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:  # removed since then by another process: fetch it again
                 continue
             fcntl.flock(number, fcntl.LOCK_SH)
@@ -111,7 +113,7 @@ class Cache:
 
     def _get(self, shard: Remote, wait: bool, keep: Collection[str] = ()) -> bool:
         """Whether the copy is there now: False without `wait` if another process is at it."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _own(self.folder)
         target = self._path(shard)
         if _complete(target, shard.size):
             return True
@@ -124,7 +126,7 @@ class Cache:
         return True
 
     def _download(self, shard: Remote, target: Path) -> None:
-        part = self.folder / f".{shard.name}.part"
+        part = self.folder / f".{shard.name}.part"  # written under another name, which replaces a link
         for attempt in range(ATTEMPTS):
             try:
                 storage.download(shard.url, part)
@@ -152,7 +154,7 @@ class Cache:
         reserved = self.folder / f".{shard.name}.reserved"
         with self._locked("space.lock", wait=True):
             self._remove_for(shard, keep)
-            with open(reserved, "wb") as file:
+            with open(_opened(reserved), "wb") as file:
                 file.truncate(shard.size)  # a file without blocks: only its size counts
         try:
             yield
@@ -200,18 +202,46 @@ class Cache:
         """Inside, this process holds a lock (True), or without `wait` perhaps another one does (False). The kernel
         frees a dead one's.
         """
-        with open(self.folder / name, "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with open(_opened(self.folder / name), "wb") as lock:
+            if wait:
+                locks.take(lock.fileno(), f"fetching shards into {self.folder}", LONGEST)
+                yield True
+            else:
+                yield locks.tried(lock.fileno())
+
+
+def _own(folder: Path) -> None:
+    """Make a folder that nobody else may write to, or refuse it: what lies there is read as if it were ours.
+
+    Raises DataError.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if stat.S_ISLNK(found.st_mode) and found.st_uid == os.geteuid():
+        found = folder.stat()
+    problem = (
+        "is no folder"
+        if not stat.S_ISDIR(found.st_mode)
+        else f"belongs to user {found.st_uid}"
+        if found.st_uid != os.geteuid()
+        else "may be written to by others (chmod go-w)"
+        if found.st_mode & 0o022
+        else ""
+    )
+    if problem:
+        raise DataError(f"the cache of shards {folder} {problem}; give a folder of your own (data.cache)")
+
+
+def _opened(path: Path) -> int:
+    """A file descriptor to write to; a link is not followed."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def _remove_unread(path: Path) -> bool:
     try:
-        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return True
     try:

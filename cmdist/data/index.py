@@ -16,7 +16,7 @@ from cmdist.system.typed import Arrays, Document, PlainName, Shape, array, array
 
 FORMAT = migrations.INDEX.format
 INDEX, SAMPLES, PREPARING = "index.json", "index.npz", "preparing.json"
-SHARD_NAME = re.compile(r"[^/\\:]+\.tar", re.IGNORECASE)
+SHARD_NAME = re.compile(r"[^/\\:\0]+\.tar", re.IGNORECASE)
 REMEDY = "restore it, or prepare the data set again (pipelines/prepare_data.py)"
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]

@@ -23,6 +23,7 @@ Sample = Callable[
     [Tensor, Tensor | None], Tensor
 ]  # noises (S,B,C,H,W), labels (B,) or None -> images (B,C,H,W) in [-1,1]
 
+MOST = 10_000_000  # images of an evaluation
 ROUNDING = "floor(127.5 x + 128), clipped to 0..255"  # EDM's; the released consistency code differs by half a level
 
 

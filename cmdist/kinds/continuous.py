@@ -13,7 +13,7 @@ from cmdist.core.objectives.scm import Scm
 from cmdist.kinds.distances import DISTANCES, L1, L2, Lpips
 from cmdist.kinds.kind import Kind, Parts, bounded, edm
 from cmdist.nets.weighting import Weighting
-from cmdist.sections import Finite, OneOf, PositiveFloat, Section, content, identity
+from cmdist.sections import Finite, OneOf, PositiveFloat, Section, Spread, content, identity
 
 
 class ScmTraining(Section):
@@ -21,7 +21,7 @@ class ScmTraining(Section):
 
     kind: Annotated[Literal["scm_training"], identity("what is learned")]
     sigma_mean: Annotated[Finite, identity("of ln sigma")] = -1.0
-    sigma_std: Annotated[PositiveFloat, identity("of ln sigma")] = 1.4
+    sigma_std: Annotated[Spread, identity("of ln sigma")] = 1.4
     tangent_norm: Annotated[
         Literal["l2", "rms"],
         identity("what a tangent is divided by: its norm, as the paper writes, or its root mean square, sqrt(D) less"),

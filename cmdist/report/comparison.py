@@ -308,3 +308,20 @@ def name_apart(rows: Sequence[Row]) -> None:
     for name, count in Counter(row.name for row in rows).items():
         for number, row in enumerate([r for r in rows if r.name == name] if count > 1 else [], 1):
             row.name = f"{name} ({number})"
+
+
+def keep_to(rows: Sequence[Row], roots: Sequence[str]) -> int:
+    """Forget every URL of a store in what MLflow says, which anybody may have written there, that is not below one of
+    `roots`; how many there were. Local paths stay.
+    """
+    below = tuple(f"{root.rstrip('/')}/" for root in roots)
+    forgotten = 0
+    for row in rows:
+        texts = [(row.params, "data.url"), (row.run["tags"], "cmdist.run"), *((f.params, "stem") for f in row.figures)]
+        for given, key in texts:
+            url = given.get(key, "")
+            known = url.startswith(below) and ".." not in url.split("/")
+            if ("://" in url or "::" in url or url.startswith("pipe:")) and not known:
+                del given[key]
+                forgotten += 1
+    return forgotten

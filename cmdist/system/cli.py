@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from cmdist.errors import CmdistError, ConfigError
+from cmdist.system import texts, urls
 
 FAILURE = "CMDIST_FAILURE"  # variable: a file for the sentence of the first process of a job that fails
 _LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -46,7 +47,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         main(arguments)
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            sys.stderr.write(urls.masked(traceback.format_exc()))
         say_failure(sentence(error))
         sys.exit(error.exit_code if isinstance(error, CmdistError) else 1)
     except KeyboardInterrupt:
@@ -82,9 +83,12 @@ def note_failure(sentence: str) -> None:
 
 
 def sentence(error: BaseException) -> str:
-    """One line for `error`; a failure that we did not foresee is named by its type and where to see more."""
-    if isinstance(error, CmdistError):
-        return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return " ".join(f"{error.filename}: {error.strerror}".split())
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (run again with --debug for the traceback)"
+    """One line for `error`, without secrets of URLs and control characters; a failure that we did not foresee is named
+    by its type and where to see more.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and not isinstance(error, CmdistError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    elif not isinstance(error, CmdistError):
+        text = f"{type(error).__name__}: {' '.join(text.split())[:500]} (run again with --debug for the traceback)"
+    return texts.printable(urls.masked(" ".join(text.split())))

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.system import descriptors
+from cmdist.system import descriptors, rendezvous
 
 _CAUSE, _LOOKED_AT = "cmdist/first-failure", "cmdist/looked-at"
 PATIENCE = 7200.0  # seconds that ranks wait for each other where no step is watched, as in evaluation
@@ -48,16 +48,29 @@ class World:
 
 
 def place() -> tuple[int, int, int]:
-    """(rank, world size, local rank) from the variables of deepspeed, torchrun or Slurm; (0, 1, 0) without any."""
+    """(rank, world size, local rank) from the variables of deepspeed, torchrun or Slurm; (0, 1, 0) without any.
+
+    Of a Slurm step its own number of tasks counts, not the job's. Raises ConfigError for variables that contradict each
+    other: ranks would wait for others that never come.
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    slurm = "RANK" not in os.environ and "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ
+    if slurm:
+        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
+        names = ("SLURM_PROCID", tasks, "SLURM_LOCALID")
+    elif "RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} without RANK: a launcher sets both; unset it for one process"
+        )
     try:
         rank, size, local = (int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True))
     except ValueError as error:
         raise ConfigError(f"the variables {', '.join(names)} must be whole numbers: {error}") from error
-    if not (0 <= rank < size and local >= 0):
-        said = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    odd = not slurm and here.isdigit() and not local < int(here) <= size
+    if odd or not (0 <= rank < size and 0 <= local < size):
+        told = (*names, "LOCAL_WORLD_SIZE") if odd else names
+        said = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in told)
         raise ConfigError(f"the variables {said} are those of no rank: 0 <= rank < ranks is needed")
     return rank, size, local
 
@@ -93,6 +106,8 @@ def start(patience: float = PATIENCE, look: Callable[[], object] = lambda: None)
     if cuda:
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(seconds=patience)
+    if rendezvous.is_loopback(os.environ["MASTER_ADDR"]):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", rendezvous.loopback_name())
     # A group that does not say how long it waits, as DeepSpeed's, takes these and not the first group's.
     dist.distributed_c10d.default_pg_timeout = timeout  # type: ignore[attr-defined]
     dist.distributed_c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
@@ -104,6 +119,7 @@ def start(patience: float = PATIENCE, look: Callable[[], object] = lambda: None)
 def _looked_at(rank: int, size: int, timeout: datetime.timedelta, look: Callable[[], object]) -> Any:
     """The store where the ranks meet, once rank 0 has looked. Raises on all ranks what it has found."""
     failure: CmdistError | None = None
+    store = rendezvous.store(rank, size)  # so that others find it while rank 0 looks
     if rank == 0:
         try:
             look()
@@ -114,7 +130,11 @@ def _looked_at(rank: int, size: int, timeout: datetime.timedelta, look: Callable
     if failure:
         timeout = min(timeout, datetime.timedelta(seconds=TELLING))
     try:
-        store = next(dist.rendezvous("env://", rank, size, timeout=timeout))[0]
+        if rank == 0 and failure is None:
+            try:
+                rendezvous.wait_for_all(store, size)
+            except ConfigError as error:
+                failure = error
         store.set_timeout(timeout)
         if rank == 0:
             store.set(_LOOKED_AT, f"{failure.exit_code} {failure}" if failure else "0")

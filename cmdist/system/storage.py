@@ -10,19 +10,17 @@ import contextlib
 import gc
 import os
 import random
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import fsspec
 
 from cmdist.errors import CmdistError
-from cmdist.system import s3
+from cmdist.system import files, s3, urls
 from cmdist.system.store_errors import answer, sentence, transient
 
 T = TypeVar("T")
@@ -38,36 +36,8 @@ CALLS = 3  # tries of each part of a large upload, within an attempt; S3 only
 _JITTER = random.SystemRandom()  # not of the run: a pause must not move any seeded generator
 
 
-def check_url(url: str) -> None:
-    """Refuse a URL that runs commands, or holds a password or a signature, which would end in logs and files. Raises
-    CmdistError.
-    """
-    if url.startswith("pipe:"):
-        raise CmdistError(
-            f"{url}: 'pipe:' URLs run shell commands and are refused; give a path or a URL such as s3://bucket/folder"
-        )
-    if "://" not in url:
-        return
-    scheme, _, rest = url.partition("://")
-    if scheme in ("s3", "s3a", "gs", "gcs", "memory", "http", "https", "hf") and not rest.strip("/"):
-        raise CmdistError(f"{url} names no place; give one, e.g. {scheme}://bucket/folder (an empty variable?)")
-    authority = rest.partition("/")[0].partition("?")[0]
-    user, at, host = authority.rpartition("@")
-    secret = re.search(r"[?&#]", rest) or (
-        at and (":" in user or scheme in ("s3", "s3a", "gs", "gcs", "http", "https", "hf"))
-    )
-    if secret and scheme not in ("file", "local", "memory", "sqlite"):
-        place = urlsplit(f"{scheme}://{host}{rest[len(authority) :]}").path
-        raise CmdistError(
-            f"{scheme}://***{host}{place}: a URL with a user name, password or query string is refused, "
-            "since URLs are logged; "
-            "credentials come from the environment or the provider's own files (e.g. AWS_ACCESS_KEY_ID, ~/.aws, "
-            "MLFLOW_TRACKING_PASSWORD)"
-        )
-
-
 def _resolve(url: str) -> tuple[Any, str]:
-    check_url(url)
+    urls.refuse_secrets(url)
     if "::" in url:
         raise CmdistError(
             f"{url}: names with '::', which chain file systems, are refused; give a path or one fsspec URL"
@@ -123,6 +93,14 @@ def local_path(url: str) -> Path | None:
     return Path(path) if _is_local(fs) else None
 
 
+def _refuse_irregular(url: str, fs: Any, path: str) -> None:
+    if _is_local(fs):
+        try:
+            files.refuse_irregular(Path(path))
+        except ValueError as error:
+            raise CmdistError(f"{url} {error}") from error
+
+
 def _is_local(fs: Any) -> bool:
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
@@ -174,6 +152,7 @@ def names(url: str) -> list[str]:
 def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
     """Bytes [start, stop) of a file, all of it by default. Raises FileNotFoundError."""
     fs, path = _resolve(url)
+    _refuse_irregular(url, fs, path)
     return bytes(_try(url, lambda: fs.cat_file(path, start=start, end=stop)))
 
 
@@ -183,6 +162,7 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     Raises FileNotFoundError.
     """
     fs, path = _resolve(url)
+    _refuse_irregular(url, fs, path)
     starts, stops = [low for low, _ in ranges], [high for _, high in ranges]
 
     def get() -> list[bytes]:
@@ -312,6 +292,7 @@ def upload(source: Path, url: str) -> None:
 def download(url: str, target: Path) -> None:
     """Copy a file to `target`, under a temporary name until it is whole. Raises FileNotFoundError."""
     fs, path = _resolve(url)
+    _refuse_irregular(url, fs, path)
 
     def get() -> None:
         with _replacing(target) as temporary:

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from cmdist.errors import CmdistError, DataError
 
+LARGEST = 2**35  # bytes of the arrays of a file
 Tree = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
 
@@ -97,6 +98,10 @@ def arrays_of(content: bytes, where: str, error: type[CmdistError] = DataError, 
         if not isinstance(file, NpzFile):
             raise ValueError("it is a single array")
         with file:
+            assert file.zip is not None
+            size = sum(info.file_size for info in file.zip.infolist())
+            if size > LARGEST:
+                raise ValueError(f"it expands to {size} bytes, {LARGEST} are allowed")
             return {name: file[name] for name in file.files}
     except Exception as problem:  # of what is damaged numpy and zipfile say almost anything
         said = short(problem)

@@ -157,10 +157,15 @@ class Delivery:
                 return
             client.set_terminated(run_id, record["status"], record["time"])
             self.status = record["status"]
-        elif Path(record["path"]).exists():
-            client.log_artifact(run_id, record["path"], record["folder"] or None)
+        elif (path := self._own(record["path"])) is not None:
+            client.log_artifact(run_id, str(path), record["folder"] or None)
         else:
-            print(f"artifact {record['path']} is gone", file=sys.stderr)
+            print(f"artifact {record['path']} is gone, or none of this run", file=sys.stderr)
+
+    def _own(self, path: str) -> Path | None:
+        """A file of the journal's folder; others are not uploaded, whatever a line says."""
+        found = Path(path).resolve()
+        return found if found.is_file() and found.is_relative_to(self.journal.folder.resolve()) else None
 
     def _connected(self) -> Any:
         if self._client is None:

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.system import storage
+from cmdist.system import locks, storage, urls
 from cmdist.tracking import branches
 from cmdist.tracking.branches import KEY, PARENT
 from cmdist.tracking.journal import LONGEST
@@ -44,7 +44,7 @@ def spool_folder(run_url: str) -> Path:
 
 def check(uri: str) -> None:
     """Raise ConfigError for an address that MLflow can never be reached at; whether it answers now is not asked."""
-    storage.check_url(uri)
+    urls.refuse_secrets(uri)
     scheme, colon, rest = uri.partition("://")
     if uri == "none" or scheme == "databricks" or (colon and scheme == "file"):
         return
@@ -72,11 +72,20 @@ def _of_sqlite(rest: str) -> str:
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if path.is_dir() or not (there.is_dir() or there == path):
         return f"{there} is no {'file' if path.is_dir() else 'folder'}"
+    if strange := [c for c in "%?#" if c in rest]:
+        return f"MLflow cannot have '{strange[0]}' in the path of its database"
+    if there == path and not path.is_file():
+        return f"{path} is no file"
+    if there == path and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(16) != b"SQLite format 3\0":
+                return f"{path} is no SQLite file"
     return "" if os.access(there, os.W_OK) else f"{there} may not be written to"
 
 
 def connect(uri: str) -> Any:
     """An MLflow client that gives up soon (we try again ourselves), is silent and sends nothing to anyone else."""
+    check(uri)
     for name, value in (
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
@@ -91,17 +100,21 @@ def connect(uri: str) -> Any:
         return MlflowClient(uri)
 
 
+def refuse_missing(uri: str) -> None:
+    """Raise TrackingError for an SQLite file that is not there, which MLflow would make."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise TrackingError(f"{uri} is not there")
+
+
 @contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite:///"):
         yield
         return
-    import fcntl
-
     database = Path(uri.removeprefix("sqlite:///"))
     database.parent.mkdir(parents=True, exist_ok=True)
     with database.with_suffix(".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks.take(file.fileno(), f"making the tables of {database}", 120.0)
         yield
 
 
@@ -189,7 +202,7 @@ def log_evaluation(
             for target in (run.info.run_id, child.info.run_id):
                 client.log_artifact(target, str(path), "samples")
         client.set_terminated(child.info.run_id, "FINISHED")
-    except TrackingError:
+    except CmdistError:
         raise
     except Exception as error:
         raise TrackingError(f"{uri} did not take the figures: {type(error).__name__}: {error}") from error
@@ -203,6 +216,8 @@ def runs(uri: str, experiment: str) -> list[dict[str, Any]]:
 
         mlflow.set_tracking_uri(uri)
         found = mlflow.search_runs(experiment_names=[experiment], output_format="list")
+    except CmdistError:
+        raise
     except Exception as error:
         raise TrackingError(f"{uri} cannot be searched: {type(error).__name__}: {error}") from error
     return [

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from cmdist.data import cache, images
-from cmdist.data.cache import Cache, Remote
+from cmdist.data.cache import Cache, Remote, checksum_of
 from cmdist.data.images import open_dataset
 from cmdist.data.order import Order
 from cmdist.data.preparing.indexing import index_shards
 from cmdist.data.preparing.shards import write_dataset
 from cmdist.data.reader import micro_batches
-from cmdist.errors import DataError
+from cmdist.errors import CmdistError, DataError
 from cmdist.system import storage
 from conftest_data import numbered
 
@@ -360,3 +360,66 @@ def test_all_images_of_a_set_can_be_read_piece_by_piece_through_a_small_cache(st
     for first in range(0, 50, 5):
         assert remote.images(range(first, first + 5)).equal(dataset.images(range(first, first + 5)))
     remote.close()
+
+
+# a folder that others may have prepared (B.2)
+
+
+def cache_of(folder, tmp_path):
+    (tmp_path / "far").mkdir(exist_ok=True)
+    (tmp_path / "far" / "a.tar").write_bytes(b"shard" * 100)
+    shard = Remote(f"file://{tmp_path}/far/a.tar", 500, checksum_of(tmp_path / "far" / "a.tar"))
+    return Cache(folder), shard
+
+
+@pytest.mark.parametrize("name", ["{}.lock", ".{}.reserved", "{}.tar", ".{}.part"])
+def test_b2_a_planted_link_is_not_followed(tmp_path, name):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious" * 100)
+    cache, shard = cache_of(tmp_path / "cache", tmp_path)
+    cache.folder.mkdir(mode=0o700)
+    (cache.folder / name.format(shard.name)).symlink_to(victim)
+    with contextlib.suppress(OSError):
+        os.close(Cache(cache.folder, 10_000).open(shard))
+    assert victim.read_bytes() == b"precious" * 100
+
+
+def test_b2_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+    cache, shard = cache_of(tmp_path / "cache", tmp_path)
+    cache.folder.mkdir(mode=0o700)
+    os.chown(cache.folder, 12345, -1)
+    with pytest.raises(DataError, match=r"cache belongs to user 12345; give a folder of your own \(data\.cache\)$"):
+        cache.open(shard)
+    (tmp_path / "mine").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    with pytest.raises(DataError, match="belongs to user 12345"):
+        Cache(tmp_path / "link").open(shard)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
+def test_b2_a_folder_that_others_may_write_to_is_refused(tmp_path, mode):
+    cache, shard = cache_of(tmp_path / "cache", tmp_path)
+    cache.folder.mkdir()
+    cache.folder.chmod(mode)
+    with pytest.raises(DataError, match=r"may be written to by others \(chmod go-w\)"):
+        cache.fetch(shard) and cache.open(shard)
+
+
+def test_b2_our_own_folder_is_made_for_us_alone_and_a_link_of_ours_is_followed(tmp_path):
+    cache, shard = cache_of(tmp_path / "cache", tmp_path)
+    os.close(cache.open(shard))
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    os.close(Cache(tmp_path / "link").open(shard))
+
+
+def test_c_who_waits_for_another_process_says_so_and_gives_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cmdist.data.cache.LONGEST", 0.5)
+    monkeypatch.setattr("cmdist.system.locks.SAID_AFTER", 0.1)
+    cache, shard = cache_of(tmp_path / "cache", tmp_path)
+    cache.folder.mkdir(mode=0o700)
+    with open(cache.folder / f"{shard.name}.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(CmdistError, match="another process has been fetching shards into .* for 1 s; end it"):
+            cache.open(shard)
+    assert "waiting for another process, which is fetching shards into" in capsys.readouterr().err

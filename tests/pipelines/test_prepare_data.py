@@ -518,7 +518,7 @@ def test_shards_are_indexed_in_place(prepare_data, pictures, tmp_path):
         (["folder", "x", "--out", "y", "--enlarge"], "--enlarge needs --size"),
         (
             ["lsun", "x", "--out", "y", "--workers", "0"],
-            "--workers must be 1 or more, --max-bad 0 or more, --quality 1 to 100",
+            "--workers must be 1 or more, at most 1024",
         ),
         (["lsun", "x", "--out", "y", "--format", "gif"], "invalid choice: 'gif'"),
         (["lsun", "x", "--out", ""], "argument --out: it is empty; a path is needed"),

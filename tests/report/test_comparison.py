@@ -3,7 +3,7 @@
 from typing import Any
 
 from cmdist.report import comparison
-from cmdist.report.comparison import Row, make_rows
+from cmdist.report.comparison import Figure, Row, keep_to, make_rows
 
 
 def child(
@@ -125,3 +125,17 @@ def test_runs_of_the_same_name_are_told_apart():
     found = make_rows([run("cd", folder="s1"), run("cd", folder="s2"), run("ct"), run("ct")], [], "none")
     comparison.name_apart(found)
     assert [row.name for row in found] == ["s1/cd", "s2/cd", "x/ct (1)", "x/ct (2)"]
+
+
+def test_b7_urls_that_mlflow_names_are_looked_at_only_below_the_runs_that_were_given():
+    def row() -> Row:
+        run = {"params": {"data.url": "http://169.254.169.254/x"}, "tags": {"cmdist.run": "s3://bucket/runs/a"}}
+        stems = ("s3://bucket/runs/a/evaluations/x", "s3://bucket/runs/../x", "/local/x", "pipe:x", "s3://bucket2/x")
+        return Row(run, "", "a", [Figure("fid_1step", 1.0, 1, 1, {"stem": stem}) for stem in stems])
+
+    one = row()
+    assert keep_to([one], ["s3://bucket/runs"]) == 4
+    assert one.params == {} and one.url == "s3://bucket/runs/a"
+    assert [f.stem for f in one.figures] == ["s3://bucket/runs/a/evaluations/x", None, "/local/x", None, None]
+    other = row()
+    assert keep_to([other], []) == 6 and [f.stem for f in other.figures] == [None, None, "/local/x", None, None]

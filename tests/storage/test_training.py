@@ -13,7 +13,7 @@ import s3fs
 
 from cmdist import config
 from cmdist.errors import ConfigError
-from cmdist.system import storage
+from cmdist.system import urls
 from ranks import Ranks, pipeline, run_pipeline, train
 from servers import SECRET, Rclone, environment
 from training import OBJECTIVES, committed, write_config
@@ -99,7 +99,7 @@ def test_ordinary_urls_are_not_refused(tmp_path: Path) -> None:
         "sqlite:////tmp/x.db",
         "http://host:5000",
     ):
-        storage.check_url(url)
+        urls.refuse_secrets(url)
 
 
 def test_a_run_that_is_alive_is_not_entered(tmp_path: Path, digits: str, own: Rclone) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cmdist.errors import CmdistError
 from cmdist.tracking import courier
 from cmdist.tracking import mlflow as tracking
 from cmdist.tracking.journal import Journal, Watch, now
@@ -99,11 +100,11 @@ def _hold(folder: Path) -> None:
 
 
 def test_points_parameters_tags_and_artifacts_arrive_once_and_in_order(tmp_path):
-    (tmp_path / "note.txt").write_text("hello")
     tracker = start(tmp_path)
+    (tmp_path / "tracking" / "note.txt").write_text("hello")
     for step in range(300):  # more than a batch
         tracker.log(step, {"loss": 1.0 / (step + 1), "mu": step, "nan": float("nan"), "b": 1, "c": 2})
-    tracker.artifact(tmp_path / "note.txt", "notes")
+    tracker.artifact(tmp_path / "tracking" / "note.txt", "notes")
     tracker.close()
     assert courier.deliver(tmp_path / "tracking") and courier.deliver(tmp_path / "tracking")
     assert Journal(tmp_path / "tracking").cursor()["place"] == (tmp_path / "tracking" / "points.jsonl").stat().st_size
@@ -118,6 +119,44 @@ def test_points_parameters_tags_and_artifacts_arrive_once_and_in_order(tmp_path)
     assert points(tmp_path, "mu") == [(step, float(step)) for step in range(300)]
     assert len(points(tmp_path, "nan")) == 300
     assert [path.read_text() for path in (tmp_path / "mlartifacts").rglob("notes/note.txt")] == ["hello"]
+
+
+def test_b7_no_line_of_a_journal_uploads_another_file(tmp_path, capsys):
+    tracker = start(tmp_path)
+    (tmp_path / "secret.txt").write_text("hunter2")
+    (tmp_path / "tracking" / "link.txt").symlink_to(tmp_path / "secret.txt")
+    for path in ("secret.txt", "tracking/link.txt", "tracking/../secret.txt"):
+        tracker.artifact(tmp_path / path, "notes")
+    tracker.close()
+    assert courier.deliver(tmp_path / "tracking")
+    assert not list((tmp_path / "mlartifacts").rglob("*.txt"))
+    assert capsys.readouterr().err.count("is gone, or none of this run") == 3
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("{}", "nothing of MLflow's is there"),
+        ("sqlite:///{}", "is no file"),
+        ("sqlite:///{}/50%/mlflow.db", "MLflow cannot have '%' in the path"),
+        ("sqlite:///{}/note", "is no SQLite file"),
+        ("sqlite:///{}/pipe", "is no file"),
+    ],
+)
+def test_c_a_uri_that_cannot_be_is_refused_at_once(tmp_path, uri, sentence):
+    (tmp_path / "note").write_text("words, no database")
+    os.mkfifo(tmp_path / "pipe")
+    begin = time.monotonic()
+    with pytest.raises(CmdistError, match=sentence):
+        tracking.runs(uri.format(tmp_path), "tests")
+    assert time.monotonic() - begin < 5
+
+
+def test_b3_a_uri_with_a_password_is_refused_before_anything_connects():
+    for read in (lambda uri: tracking.runs(uri, "x"), lambda uri: tracking.history(uri, "id", "loss")):
+        with pytest.raises(CmdistError, match="is refused") as error:
+            read("postgresql://me:hunter2@host/db")
+        assert "hunter2" not in str(error.value)
 
 
 def test_a_repeated_delivery_changes_nothing(tmp_path):

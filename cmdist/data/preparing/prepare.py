@@ -23,7 +23,7 @@ from cmdist.data.preparing.sources.base import Source
 from cmdist.data.preparing.sources.digits import digits
 from cmdist.data.preparing.sources.labels import counts
 from cmdist.errors import ConfigError, DataError
-from cmdist.system import storage
+from cmdist.system import storage, urls
 
 EXTRACTOR = "extractor.safetensors"
 SEED = 0
@@ -183,7 +183,7 @@ def _tell(source: Source) -> None:
 
 def bar(title: str, images: int | None = None) -> "tqdm[Any]":
     """Images per second and time left, on a terminal in place, in a log once in half a minute."""
-    return tqdm(total=images, desc=title, unit=" images", mininterval=0.1 if sys.stderr.isatty() else 30)
+    return tqdm(total=images, desc=urls.masked(title), unit=" images", mininterval=0.1 if sys.stderr.isatty() else 30)
 
 
 def part_of(given: str | None, environment: Mapping[str, str]) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cmdist.data.decode import MAX_BYTES, BadImageError
 from cmdist.errors import DataError
+from cmdist.system import files
 
 MOST_CLASSES = 1_000_000  # a larger class number is taken for a mistake: the index names every class
 SAMPLED = 32  # images whose content is compared with what was prepared
@@ -98,6 +99,14 @@ def refuse_unsafe(name: str, where: object) -> None:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if ".." in parts or name.startswith(("/", "\\")) or (parts and parts[0].endswith(":")):
         raise DataError(f"{where} holds a member '{name}': names that are absolute or hold '..' are refused")
+
+
+def refuse_irregular(path: Path) -> None:
+    """Raise DataError for a pipe or a device, from which reading might never end."""
+    try:
+        files.refuse_irregular(path)
+    except ValueError as error:
+        raise DataError(f"{path} {error}") from error
 
 
 class Stat(NamedTuple):

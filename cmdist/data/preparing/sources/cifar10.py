@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from cmdist.data.preparing.sources.base import Source, refuse_unsafe
+from cmdist.data.preparing.sources.base import Source, refuse_irregular, refuse_unsafe
 from cmdist.errors import DataError
 
 SIDE, CLASSES, RECORDS = 32, 10, 10_000  # images in each file
@@ -81,6 +81,7 @@ def _from_folder(root: Path) -> dict[str, bytes]:
 
 def _from_archive(root: Path) -> dict[str, bytes]:
     files = {}
+    refuse_irregular(root)
     try:
         with (
             _expanded(root) as stream,

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from cmdist.data.preparing.sources.base import Source, changed_at
+from cmdist.data.preparing.sources.base import Source, changed_at, refuse_irregular
 from cmdist.errors import DataError
 
 SIDE, CLASSES, BATCHES = 64, 1000, 10
@@ -170,6 +170,7 @@ def _rows(archive: zipfile.ZipFile, file: Path, n: int) -> NDArray[np.uint8]:
 
 def _synsets(path: Path) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Sorted synsets, and for each of the batches' classes (from 0) the place of its synset among them."""
+    refuse_irregular(path)
     try:
         matches = [_LINE.fullmatch(line.strip()) for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

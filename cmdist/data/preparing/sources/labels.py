@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cmdist.data.preparing.sources.base import MOST_CLASSES
+from cmdist.data.preparing.sources.base import MOST_CLASSES, refuse_irregular
 from cmdist.errors import DataError
 
 DATASET_JSON = "dataset.json"
@@ -134,6 +134,7 @@ def by_dataset_json(
 
 def class_names(path: Path) -> tuple[str, ...]:
     """The names in a file, one on each line, in the order of their labels. Raises DataError."""
+    refuse_irregular(path)
     try:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cmdist.data.decode import MAX_BYTES, BadImageError
-from cmdist.data.preparing.sources.base import changed_at, refuse_unsafe
+from cmdist.data.preparing.sources.base import changed_at, refuse_irregular, refuse_unsafe
 from cmdist.data.preparing.sources.labels import DATASET_JSON, parts_of
 from cmdist.data.preparing.sources.listing import OTHERS, READ, Listing, ends_in, first_table, folders_of
 from cmdist.errors import DataError
@@ -25,6 +25,7 @@ def in_zip(path: str | Path) -> Listing:
     expand to more than MAX_BYTES.
     """
     file = Path(path)
+    refuse_irregular(file)
     try:
         with zipfile.ZipFile(file) as archive:
             every = archive.infolist()
