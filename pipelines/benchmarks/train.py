@@ -33,6 +33,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed, after --warm-up")
     parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--compile", choices=("no", "yes", "both"), default="no")
+    parser.add_argument(
+        "--passes", action="store_true", help="also time each pass alone: networks forward, backward, with a tangent"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_intermixed_args(arguments)
     if options.steps < 1 or options.warm_up < 0:
@@ -50,8 +53,16 @@ def main(arguments: Sequence[str]) -> None:
         results = [
             measure(config, world, options.steps, options.warm_up) | {"environment": environment.describe(world)}
         ]
-        distributed.stop(world)
         print(_line(results[0]), flush=True)
+        if options.passes:
+            from benchmarks.passes import passes
+
+            with trainer_of(config, world) as trainer:
+                take(trainer)
+                results[0]["passes"] = found = passes(trainer, options.steps)
+            each = ", ".join(f"{n} {kind} of {found['seconds'][kind]:.3g} s" for kind, n in found["counts"].items())
+            print(f"passes alone: {each}; a step takes {found['ratio']:.3f} of their sum, {found['sum']:.3g} s")
+        distributed.stop(world)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 
