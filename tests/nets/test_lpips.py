@@ -179,3 +179,20 @@ def test_bf16_convolutions_have_their_channels_last(weights: Path) -> None:
     network(X, Y)
     assert len(seen) == 2 * len(CONVOLUTIONS)
     assert all(x.dtype == torch.bfloat16 and x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+
+
+@pytest.mark.parametrize("pooling", ["max", "avg"])
+def test_the_squared_difference_of_its_features_is_the_distance(weights: Path, pooling: Any) -> None:
+    """So the curvature by their Jacobian is that of the distance: against its second derivative, by two gradients."""
+    network, one, other = load_lpips(weights, pooling), X[:1, :, :16, :16], Y[:1, :, :16, :16]
+    apart = sum(
+        ((a - b) ** 2).flatten(1).sum(1) for a, b in zip(network.features(one), network.features(other), strict=True)
+    )
+    torch.testing.assert_close(apart, network(one, other), rtol=1e-4, atol=1e-7)
+    distance = distances.lpips(network, network.features, size=16)
+    v, y = torch.randn(one.shape, generator=torch.Generator().manual_seed(3)), one.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(distance(one, y).sum(), y, create_graph=True)
+    (expected,) = torch.autograd.grad((slope * v).sum(), y)
+    found = distance.curvature(one, v)
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
+    assert (found * v).flatten(1).sum(1).min() > 0
