@@ -2,6 +2,7 @@
 argument.
 """
 
+from collections.abc import Callable
 from math import sqrt
 from typing import Literal
 
@@ -31,19 +32,26 @@ def multistep(
     sigma_min: float = 0.002,
     labels: Tensor | None = None,
     clip: bool = True,
+    project: Callable[[Tensor], Tensor] | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Multistep consistency sampling (paper, Algorithm 1).
 
     noises (S, B, C, H, W), unit normal; times (S,) descending sigmas, of which the first is sigma_max. Each further
-    step adds noise of variance times[i]^2 - sigma_min^2 and removes it.
+    step adds noise of variance times[i]^2 - sigma_min^2 and removes it. `project` restores what is known of the images
+    after each step (Algorithm 4); the first noise is added to `start` (B, C, H, W), else to the projection of 0.
     """
     assert len(noises) == len(times)
     assert min(times.tolist()) > sigma_min * (1 - 1e-6), "a time is below sigma_min"
-    x = torch.zeros_like(noises[0])
+    x = torch.zeros_like(noises[0]) if start is None else start
+    if project is not None:
+        x = project(x)
     for i, (noise, time) in enumerate(zip(noises, times.tolist(), strict=True)):
         # not below 0: a time that is sigma_min in fp32 may be rounded to less
         level = time if i == 0 else sqrt(max(time**2 - sigma_min**2, 0.0))
         x = denoise(x + level * noise, torch.full((len(x),), time, dtype=x.dtype, device=x.device), labels)
+        if project is not None:
+            x = project(x)
         x = x.clamp(-1, 1) if clip else x
     return x
 
