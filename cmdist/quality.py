@@ -10,8 +10,8 @@ from cmdist import build
 from cmdist.build import Model
 from cmdist.checkpoints.checkpoint import checksum
 from cmdist.config import Config
-from cmdist.core.noise import Denoise
-from cmdist.core.solvers import mean_jump
+from cmdist.core.noise import Denoise, karras_sigmas
+from cmdist.core.solvers import heun_step, integrate, mean_jump
 from cmdist.errors import DataError
 from cmdist.evaluation import extractors, generation, measurement, real, records
 from cmdist.evaluation.generation import Sampler
@@ -63,6 +63,24 @@ def consistency(config: Config, denoise: Callable[..., Tensor]) -> Denoise | Non
             denoise, x, sigma, labels, torch.full_like(sigma, config.noise.sigma_min)
         )
     return denoise if config.kind.makes == "consistency" else None
+
+
+def to_sigma_min(config: Config, denoise: Callable[..., Tensor]) -> Denoise:
+    """`consistency`, or the end point of a denoiser's ODE by Heun's method in sampling.ode_steps from the noise level
+    (which is the same for all images).
+    """
+    found = consistency(config, denoise)
+    if found is not None:
+        return found
+
+    def end(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        level, n = float(sigma[0]), config.noise
+        if level <= n.sigma_min:
+            return x
+        grid = karras_sigmas(config.sampling.ode_steps, n.sigma_min, level, n.rho)
+        return integrate(heun_step, denoise, x, grid, labels)
+
+    return end
 
 
 def shape(config: Config) -> tuple[int, int, int]:

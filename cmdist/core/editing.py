@@ -50,10 +50,10 @@ def colourisation(y: Tensor) -> Known:
     u = (u / u.norm())[:, None, None]
 
     def coefficient(x: Tensor) -> Tensor:
-        return (u * x).sum(1, keepdim=True)
+        return torch.sum(u * x, 1, keepdim=True)
 
     def project(x: Tensor) -> Tensor:
-        return x + u * (coefficient(y) - coefficient(x))
+        return torch.add(x, u * (coefficient(y) - coefficient(x)))
 
     return Known(project, lambda x: (coefficient(x) - coefficient(y)).abs().flatten(1).amax(1))
 
