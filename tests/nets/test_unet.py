@@ -505,3 +505,19 @@ def test_a_second_noise_level_adds_nothing_at_first_and_counts_afterwards() -> N
         two(x, level)
     with pytest.raises(DataError, match="given to a network without second_time"):
         plain(x, level, None, level)
+
+
+def test_unshuffled_pixels_are_channels_of_the_body() -> None:
+    """A network with `unshuffle` 2 is one of half the size on four times the channels, between the two arrangements."""
+    torch.manual_seed(0)
+    keys = {"model_channels": 16, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
+    net = UNet(16, 3, head_channels=16, unshuffle=2, **keys)
+    inner = UNet(8, 12, 12, head_channels=16, **keys)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    inner.load_state_dict(net.state_dict())
+    x, c_noise = torch.randn(2, 3, 16, 16), torch.tensor([0.1, -0.5])
+    wanted = torch.pixel_shuffle(inner(torch.pixel_unshuffle(x, 2), c_noise), 2)
+    assert torch.equal(net(x, c_noise), wanted) and wanted.std() > 0.01
+    with pytest.raises(ConfigError, match="attention_resolutions"):
+        UNet(16, 3, head_channels=16, unshuffle=2, **keys | {"attention_resolutions": (16,)})
