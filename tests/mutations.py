@@ -78,13 +78,14 @@ MUTATIONS: dict[str, Mutated] = {
     "lagrangian": Mutated(
         "tests/core/test_mean_flow.py",
         (
-            (LAGRANGIAN, "return v, -expand", "return v, expand"),
+            (LAGRANGIAN, "bend = -expand", "bend = expand"),
             (LAGRANGIAN, "(a * r * (1 - r))", "(a * r)"),
             (LAGRANGIAN, "expand((a - r)", "expand((a + r)"),
             (LAGRANGIAN, "bare(there, sigma_next, labels, sigma_next)", "bare(there, sigma_next, labels, sigma)"),
             (LAGRANGIAN, "velocity(there, sigma_next,", "velocity(x, sigma_next,"),
             (LAGRANGIAN, "draw.noise - images, own", "images - draw.noise, own"),
-            (LAGRANGIAN, "@torch.no_grad()", "@torch.enable_grad()"),
+            (LAGRANGIAN, "with torch.no_grad()", "with torch.enable_grad()"),
+            (LAGRANGIAN, "sigma_next, gradient=True)", "sigma_next)"),
         ),
     ),
     "continuous_distillation": _CONTINUOUS,

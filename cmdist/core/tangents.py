@@ -69,16 +69,24 @@ def denoised_along(
 
 
 def denoised_along_next(
-    model: Model, x: Tensor, sigma: Tensor, labels: Tensor | None, dropout_seed: int, sigma_next: Tensor
+    model: Model,
+    x: Tensor,
+    sigma: Tensor,
+    labels: Tensor | None,
+    dropout_seed: int,
+    sigma_next: Tensor,
+    gradient: bool = False,
 ) -> Along:
-    """What the model returns, and its derivative d / d ln sigma_next where x and sigma stay."""
+    """What the model returns, and its derivative d / d ln sigma_next where x and sigma stay; with `gradient` to the
+    weights, if that is asked for.
+    """
     now = model.scalings(sigma)
     second, slope = _scalings_along(model.scalings, sigma_next, x.dtype)
 
     def net(c_noise: Tensor) -> Tensor:
         return _eager(model.net)(expand(now.c_in, x) * x, now.c_noise, labels, c_noise).to(x.dtype)
 
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradient):
         raw = _forward(net, (second.c_noise,), (slope.c_noise,), dropout_seed)
     c_out = expand(now.c_out, x)
     return Along(expand(now.c_skip, x) * x + c_out * raw.value, c_out * raw.slope)
