@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo clean-demo lint format test test-slow chaos bench wheelhouse
+.PHONY: install demo clean-demo lint format test test-slow chaos fuzz bench wheelhouse
 
 install: $(STAMP)
 
@@ -43,6 +43,9 @@ test-slow: install  ## minutes each; not the chaos tests
 
 chaos: install  ## 200 random kills and a store that is down: about half an hour
 	$(BIN)/python -m pytest -m slow tests/chaos
+
+fuzz: install  ## damaged files and command lines for ten minutes: each must keep the contract
+	$(BIN)/python tests/fuzz/run.py --minutes 10
 
 bench: install
 	$(BIN)/python pipelines/benchmark.py data

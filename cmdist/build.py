@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from cmdist import config as configuration
+from cmdist import models
 from cmdist.checkpoints.layout import Trained, network_of, refuse_untrained
 from cmdist.config import Config
 from cmdist.core import distances, preconditioning
-from cmdist.core.exact import FiniteDataSet
 from cmdist.core.noise import Denoise
 from cmdist.core.objectives.base import At, Objective
 from cmdist.data.cache import Cache, default_folder
@@ -25,7 +25,7 @@ from cmdist.kinds.distances import Lpips, plain
 from cmdist.kinds.kind import Parts
 from cmdist.kinds.networks import NETWORKS
 from cmdist.models import TrainedRun, Weights, described, ema_weights, open_run
-from cmdist.nets import released
+from cmdist.nets import group_norm, released
 from cmdist.nets.lpips import load_lpips
 from cmdist.nets.undrawn import Undrawn
 from cmdist.nets.unet import SECOND, UNet
@@ -41,6 +41,7 @@ UNSEEN = {
     "network.time_factor": 1000.0,
     "network.fourier_scale": None,
     "network.double_norm": False,
+    "network.norm_groups": None,
 }
 
 
@@ -243,7 +244,7 @@ def teacher(
         return None
     weights = weights or Weights()
     if config.teacher == "exact":
-        return exact_teacher(data, device, conditional=bool(config.data.classes))
+        return models.exact_teacher(data, device, conditional=bool(config.data.classes))
     if released.is_file(config.teacher):
         released.check_kind(config.teacher, denoising=True)
         found = weights.file(config.teacher, head_channels(config))
@@ -290,27 +291,16 @@ def frozen(config: Config, device: torch.device) -> Denoise | None:
     return load_denoiser(open_run(url), device=device) if url is not None else None
 
 
-def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool) -> Denoise:
-    """The closed-form denoiser of a small data set held in memory. Raises as `check_exact`."""
-    check_exact(data, conditional)
-    ids = range(len(data))
-    images = data.images(ids).to(device).float() / 127.5 - 1.0
-    return FiniteDataSet(images, data.labels(ids).to(device) if conditional else None)
-
-
-def check_exact(data: ShardedImages, conditional: bool, most: int = 100_000) -> None:
-    """The data set can be a teacher. Raises ConfigError above `most` images, DataError if a class has none."""
-    if len(data) > most:
-        raise ConfigError(
-            f"teacher: exact holds the whole data set in memory, for at most {most} images; this one has {len(data)}"
-        )
-    ids = range(len(data))
-    if conditional and len(data.labels(ids).unique()) < len(data.classes):
-        raise DataError(f"teacher: exact needs an image of each of the {len(data.classes)} classes of {data.url}")
-
-
 def head_channels(config: Config) -> int:
-    """Of an attention head: what files in guided-diffusion's layout do not say."""
+    """Of an attention head, which files of weights do not say. Raises ConfigError if the configuration does not say how
+    many groups their normalizations have either, and that is not ADM's 32 at this width.
+    """
+    narrow = [] if getattr(config.network, "norm_groups", 32) else group_norm.narrow(on_meta(config))
+    if narrow:
+        raise ConfigError(
+            "a file of weights does not say how many groups its normalizations have, and at this width that may be 32, "
+            f"as in ADM, or {' and '.join(map(str, narrow))}, as here: set network.norm_groups to 32 or to by_width"
+        )
     return int(getattr(config.network, "head_channels", 64))
 
 

@@ -15,6 +15,7 @@ from cmdist.errors import CmdistError, ConfigError
 from cmdist.schema import MOVED, Config
 from cmdist.sections import Mark, OneOf, Section
 from cmdist.system import files, plain_yaml, urls
+from cmdist.system.typed import shown
 
 _KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
@@ -209,6 +210,15 @@ def _one_of(path: Sequence[str]) -> OneOf | None:
     return found
 
 
+_WORDS = {
+    "tuple_type": "a list is needed, e.g. [0.9999]",
+    "model_type": "a section of keys is needed",
+    "dict_type": "a section of keys is needed",
+    "bool_parsing": "true or false is needed",
+    "bool_type": "true or false is needed",
+}
+
+
 def _refuse_secrets(value: Any, key: str = "") -> None:
     if isinstance(value, dict):
         for name, child in value.items():
@@ -236,11 +246,11 @@ def _sentence(error: ValidationError, tree: Any) -> str:
         return f"unknown key '{key}'; {hint}allowed {kind}: {', '.join(allowed)}{more}"
     if first["type"] == "missing":
         return f"key '{key}' is missing{more}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = _WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
     if not key:
         return f"{message}{more}"
     value = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
-    given = "" if isinstance(value, dict) else f" = {value!r}"
+    given = "" if isinstance(value, dict) else f" = {shown(value)}"
     return f"key '{key}'{given}: {message[0].lower()}{message[1:]}{more}"
 
 

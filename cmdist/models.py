@@ -11,7 +11,10 @@ from cmdist.checkpoints import search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.checkpoints.layout import weights_of_network
 from cmdist.config import Config
-from cmdist.errors import CheckpointError, ConfigError
+from cmdist.core.exact import FiniteDataSet
+from cmdist.core.noise import Denoise
+from cmdist.data.images import ShardedImages
+from cmdist.errors import CheckpointError, ConfigError, DataError
 from cmdist.nets import released
 from cmdist.nets.lpips import SOURCE, fingerprint
 from cmdist.system import sharing, storage
@@ -38,8 +41,13 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
     for key, url in needed.items():
         if url is None or url == "exact":
             continue
+        if not url.strip():
+            raise ConfigError(f"{key} is empty: a run folder, a checkpoint folder or a file of weights is needed")
         if not released.is_file(url):
-            open_run(url)
+            try:
+                open_run(url)
+            except CheckpointError as error:
+                raise type(error)(f"{key}: {error}") from error
         elif not storage.exists(url):
             raise ConfigError(f"{key} {url} is not there")
         elif key == "objective.teacher":
@@ -156,3 +164,22 @@ class Weights:
             run = sharing.once(self._world, lambda: open_run(url))
             self._runs[url] = run, sharing.tensors_once(self._world, lambda: ema_weights(run))
         return self._runs[url]
+
+
+def exact_teacher(data: ShardedImages, device: torch.device, conditional: bool) -> Denoise:
+    """The closed-form denoiser of a small data set held in memory. Raises as `check_exact`."""
+    check_exact(data, conditional)
+    ids = range(len(data))
+    images = data.images(ids).to(device).float() / 127.5 - 1.0
+    return FiniteDataSet(images, data.labels(ids).to(device) if conditional else None)
+
+
+def check_exact(data: ShardedImages, conditional: bool, most: int = 100_000) -> None:
+    """The data set can be a teacher. Raises ConfigError above `most` images, DataError if a class has none."""
+    if len(data) > most:
+        raise ConfigError(
+            f"teacher: exact holds the whole data set in memory, for at most {most} images; this one has {len(data)}"
+        )
+    ids = range(len(data))
+    if conditional and len(data.labels(ids).unique()) < len(data.classes):
+        raise DataError(f"teacher: exact needs an image of each of the {len(data.classes)} classes of {data.url}")

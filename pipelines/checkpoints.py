@@ -158,18 +158,21 @@ def copy(source: str, run_url: str) -> None:
         raise CheckpointError(f"{source} has no committed checkpoint")
     target = storage.join(run_url, "checkpoints", opened.url.rpartition("/")[2])
     theirs = records.read(from_run)
-    if storage.exists(records.url(run_url)):
-        if records.read(run_url)["id"] != opened.commit.get("run"):
-            raise CmdistError(f"{run_url} is another run; copy into a folder of its own")
-    else:
-        records.write(run_url, {"url": from_run} | theirs)  # by its place it is known as a copy
-    for name in ("config.yaml", models.BEFORE):
-        if storage.exists(storage.join(from_run, name)) and not storage.exists(storage.join(run_url, name)):
-            storage.write(storage.join(run_url, name), storage.read(storage.join(from_run, name)))
+    new = not storage.exists(records.url(run_url))
+    if not new and records.read(run_url)["id"] != opened.commit.get("run"):
+        raise CmdistError(f"{run_url} is another run; copy into a folder of its own")
+    if not storage.exists(storage.join(from_run, "config.yaml")):
+        raise CheckpointError(f"{from_run} is not a run folder: it has no config.yaml")
+    opened.verify()  # nothing is written of a damaged one
     copied = Checkpoint(target, opened.step, opened.commit)
     for name in opened.commit["files"]:
         storage.write(storage.join(target, name), opened.read_file(name))
         copied.verify([name])
+    if new:
+        records.write(run_url, {"url": from_run} | theirs)  # by its place it is known as a copy
+    for name in ("config.yaml", models.BEFORE):
+        if storage.exists(storage.join(from_run, name)) and not storage.exists(storage.join(run_url, name)):
+            storage.write(storage.join(run_url, name), storage.read(storage.join(from_run, name)))
     sealed.write(storage.join(target, "COMMIT"), sealed.seal(opened.commit))
     storage.write(storage.join(target, "VERIFIED"), b"")
     print(f"step {opened.step:,} is in {target}, verified")

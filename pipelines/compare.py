@@ -91,6 +91,9 @@ def of_folders(urls: Sequence[str]) -> list[Row]:
             records.append((url, run_record.read(url)))
         except FileNotFoundError:
             raise DataError(f"{url} is not a run folder: it has no run.json") from None
+        if records[-1][1]["tracking_uri"] == "none":
+            raise DataError(f"the run of {url} is not tracked (tracking.uri=none), and figures are read from MLflow")
+    for url, _ in records:
         courier.deliver(tracking.spool_folder(storage.absolute(url)))
     known = {
         place: tracking.runs(*place)

@@ -64,7 +64,9 @@ def to_safetensors(model: Model, out: str) -> None:
     """
     with torch.device("meta"):
         released.check(build.network(model.config), model.weights, model.where)
-    storage.write(storage.join(out, "config.yaml"), configuration.dump(model.config).encode())
+    said = {"network.norm_groups": "by_width"} if getattr(model.config.network, "norm_groups", 32) is None else {}
+    config = configuration.replaced(model.config, said)  # for who reads the file as one of weights
+    storage.write(storage.join(out, "config.yaml"), configuration.dump(config).encode())
     storage.write(storage.join(out, "model.safetensors"), _pack(model.weights))
 
 

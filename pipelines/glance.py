@@ -44,6 +44,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--checkpoint", type=int, required=True, metavar="STEP")
     options = parser.parse_args(arguments)
     run_url = storage.absolute(options.run)
+    with cli.before_start():  # nothing is made before it is known to be right
+        models.open_run(run_url, options.checkpoint)
+        record.read(run_url)
     spool = tracking.spool_folder(run_url)
     spool.mkdir(parents=True, exist_ok=True)
     with (spool / "glance.lock").open("a") as lock:

@@ -96,7 +96,7 @@ class _Origin(Shape):
 class _Run(Shape):
     id: str
     tracking_uri: str
-    experiment: str
+    experiment: str = ""
     name: str | None = None
     url: str | None = None
     origins: Annotated[list[_Origin], Field(default_factory=list)]

@@ -26,7 +26,7 @@ def read(run_url: str) -> dict[str, Any]:
         if isinstance(error, OSError | CmdistError):
             raise
         raise CheckpointError(f"{where} is damaged: {short(error)}; {documents.RUN.remedy}") from error
-    return documents.RUN.check(migrations.RUN.migrate(record, where), where)
+    return {"experiment": "cmdist"} | documents.RUN.check(migrations.RUN.migrate(record, where), where)
 
 
 def write(run_url: str, record: dict[str, Any]) -> None:

@@ -136,10 +136,6 @@ class Cache:
                 problem = "what arrives is not what the index says (size or checksum)"
             except FileNotFoundError as error:
                 raise DataError(f"shard {shard.url} is missing") from error
-            except CmdistError:
-                raise
-            except Exception as error:  # every store has its own exceptions for 'try again'
-                problem = f"{type(error).__name__}: {error}"
             if attempt < ATTEMPTS - 1:
                 time.sleep(PAUSE * 2**attempt)
         part.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from cmdist.errors import ConfigError
+from cmdist.nets.group_norm import regroup
 from cmdist.nets.unet import Precision, UNet
 from cmdist.sections import Positive, PositiveFloat, Section, free, identity
 
@@ -53,18 +54,28 @@ class Adm(Section):
     unshuffle: Annotated[
         Literal[1, 2, 4], identity("pixels a side that become channels of one before the first layer, and back at last")
     ] = 1
+    norm_groups: Annotated[
+        Annotated[int, Field(ge=1, le=1024)] | Literal["by_width"] | None,
+        identity(
+            "of each normalization: 32 as in ADM, or by_width: fewer where one would have under 4 channels; null is "
+            "by_width, but a narrow network's file, which does not say it, is refused"
+        ),
+    ] = None
     checkpoint_activations: Annotated[bool, free("computed again in the backward pass: less memory, slower")] = False
     channels_last: Annotated[bool, free("memory format of the activations")] = False
 
 
 def _adm(keys: Adm, images: Images, precision: Precision) -> nn.Module:
-    return UNet(
+    made = UNet(
         image_size=images.size,
         in_channels=images.channels,
         num_classes=images.classes or None,
         precision=precision,
-        **keys.model_dump(exclude={"kind"}),
+        **keys.model_dump(exclude={"kind", "norm_groups"}),
     )
+    if isinstance(keys.norm_groups, int):
+        regroup(made, keys.norm_groups)
+    return made
 
 
 def _check_adm(keys: Adm, images: Images) -> None:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from cmdist.errors import ConfigError
 from cmdist.nets.forward_mode import tangent_of
 
 _HALVES = (torch.bfloat16, torch.float16)
@@ -12,12 +13,20 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 class GroupNorm(nn.GroupNorm):
     """Group normalization with sums in at least fp32, given back in x's dtype: 32 groups as in ADM, fewer where one
-    would have under 4 channels.
+    would have under 4 channels, unless told otherwise.
     """
 
     def __init__(self, channels: int) -> None:
         most = max(1, min(32, channels // 4))
         super().__init__(next(n for n in range(most, 0, -1) if channels % n == 0), channels)
+
+    def take(self, groups: int) -> None:
+        """Normalise in so many groups. Raises ConfigError if they do not divide the channels."""
+        if self.num_channels % groups:
+            raise ConfigError(
+                f"network.norm_groups {groups} does not divide the {self.num_channels} channels of a normalization"
+            )
+        self.num_groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same, in x's memory format."""
@@ -54,6 +63,21 @@ class GroupNorm(nn.GroupNorm):
         slope = torch.addcmul(slope, tangent, each_channel(inverse))
         with torch.autocast(x.device.type, enabled=False):
             return forward_ad.make_dual(F.group_norm(primal, groups, self.weight, self.bias, self.eps), slope)
+
+
+def regroup(net: nn.Module, groups: int) -> None:
+    """Give each normalization of a network so many groups. Raises ConfigError as `GroupNorm.take`."""
+    for norm in _norms(net):
+        norm.take(groups)
+
+
+def narrow(net: nn.Module) -> list[int]:
+    """The numbers of groups of its normalizations that are not ADM's 32."""
+    return sorted({norm.num_groups for norm in _norms(net)} - {32})
+
+
+def _norms(net: nn.Module) -> list[GroupNorm]:
+    return [module for module in net.modules() if isinstance(module, GroupNorm)]
 
 
 def pixel_norm(x: Tensor) -> Tensor:

@@ -2,15 +2,51 @@
 
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cmdist.errors import StoreDenied
 from cmdist.system.store_errors import answer
 
 _AT_ONCE = 1000  # keys of one request, S3's limit
+_TOGETHER = 8  # parts of an upload at the same time
 _PAGES = 20  # of a listing of uploads; what is left is for the next time
 _NO_LISTS = {"NoSuchUpload", "NotImplemented", "MethodNotAllowed", "AccessDenied", "XNotImplemented"}
 _LATER = {"InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout"}
+
+
+def put_parts(fs: Any, path: str, content: Any, size: int, tried: Callable[[Callable[[], Any]], Any]) -> None:
+    """Write a file in parts of `size` bytes, several at a time, seen together at the end; `content` is sliced.
+
+    `tried` makes each request, again while that may help: a part that fails is sent again, and not the others.
+    """
+    bucket, key, _ = fs.split_path(path)
+    of = {"Bucket": bucket, "Key": key}
+    of["UploadId"] = tried(lambda: fs.call_s3("create_multipart_upload", **of))["UploadId"]
+
+    def send(number: int) -> dict[str, Any]:
+        body = content[(number - 1) * size : number * size]
+        done = tried(lambda: fs.call_s3("upload_part", **of, PartNumber=number, Body=body))
+        return {"PartNumber": number, "ETag": done["ETag"]}
+
+    def complete() -> None:
+        try:
+            fs.call_s3("complete_multipart_upload", **of, MultipartUpload={"Parts": parts})
+        except Exception as error:
+            fs.invalidate_cache(path)
+            # done by the try before, whose answer was lost
+            if answer(error)[0] != "NoSuchUpload" or fs.info(path)["size"] != len(content):
+                raise
+
+    try:
+        with ThreadPoolExecutor(_TOGETHER) as pool:
+            parts = list(pool.map(send, range(1, -(-len(content) // size) + 1)))
+        tried(complete)
+    except BaseException:
+        with contextlib.suppress(Exception):  # else the next start of the run does
+            fs.call_s3("abort_multipart_upload", **of)
+        raise
+    fs.invalidate_cache(path)
 
 
 def erase(fs: Any, path: str) -> None:

@@ -31,7 +31,6 @@ PAUSE = 0.25  # seconds after the first failure; doubles, and a random half is t
 READ_TIMEOUT = 30.0  # seconds without a byte
 LARGE = 64 * 2**20  # bytes from which a file goes to S3 in parts
 PART = 16 * 2**20  # bytes, at least; S3 takes up to 10,000 parts
-CALLS = 3  # tries of each part of a large upload, within an attempt; S3 only
 
 _JITTER = random.SystemRandom()  # not of the run: a pause must not move any seeded generator
 
@@ -49,7 +48,7 @@ def _resolve(url: str) -> tuple[Any, str]:
         options["config_kwargs"] = {
             "connect_timeout": 10,
             "read_timeout": READ_TIMEOUT,
-            "retries": {"mode": "standard", "total_max_attempts": CALLS},
+            "retries": {"mode": "standard", "total_max_attempts": 1},
             "max_pool_connections": 32,
             # S3's own checksums of whole objects break byte ranges on other servers; ours are of every block
             "response_checksum_validation": "when_required",
@@ -59,7 +58,7 @@ def _resolve(url: str) -> tuple[Any, str]:
     except (ValueError, ImportError, TypeError, OSError) as error:
         raise CmdistError(f"{url}: {error}; give a path or a URL that fsspec knows, e.g. s3://bucket/folder") from error
     if hasattr(fs, "retries"):
-        fs.retries = 1  # s3fs would repeat those calls five times
+        fs.retries = 1  # as botocore's above: `_try` alone repeats, else one fault would be met many times over
     return fs, path
 
 
@@ -188,9 +187,7 @@ def write(url: str, data: bytes | Sequence[bytes | memoryview]) -> None:
         return
     if sum(map(len, parts)) >= LARGE and "s3" in fs.protocol:
         large = _EndToEnd(parts)
-        _try(
-            url, lambda: fs.pipe_file(path, large, chunksize=max(PART, len(large) // 5000))
-        )  # parts at the same time, seen together
+        s3.put_parts(fs, path, large, max(PART, len(large) // 5000), lambda action: _try(url, action))
     else:
         whole = parts[0] if len(parts) == 1 else b"".join(parts)
         _try(url, lambda: fs.pipe_file(path, whole))

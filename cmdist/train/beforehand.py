@@ -46,7 +46,7 @@ def check_data(config: Config) -> ShardedImages:
             f"{data.url} lacks {len(missing)} of {len(data.index['shards'])} shards, the first is {missing[0]}"
         )
     if config.teacher == "exact":
-        build.check_exact(data, conditional=bool(config.data.classes))
+        models.check_exact(data, conditional=bool(config.data.classes))
     return data
 
 

@@ -83,6 +83,7 @@ def test_what_a_start_asks_does_not_grow_with_the_ranks(tmp_path: Path, digits: 
     def start(size: int, name: str, steps: int) -> list[dict[str, Any]]:
         record = tmp_path / f"{name}-{steps}"
         more = [*CD, f"objective.teacher={teacher}", "init=teacher", f"run.name={name}", f"train.steps={steps}"]
+        more.append("network.norm_groups=by_width")
         ranks = Ranks(size, tmp_path / f"{record.name}.log", counted, str(record), [settings, *more])
         assert ranks.join(240) == [0] * size, ranks.text
         return [json.loads(Path(f"{record}-{rank}.json").read_text()) for rank in range(size)]

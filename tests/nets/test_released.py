@@ -284,7 +284,8 @@ BASE = """
 objective: consistency_distillation
 run: {name: a}
 data: {url: x, image_size: 8, channels: 1, classes: 10}
-network: {model_channels: 8, channel_mult: [1, 2], num_res_blocks: 1, attention_resolutions: [4], head_channels: 8}
+network: {model_channels: 8, channel_mult: [1, 2], num_res_blocks: 1, attention_resolutions: [4], head_channels: 8,
+          norm_groups: by_width}
 optimizer: {lr: 1.0e-3}
 train: {steps: 10, global_batch: 64, micro_batch: 32, precision: fp32}
 """

@@ -35,6 +35,7 @@ class FaultProxy:
     def __init__(self, upstream: int, seed: int = 0) -> None:
         self.upstream, self.kind, self.rate = upstream, "", 0.0
         self.only = ""  # faults for requests whose first line has this
+        self.left = -1  # how many more of them; -1: no limit
         self.count: Counter[str] = Counter()
         self._draw = random.Random(seed)
         self.port = free_port()
@@ -75,7 +76,9 @@ class FaultProxy:
             parts += part
         body = bytes(parts)
         line = head.split(b"\r\n", 1)[0].decode()
-        spoil = self.kind and self.only in line and self._draw.random() < self.rate
+        self.count["requests"] += 1
+        spoil = self.kind and self.only in line and self.left and self._draw.random() < self.rate
+        self.left -= bool(spoil and self.left > 0)
         if spoil and self.kind in ANSWERS:
             status, code, message = ANSWERS[self.kind]
             text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()

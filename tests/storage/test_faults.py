@@ -31,7 +31,7 @@ def proxy(server: Rclone, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """Between this process and the server; quick to lose patience."""
     between = FaultProxy(server.port)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{between.port}")
-    for name, value in (("PAUSE", 0.002), ("READ_TIMEOUT", 0.4), ("CALLS", 1), ("ATTEMPTS", 9)):
+    for name, value in (("PAUSE", 0.002), ("READ_TIMEOUT", 0.4), ("ATTEMPTS", 9)):
         monkeypatch.setattr(storage, name, value)
     monkeypatch.setattr(saver, "LONGEST_PAUSE", 0.1)
     monkeypatch.setattr(attempts, "BEAT", 0.2)
@@ -92,12 +92,52 @@ def save_and_come_back(
 def test_a_large_upload_survives_in_parts(s3: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     data = torch.arange(5 * 2**20, dtype=torch.int32).numpy().tobytes()  # four parts
     proxy.kind, proxy.rate, proxy.only = "throttled", 0.3, "partNumber"
-    for name, value in (("CALLS", 4), ("READ_TIMEOUT", 30.0), ("LARGE", 2**20), ("PART", 5 * 2**20)):
+    for name, value in (("READ_TIMEOUT", 30.0), ("LARGE", 2**20), ("PART", 5 * 2**20)):
         monkeypatch.setattr(storage, name, value)
     while not proxy.count["throttled"]:
         storage.write(f"{s3}/large", data)
     proxy.rate = 0.0
     assert storage.read(f"{s3}/large") == data
+
+
+USES = {
+    "write": lambda url: storage.write(url, b"x"),
+    "read": storage.read,
+    "ranges": lambda url: storage.read_ranges(url, [(0, 1)]),
+    "exists": storage.exists,
+    "names": lambda url: storage.names(url.rpartition("/")[0]),
+    "remove": storage.remove,
+    "create": lambda url: storage.create(f"{url}-new", b"x"),
+    "large": lambda url: storage.write(url, bytes(11 * 2**20)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_one_layer_asks_again(s3: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, use: str) -> None:
+    """A fault that passes costs one request more, one that lasts as many as there are attempts: layers that each try
+    again would multiply.
+    """
+    for name, value in (("READ_TIMEOUT", 30.0), ("LARGE", 2**20), ("PART", 5 * 2**20), ("ATTEMPTS", 5)):
+        monkeypatch.setattr(storage, name, value)
+
+    def requests(faults: int) -> int:
+        storage.write(f"{s3}/folder/file", b"x")
+        proxy.left = -1
+        storage.remove(f"{s3}/folder/file-new")
+        proxy.kind, proxy.rate, proxy.left = "throttled", 1.0, faults
+        before = proxy.count["requests"]
+        try:
+            USES[use](f"{s3}/folder/file")
+        except StoreError as error:
+            assert faults == -1 and "the store failed 5 times" in str(error)
+        else:
+            assert faults != -1
+        proxy.rate = 0.0
+        return proxy.count["requests"] - before
+
+    usual = requests(0)
+    assert requests(1) == usual + 1
+    assert requests(-1) == 5
 
 
 @pytest.mark.parametrize("kind", ["throttled", "failed", "skewed", "reset"])
@@ -199,8 +239,7 @@ def test_a_store_that_is_down_for_a_while(
         for name, value in environment(own.port).items():
             monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
-        for name, value in (("PAUSE", 0.01), ("CALLS", 1)):
-            monkeypatch.setattr(storage, name, value)
+        monkeypatch.setattr(storage, "PAUSE", 0.01)
         monkeypatch.setattr(saver, "LONGEST_PAUSE", 0.2)
         background = Saver("s3://bucket/run", "id", LAYOUT, World(), max_missed=5)
         background.save(1, snapshot(1))
