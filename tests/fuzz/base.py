@@ -1,6 +1,5 @@
-"""What is damaged: a small data set, a run trained on it and measured, and a configuration; made once."""
+"""What is damaged: a small data set, a run trained on it and measured, and a configuration."""
 
-import shutil
 from pathlib import Path
 
 from ranks import Ranks, run_pipeline
@@ -25,29 +24,16 @@ IMAGES = "128"  # of an evaluation
 EVALUATE = ["ROOT/runs/small", "--n", IMAGES, "--steps", "1"]
 
 
-def make(root: Path) -> Path:
-    """The folder ROOT of which every case gets a copy."""
-    base = root / "ROOT"
+def make(base: Path) -> None:
+    """The folder that every case gets a copy of, at the same place, which its files name."""
     base.mkdir(parents=True)
     make_data(base / "data", n=200)
     (base / "small.yaml").write_text(CONFIG.replace("ROOT", str(base)))
-    done(root / "train.log", "train", [str(base / "small.yaml")])
-    done(root / "evaluate.log", "evaluate", [each.replace("ROOT", str(base)) for each in EVALUATE])
-    return base
+    done(base.parent / "train.log", "train", [str(base / "small.yaml")])
+    done(base.parent / "evaluate.log", "evaluate", [each.replace("ROOT", str(base)) for each in EVALUATE])
 
 
 def done(log: Path, name: str, arguments: list[str]) -> None:
     """A pipeline of which no failure is allowed."""
     ranks = Ranks(1, log, run_pipeline, name, arguments)
     assert ranks.join(300) == [0], ranks.text
-
-
-def place(base: Path, to: Path) -> Path:
-    """A copy of the base with its places in it."""
-    shutil.copytree(base, to)
-    for path in to.rglob("*"):
-        if path.is_file() and path.suffix in (".yaml", ".json", ".jsonl") and path.name != "index.json":
-            content = path.read_bytes()
-            if str(base).encode() in content and b'"seal"' not in content:
-                path.write_bytes(content.replace(str(base).encode(), str(to).encode()))
-    return to

@@ -81,7 +81,10 @@ def json_of(draw: random.Random, content: bytes, seal: Any = None) -> bytes:
     """A JSON file changed as a tree (sealed anew by `seal`), or as bytes."""
     if draw.random() < 0.25:
         return damaged(draw, content)
-    tree = changed(draw, json.loads(content))
+    try:
+        tree = changed(draw, json.loads(content))
+    except ValueError:  # not JSON as a whole
+        return damaged(draw, content)
     if seal is not None and isinstance(tree, dict):
         tree.pop("seal", None)
         try:

@@ -88,7 +88,7 @@ def one(folder: Path, kind: str, seed: int, usual: str | None, root: Path) -> tu
     """A case: what was wrong, the command, and what it said."""
     draw = random.Random(seed)
     folder.mkdir()
-    command = CASES[kind](draw, base.place(root, folder / "ROOT"))
+    command = CASES[kind](draw, Path(shutil.copytree(root, folder / "ROOT")))
     ranks = Ranks(1, folder / "log", run, str(folder), command.name, command.arguments)
     deadline = time.monotonic() + LIMIT
     while ranks.processes[0].exitcode is None and time.monotonic() < deadline:
@@ -109,18 +109,19 @@ def main() -> None:
     kinds = options.kind or sorted(CASES)
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="cmdist-fuzz-") as name:
-        root = base.make(Path(name) / "base")
-        plain = Path(name) / "plain"
-        plain.mkdir()
-        base.place(root, plain / "ROOT")
-        arguments = [f"{plain}/ROOT/runs/small", "--out", f"{plain}/ROOT/samples.png", "--rows", "1", "--steps", "1"]
-        base.done(plain / "log", "sample", arguments)
-        usual = outcome(plain, Command("sample", []))
+        folder, root = Path(name) / "case", Path(name) / "kept"
+        place = folder / "ROOT"
+        base.make(place)
+        arguments = [f"{place}/runs/small", "--out", f"{place}/samples.png", "--rows", "1", "--steps", "1"]
+        base.done(folder / "log", "sample", arguments)
+        usual = outcome(folder, Command("sample", []))
+        (place / "samples.png").unlink()
+        shutil.move(place, root)
+        shutil.rmtree(folder)
         deadline, seed = time.monotonic() + 60 * options.minutes, options.seed if options.case is None else options.case
         print(f"seeds from {seed} on, {options.minutes:g} minutes", flush=True)
         while True:
             kind = kinds[seed % len(kinds)]
-            folder = Path(name) / "case"
             wrong, command, said = one(folder, kind, seed, usual, root)
             shutil.rmtree(folder)
             counts["cases"] += 1
