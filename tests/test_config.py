@@ -73,7 +73,7 @@ def test_flat_names_every_leaf() -> None:
             "key 'train.loss_scale' = 1e+30: input should be less than or equal to 4294967296",
         ),
         ("train.steps=true", "key 'train.steps' = True: input should be a valid integer"),
-        ("data.flip=1", "key 'data.flip' = 1: input should be a valid boolean"),
+        ("data.flip=1", "key 'data.flip' = 1: true or false is needed"),
         ("train.steps='10'", "key 'train.steps' = '10': input should be a valid integer"),
         ("train.steps=1:30", "key 'train.steps' = '1:30': input should be a valid integer"),
         ("train.steps=010", "key 'train.steps' = '010': input should be a valid integer"),
