@@ -60,6 +60,11 @@ class Config(Section):
                 "train.compile with network.checkpoint_activations needs network.dropout 0: "
                 "compiled checkpointing draws its masks in another order, so student and target would not share them"
             )
+        if self.kind.through(self.objective) and getattr(self.network, "checkpoint_activations", False):
+            raise ValueError(
+                f"the gradient of objective.kind {self.kind_name} goes through a derivative of the network here, which "
+                "cannot be computed in pieces again: network.checkpoint_activations must be false"
+            )
         if self.init == "teacher" and self.teacher in (None, "exact"):
             raise ValueError(
                 "init: teacher needs objective.teacher to be a run folder, a checkpoint folder or a file of weights"

@@ -60,6 +60,16 @@ def test_a_derivative_along_a_path_costs_two_passes() -> None:
     assert found.memory["activations"] < 1.3 * plain.memory["activations"]
 
 
+def test_a_gradient_through_the_derivative_costs_its_backward_pass_too() -> None:
+    """Theorem 3: the value and the tangent are two passes, and their backward pass is of four."""
+    keys = ["objective.kind=continuous_distillation", "objective.teacher=runs/t", "objective.gradient=through"]
+    found = plan(config.parse(NARROW, keys), 1)
+    assert 6.9 < found.flops / found.forward_flops < 7.2  # with the teacher's
+    stopped = plan(config.parse(NARROW, keys[:2]), 1)
+    assert 5.9 < stopped.flops / stopped.forward_flops < 6.1
+    assert found.memory["activations"] > 1.5 * stopped.memory["activations"]
+
+
 def test_a_convolution_is_counted_as_two_operations_for_each_product() -> None:
     """Beyond the network's stem and head, by hand: doubling the images doubles, and the stem alone is 2 * 9 * 3 * 32 *
     16 * 16.

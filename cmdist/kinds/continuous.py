@@ -102,8 +102,14 @@ def _continuous(keys: ContinuousTraining, parts: Parts) -> Objective:
 
 
 ROWS: dict[str, Kind] = {
-    "continuous_distillation": Kind(ContinuousDistillation, _continuous, bounded, "consistency", jvp=True),
-    "continuous_training": Kind(ContinuousTraining, _continuous, bounded, "consistency", jvp=True),
-    "scm_distillation": Kind(ScmDistillation, _scm, edm, "consistency", extra=_weighting, jvp=True),
-    "scm_training": Kind(ScmTraining, _scm, edm, "consistency", extra=_weighting, jvp=True),
+    "continuous_distillation": Kind(
+        ContinuousDistillation,
+        _continuous,
+        bounded,
+        "consistency",
+        through=lambda keys: bool(keys.gradient == "through"),
+    ),
+    "continuous_training": Kind(ContinuousTraining, _continuous, bounded, "consistency"),
+    "scm_distillation": Kind(ScmDistillation, _scm, edm, "consistency", extra=_weighting),
+    "scm_training": Kind(ScmTraining, _scm, edm, "consistency", extra=_weighting),
 }

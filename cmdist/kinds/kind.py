@@ -51,7 +51,7 @@ class Kind:
     frozen: Callable[[Any], str | None] = lambda keys: None  # the run or file of a helper that never changes
     extra: Callable[[Any], nn.Module] | None = None  # what is trained beside the network
     second: bool = False  # whether it gives the network a second noise level
-    jvp: bool = False  # whether it differentiates the student forward
+    through: Callable[[Any], bool] = lambda keys: False  # whether its gradient goes through a derivative of the student
 
     @property
     def teacher(self) -> bool:

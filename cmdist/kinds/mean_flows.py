@@ -110,7 +110,7 @@ def _predicted(keys: Any, n: Noise) -> Callable[[Tensor], Scalings]:
 
 
 ROWS: dict[str, Kind] = {
-    "mean_flow": Kind(MeanFlows, _mean_flow, _predicted, "jump", jvp=True, second=True),
-    "improved_mean_flow": Kind(ImprovedMeanFlow, _mean_flow, _predicted, "jump", jvp=True, second=True),
-    "lagrangian": Kind(LagrangianDistillation, _lagrangian, _predicted, "jump", jvp=True, second=True),
+    "mean_flow": Kind(MeanFlows, _mean_flow, _predicted, "jump", second=True),
+    "improved_mean_flow": Kind(ImprovedMeanFlow, _mean_flow, _predicted, "jump", second=True),
+    "lagrangian": Kind(LagrangianDistillation, _lagrangian, _predicted, "jump", second=True, through=lambda keys: True),
 }

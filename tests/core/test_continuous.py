@@ -210,6 +210,13 @@ def test_a_distance_without_the_limit_is_refused(overrides: list[str], sentence:
         made(*overrides)
 
 
+def test_a_gradient_through_the_derivative_refuses_to_compute_activations_again() -> None:
+    again = "network.checkpoint_activations=true"
+    made(*TEACHER, again)
+    with pytest.raises(ConfigError, match="in pieces again: network.checkpoint_activations must be false"):
+        made(*TEACHER, "objective.gradient=through", again)
+
+
 def test_the_curvature_of_features_is_twice_the_square_of_their_jacobian() -> None:
     """H v of d(x, .) at x, against the second derivative of the distance itself."""
 

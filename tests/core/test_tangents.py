@@ -149,3 +149,22 @@ def test_a_compiled_network_is_differentiated_as_it_is_written(monkeypatch: pyte
     with pytest.raises(AssertionError, match="forward mode"):
         net(x, SIGMA, None)
     assert torch.equal(raw_along(Model(net, SCALINGS["edm"]), x, SIGMA, x / 2, None, 11).slope, plain.slope)
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"), [({"channels_last": True}, 1e-5), ({"precision": "bf16"}, 0.06), ({"precision": "fp16"}, 0.01)]
+)
+def test_the_gradient_through_a_slope_hardly_depends_on_how_the_body_is_computed(
+    changes: dict[str, object], most: float
+) -> None:
+    """What Theorem 3 and the Lagrangian loss need of the real network."""
+    x, image = randn(4, 3, 8, 8, seed=2).float(), randn(4, 3, 8, 8, seed=1).float() / 2
+
+    def gradient(**changes: object) -> Tensor:
+        net = unet(dropout=0.3, **changes)
+        along = denoised_along(Model(net, SCALINGS["trigflow"]), x, SIGMA, image, None, 3, gradient=True)
+        whole = along.slope.square().mean() + along.value.square().mean()
+        return torch.cat([each.flatten() for each in torch.autograd.grad(whole, list(net.parameters()))])
+
+    plain = gradient()
+    assert 0 < float((gradient(**changes) - plain).norm() / plain.norm()) < most
