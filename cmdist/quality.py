@@ -1,5 +1,6 @@
 """An evaluation by a configuration: what is asked for, with what the configuration says where nothing is."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +13,14 @@ from cmdist.checkpoints.checkpoint import checksum
 from cmdist.config import Config
 from cmdist.core.noise import Denoise, karras_sigmas
 from cmdist.core.solvers import heun_step, integrate, mean_jump
-from cmdist.errors import DataError
+from cmdist.errors import ConfigError, DataError
 from cmdist.evaluation import extractors, generation, measurement, real, records
 from cmdist.evaluation.generation import Sampler
 from cmdist.evaluation.records import Evaluation, Images, Subject
 from cmdist.models import TrainedRun
-from cmdist.system import cli, storage
+from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
+from cmdist.system.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Asked:
     inception: str | None = None
     dinov2: str | None = None
     references: Sequence[str] = ()  # SPACE=FILE
+    searched: str | None = None  # the metric on which `times` were searched, which the protocol must say
 
 
 def samplers(
@@ -119,7 +122,7 @@ def measure_run(
         subjects.append(Subject(f"{config.run.name} step {run.step}, EMA {ema}", ema, denoise, source))
     run_url = url.rpartition("/checkpoints/")[0]
     with cli.before_start():
-        evaluation = _assembled(config, run_url, run.step, subjects, asked, world)
+        evaluation = assembled(config, run_url, run.step, subjects, asked, world)
     if world.first:  # retention keeps the averages of this step from now on
         storage.create(storage.join(evaluation.folder, f"step-{run.step:010d}.begun"), b"")
     shown = records.evaluate(evaluation, world, tell)
@@ -136,13 +139,16 @@ def measure_file(
     source = {"url": storage.absolute(file), "weights": f"xxh3:{checksum([storage.read(file)])}"}
     subject = Subject(model.title, None, model.denoiser(world.device), source)
     with cli.before_start():
-        evaluation = _assembled(model.config, storage.absolute(folder), 0, [subject], asked, world)
+        evaluation = assembled(model.config, storage.absolute(folder), 0, [subject], asked, world)
     records.evaluate(evaluation, world, tell)
 
 
-def _assembled(
+def assembled(
     config: Config, folder: str, step: int, subjects: Sequence[Subject], asked: Asked, world: World
 ) -> Evaluation:
+    """All that is asked for, with what the configuration says of it; all ranks must call. Raises ConfigError,
+    DataError.
+    """
     data = build.dataset(config, world)
     wanted = extractors.spaces(asked.metrics or extractors.usual(data))
     files = {
@@ -152,7 +158,11 @@ def _assembled(
     spaces = extractors.load(list(wanted), data, files, world.device)
     for extractor in spaces:
         measurement.check(asked.n, extractor, wanted[extractor.space])
-    every = [(s, sampler) for s in subjects for sampler in samplers(config, s.denoise, asked.steps, asked.times)]
+    every = [
+        (s, sampler.searched_on(asked.searched) if asked.searched else sampler)
+        for s in subjects
+        for sampler in samplers(config, s.denoise, asked.steps, asked.times)
+    ]
     references = {}
     if world.first:
         urls = dict(config.evaluation.references) | real.named(asked.references, wanted)
@@ -169,6 +179,17 @@ def _assembled(
         data,
         references,
     )
+
+
+def started(hang_minutes: float, look: Callable[[], object] = lambda: None) -> World:
+    """The ranks of a measurement, none of which waits for another for ever."""
+    if not 0 < hang_minutes < 10**6:
+        raise ConfigError("--hang-minutes must be above 0")
+    watchdog = Watchdog(hang_minutes * 60, "--hang-minutes")
+    watchdog.feed()
+    world = dataclasses.replace(distributed.start(watchdog.seconds + distributed.MARGIN, look), alive=watchdog.feed)
+    world.alive()
+    return world
 
 
 def set_up_process() -> None:

@@ -14,11 +14,10 @@ ranks, with the same result.
 """
 
 import argparse
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
-from cmdist import build, models, quality
+from cmdist import build, models, quality, tuning
 from cmdist.checkpoints import record
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import ConfigError
@@ -28,7 +27,6 @@ from cmdist.evaluation.metrics import table
 from cmdist.quality import Asked
 from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
-from cmdist.system.watchdog import Watchdog
 
 REFERENCE = """Statistics of real images for evaluation, made once.
 
@@ -66,7 +64,10 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--steps", nargs="+", metavar="N|heun", help="default: 1 2, for a denoising run heun")
     parser.add_argument(
-        "--times", nargs="+", type=float, help="noise levels of the multistep sampler; default: sampling.times"
+        "--times",
+        nargs="+",
+        help="noise levels of the multistep sampler, or `search`: those that search_times.py has found; default: "
+        "sampling.times",
     )
     parser.add_argument("--n", type=int, default=5000, help="images (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="image i comes from seed SEED + i (default %(default)s)")
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if not 1 <= options.n <= generation.MOST or not 0 <= options.seed < 2**62 or not 1 <= options.batch <= 2**20:
         raise ConfigError(f"--n must be 1 to {generation.MOST}, --batch 1 to {2**20}, and --seed 0 or more, below 2^62")
+    if options.weights and options.times == ["search"]:
+        raise ConfigError("--times search: times are searched for runs, and kept beside them; --weights has none")
     if options.qkv_order and not options.weights:
         raise ConfigError("--qkv-order is of a file of weights: it needs --weights FILE")
     if (options.weights is None) != (options.out is None) or (
@@ -88,13 +91,14 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(
             "--weights FILE and --out FOLDER go together, and without --ema and --checkpoint, which are of runs"
         )
+    searched = options.times == ["search"]
     asked = Asked(
         options.n,
         options.seed,
         options.batch,
         options.metrics,
         options.steps,
-        options.times,
+        None if searched or options.times is None else [tuning.level(text) for text in options.times],
         options.inception,
         options.dinov2,
         options.reference,
@@ -109,9 +113,9 @@ def main(arguments: Sequence[str]) -> None:
         run = models.open_run(url, options.checkpoint)
         record.read(run.checkpoint.url.rpartition("/checkpoints/")[0])
         with cli.before_start():
-            quality.check(run.config, asked)
+            quality.check(run.config, tuning.with_times(asked, run, options.ema) if searched else asked)
 
-    world = started(options.hang_minutes, look)
+    world = quality.started(options.hang_minutes, look)
     quality.set_up_process()
     with distributed.failing_together(world):
         if options.weights:
@@ -120,19 +124,11 @@ def main(arguments: Sequence[str]) -> None:
         else:
             newest = models.open_run(url, options.checkpoint).step if world.first else 0
             step = distributed.gather(newest, world.control)[0]  # another one may be committed meanwhile
-            quality.measure_run(models.open_run(url, step), asked, world, options.ema, tell)
+            run = models.open_run(url, step)
+            if searched:
+                asked = tuning.with_times(asked, run, options.ema)
+            quality.measure_run(run, asked, world, options.ema, tell)
         distributed.stop(world)
-
-
-def started(hang_minutes: float, look: Callable[[], object] = lambda: None) -> World:
-    """The ranks of a measurement, none of which waits for another for ever."""
-    if not 0 < hang_minutes < 10**6:
-        raise ConfigError("--hang-minutes must be above 0")
-    watchdog = Watchdog(hang_minutes * 60, "--hang-minutes")
-    watchdog.feed()
-    world = dataclasses.replace(distributed.start(watchdog.seconds + distributed.MARGIN, look), alive=watchdog.feed)
-    world.alive()
-    return world
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -182,7 +178,7 @@ def reference(arguments: Sequence[str]) -> None:
             "--reference is for evaluations"
         )
     files = {"inception": options.inception, "dinov2": options.dinov2}
-    world = started(options.hang_minutes)
+    world = quality.started(options.hang_minutes)
     quality.set_up_process()
     with distributed.failing_together(world), cli.before_start():
         if is_file:

@@ -45,7 +45,7 @@ LAYERS = [
     {"pins"},
     {"build"},
     {"plan", "quality", "train.assembly", "train.beforehand", "theory"},
-    {"cost", "train.start"},
+    {"cost", "train.start", "tuning"},
     {"train.telling"},
 ]
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}

@@ -8,7 +8,7 @@ same group, and its image depends on s alone: not on the number of ranks, of ima
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -128,6 +128,10 @@ class Sampler:
     draws: int
     sample: Sample
     described: dict[str, object]
+
+    def searched_on(self, metric: str) -> "Sampler":
+        """The same, with times that were chosen by this metric: its figures are better than those of others for it."""
+        return replace(self, described=self.described | {"times searched on": metric}) if self.draws > 1 else self
 
 
 def one_step(denoise: Denoise, sigma_max: float) -> Sampler:

@@ -47,3 +47,18 @@ def comparison(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
+
+
+def search(probes: Sequence[Sequence[Sequence[float]]], metric: str) -> bytes:
+    """A PNG: the score of each time that was tried, (time, images, score), a plot for each time that was added."""
+    figure = Figure(figsize=(6 * len(probes), 4), layout="constrained")
+    plots = figure.subplots(1, len(probes), squeeze=False)[0]
+    for number, (plot, tried) in enumerate(zip(plots, probes, strict=True), 1):
+        for images in sorted({int(count) for _, count, _ in tried}):
+            points = sorted((time, score) for time, count, score in tried if count == images)
+            plot.plot(*zip(*points, strict=True), marker=".", label=f"{images:,} images")
+        plot.set(xscale="log", xlabel="sigma", ylabel=metric, title=f"time {number + 1}, the earlier ones fixed")
+        plot.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
