@@ -3,6 +3,7 @@ and ends with exit code 1, wherever it is stuck.
 """
 
 import faulthandler
+import sys
 import threading
 import time
 
@@ -25,7 +26,7 @@ class Watchdog:
     def feed(self, longer: float = 0.0) -> None:
         """Something has happened; the next thing may take `longer` seconds more than usual."""
         self._deadline = time.monotonic() + self.seconds + longer
-        faulthandler.dump_traceback_later(self.seconds + longer, exit=True)
+        faulthandler.dump_traceback_later(self.seconds + longer, exit=True, file=sys.__stderr__ or 2)
         if self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()

@@ -49,7 +49,7 @@ def test_it_is_as_good_as_a_full_scan_and_its_times_can_be_used(tmp_path: Path, 
 
 
 def test_a_search_that_is_killed_goes_on_and_makes_nothing_twice(tmp_path: Path, data: Path, monkeypatch) -> None:
-    whole, killed = make_run(tmp_path, "whole", data), make_run(tmp_path, "killed", data)
+    whole, killed = (make_run(tmp_path / name, "ct", data) for name in ("whole", "killed"))
     make, made = records.make, []
 
     def counting(*arguments: Any) -> Any:
@@ -75,7 +75,7 @@ def test_a_search_that_is_killed_goes_on_and_makes_nothing_twice(tmp_path: Path,
 
 
 def test_two_ranks_find_the_same(tmp_path: Path, data: Path) -> None:
-    one, two = make_run(tmp_path, "one", data), make_run(tmp_path, "two", data)
+    one, two = (make_run(tmp_path / name, "ct", data) for name in ("one", "two"))
     call(search_times.main, one, *SMALL)
     ranks = Ranks(2, tmp_path / "log", run_pipeline, "search_times", [str(two), *map(str, SMALL)])
     assert ranks.join() == [0, 0], ranks.text
@@ -99,7 +99,7 @@ def test_what_cannot_be_searched_is_one_sentence(tmp_path: Path, data: Path, arg
 
 
 def test_a_denoiser_has_no_times_and_a_run_without_a_search_says_so(tmp_path: Path, data: Path) -> None:
-    edm, ct = make_run(tmp_path, "edm", data), make_run(tmp_path, "ct", data)
+    edm, ct = make_run(tmp_path, "edm", data, "denoising"), make_run(tmp_path, "ct", data)
     with pytest.raises(ConfigError, match="edm makes a denoiser; times are searched for consistency models"):
         call(search_times.main, edm)
     with pytest.raises(ConfigError, match=r"no times were searched for step .*search_times.py .*/ct` does that"):
