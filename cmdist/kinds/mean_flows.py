@@ -48,7 +48,7 @@ class LagrangianDistillation(Section):
 
     kind: Annotated[Literal["lagrangian"], identity("what is learned")]
     levels: Annotated[Section, OneOf(LEVELS, "sorted")] = SortedLevels(kind="sorted")
-    power: Annotated[Part, identity("p of the weight 1 / (S + c)^p")] = 1.0
+    power: Annotated[Part, identity("p of the weight 1 / (S + c)^p")] = 0.0
     c: Annotated[PositiveFloat, identity("c of that")] = 0.01
     prediction: Annotated[
         Literal["edm", "velocity", "image"],
@@ -60,6 +60,7 @@ class MeanFlows(LagrangianDistillation):
     """MeanFlow."""
 
     kind: Annotated[Literal["mean_flow"], identity("what is learned")]  # type: ignore[assignment]
+    power: Annotated[Part, identity("p of the weight 1 / (S + c)^p")] = 1.0
     distance: Annotated[Section, OneOf(DISTANCES, "l2")] = L2(kind="l2")
     lpips_weight: Annotated[PositiveFloat, identity("of distance lpips, beside the velocity's squared error")] = 0.4
     lpips_below: Annotated[PositiveFloat, identity("the highest sigma that it counts at; 4: a = 0.8")] = 4.0

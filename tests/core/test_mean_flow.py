@@ -77,7 +77,7 @@ def test_the_lagrangian_gradient_goes_through_the_derivative_and_not_through_the
     """For a student that is w of a network, by differences: v(X, r) and the weight stay, u - (a - r) du/dr moves."""
     w = torch.tensor(0.8, dtype=DOUBLE, requires_grad=True)
     student = model(lambda x, s, labels, t: w * some(x, s, labels, t))
-    losses = objective("lagrangian", c=0.02).loss(Networks(student, student), IMAGES, None, DRAW)
+    losses = objective("lagrangian", power=1.0, c=0.02).loss(Networks(student, student), IMAGES, None, DRAW)
     (found,) = torch.autograd.grad(losses.minimised.sum(), w)
 
     def moving(w: float) -> Tensor:
@@ -99,7 +99,7 @@ def test_neither_goal_nor_weight_has_a_gradient(kind: str) -> None:
     """d/dw of S / (sg S + c) for a student that is w of a network, the goal's too."""
     w = torch.tensor(0.8, dtype=DOUBLE, requires_grad=True)
     student = model(lambda x, s, labels, t: w * some(x, s, labels, t))
-    losses = objective(kind, c=0.02).loss(Networks(student, student), IMAGES, None, DRAW)
+    losses = objective(kind, power=1.0, c=0.02).loss(Networks(student, student), IMAGES, None, DRAW)
     (found,) = torch.autograd.grad(losses.minimised.sum(), w)
     fixed = lambda x, s, labels, t: 0.8 * some(x, s, labels, t)  # noqa: E731
     gap = mean_velocity(fixed, Y, R, A) - goal(kind, fixed)

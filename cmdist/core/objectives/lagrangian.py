@@ -23,8 +23,8 @@ class Lagrangian:
     """S / (sg S + c)^p, S = |u - (a - r) du/dr - sg(v(X, r))|^2, the sum over pixels, where v(X, r) is the network's
     own u(X, r, r); where r = a its goal is noise - image, flow matching.
 
-    S is the squared residual, and the gradient goes through the derivative, as the authors let it: with a constant one
-    digits diverge.
+    S is the squared residual, and the gradient goes through the derivative, as the authors let it. Both sides hang on
+    u(y, a, a): where too little learns that, or a weight makes little of it, the goal drifts away with the network.
     """
 
     levels: Levels
