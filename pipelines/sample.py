@@ -2,6 +2,8 @@
 places.
 
 python pipelines/sample.py runs/digits/edm runs/digits/cd runs/digits/ct --out samples.png
+python pipelines/sample.py RUN --seeds 3 14 15 --labels 0 9 --out samples.png
+python pipelines/sample.py RUN --interpolate 3 14 --out between.png
 python pipelines/sample.py CONFIG.yaml --weights cd_imagenet64_lpips.pt --out samples.png     # a released file, as
 CONFIG describes it
 """
@@ -39,10 +41,19 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0, help="the first image's seed (default %(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="these images alone, in a row")
+    parser.add_argument("--labels", nargs="+", type=int, help="a row for each of these classes, of the same seeds")
+    parser.add_argument(
+        "--interpolate", nargs=2, type=int, metavar="SEED", help="a row from the noise of one seed to that of another"
+    )
     parser.add_argument("--out", required=True, help="a file or URL that ends in .png")
     options = parser.parse_args(arguments)
     if not 1 <= options.rows <= 1000 or not 0 <= options.seed < 2**62 or not options.out.endswith(".png"):
         raise ConfigError("--rows must be 1 to 1000, --seed 0 or more, below 2^62, and --out must end in .png")
+    if options.seeds and (options.interpolate or min(options.seeds) < 0):
+        raise ConfigError("--seeds takes numbers of 0 or more, and goes without --interpolate")
+    if options.interpolate and min(options.interpolate) < 0:
+        raise ConfigError("--interpolate takes two seeds of 0 or more")
     if options.weights and (len(options.runs) > 1 or options.ema is not None):
         raise ConfigError(
             "with --weights one configuration file is given, and no --ema: the file holds one set of weights"
@@ -57,6 +68,15 @@ def main(arguments: Sequence[str]) -> None:
             quality.samplers(config, model.denoiser(device), options.steps, options.times),
             quality.shape(config),
         )
+        if options.seeds or options.labels or options.interpolate:
+            asked = generation.Row(options.seeds or [options.seed + i for i in range(10)], options.interpolate)
+            columns = len(asked)
+            layouts.add((columns, shape[1]))
+            labels = generation.labels_of(options.labels, classes)
+            for sampler in samplers:
+                made = torch.cat([asked.images(sampler, shape, label, classes, device) for label in labels])
+                blocks.append((f"{model.title}: {sampler.title}", made))
+            continue
         columns = pictures.columns(classes)
         layouts.add((columns, shape[1]))
         first = -(-options.seed // columns) * columns  # so that the first column is class 0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cmdist import seeding
 from cmdist.core import sampling, solvers
+from cmdist.core.editing import slerp
 from cmdist.core.noise import Denoise, Jump, karras_sigmas, onto
 from cmdist.errors import ConfigError, DataError
 
@@ -115,6 +116,44 @@ def generate(
 def images(task: Task, sample: Sample, device: torch.device) -> Tensor:
     """All of a task's images uint8 (n,C,H,W) on the CPU."""
     return torch.cat([group[task.part(number)].cpu() for number, group in generate(task, sample, device)])
+
+
+@dataclass(frozen=True)
+class Row:
+    """Images of these seeds, or POINTS of them on the way from the noise of one seed to that of another."""
+
+    seeds: Sequence[int]
+    between: Sequence[int] | None = None
+
+    POINTS = 10
+
+    def __len__(self) -> int:
+        return self.POINTS if self.between else len(self.seeds)
+
+    def images(
+        self, sampler: "Sampler", shape: tuple[int, int, int], label: int | None, classes: int, device: torch.device
+    ) -> Tensor:
+        """uint8 (n,C,H,W) on the CPU, of class `label` (None: seed % classes, of the first seed on the way)."""
+        if self.between:
+            ends = noises(self.between, sampler.draws, shape)
+            weights = torch.linspace(0, 1, self.POINTS)
+            noise = torch.stack([slerp(first, last, weights) for first, last in ends])
+            numbers = [self.between[0]] * self.POINTS
+        else:
+            noise, numbers = noises(self.seeds, sampler.draws, shape), list(self.seeds)
+        chosen = [seed % classes if label is None else label for seed in numbers] if classes else None
+        labels = None if chosen is None else torch.tensor(chosen, device=device)
+        with torch.inference_mode():
+            return to_uint8(sampler.sample(noise.to(device), labels)).cpu()
+
+
+def labels_of(labels: Sequence[int] | None, classes: int) -> Sequence[int | None]:
+    """The classes of rows; None is a row in which each seed has its own. Raises ConfigError."""
+    if labels and not classes:
+        raise ConfigError("--labels was given, and this model has no classes")
+    if wrong := [label for label in labels or () if not 0 <= label < classes]:
+        raise ConfigError(f"--labels {wrong[0]}: 0 ... {classes - 1} are allowed")
+    return labels or [None]
 
 
 @dataclass(frozen=True)
