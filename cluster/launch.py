@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--steps {wrong[0]}: a number of steps or 'heun' is allowed")
 
     nodes = [f"--nodes={options.nodes}"] if options.nodes else []
-    steps = options.steps or config.usual_steps
+    steps = options.steps or config.usual_steps()
     each = [f"--ema {decay} --steps {n}" for decay, n in product(options.ema or config.train.ema, steps)]
     training = submit([*common, *nodes, script, options.config, *options.overrides], "TRAINING", options.dry_run)
     try:

@@ -12,11 +12,9 @@ import torch
 from torch import nn
 
 from cmdist import config as configuration
-from cmdist import models
 from cmdist.checkpoints.layout import Trained, network_of, refuse_untrained
 from cmdist.config import Config
 from cmdist.core import distances, preconditioning
-from cmdist.core.noise import Denoise
 from cmdist.core.objectives.base import At, Objective
 from cmdist.data.cache import Cache, default_folder
 from cmdist.data.images import ShardedImages, open_dataset
@@ -69,11 +67,12 @@ def lowered(module: nn.Module) -> nn.Module:
     are used in.
     """
     made = copy.deepcopy(module).requires_grad_(False)
-    _lower(network_of(made))
+    lower(network_of(made))
     return made
 
 
-def _lower(net: nn.Module) -> None:
+def lower(net: nn.Module) -> None:
+    """Keep the weights of a network that does not learn in the precision that they are used in."""
     if isinstance(net, UNet):
         net.lower()
 
@@ -187,16 +186,17 @@ def load_denoiser(
     """The network of a checkpoint with the weights of an average, ready to call; evaluation mode, no gradient to the
     weights.
     """
-    return _ready(run.config, ema_weights(run, ema), run.checkpoint.url, device)
+    return ready(run.config, ema_weights(run, ema), run.checkpoint.url, device)
 
 
-def _ready(
+def ready(
     config: Config,
     weights: Mapping[str, torch.Tensor],
     where: str,
     device: torch.device | str,
     made: Callable[[Config, nn.Module], preconditioning.Model] | None = None,
 ) -> preconditioning.Model:
+    """The network of a configuration with weights of `where`; evaluation mode, no gradient to the weights."""
     with Undrawn():
         net = network(config)
     released.load(net, weights, where)
@@ -214,7 +214,7 @@ class Model:
 
     def denoiser(self, device: torch.device | str = "cpu") -> preconditioning.Model:
         """Ready to call; evaluation mode, no gradient to the weights."""
-        return _ready(self.config, self.weights, self.where, device)
+        return ready(self.config, self.weights, self.where, device)
 
 
 def open_model(
@@ -230,65 +230,6 @@ def open_model(
         return Model(f"{run.config.run.name}, step {run.step}", run.config, ema_weights(run, ema), run.checkpoint.url)
     config = described(url, file)
     return Model(file.rpartition("/")[2], config, released.read(file, head_channels(config), qkv_order), file)
-
-
-def teacher(
-    config: Config, data: ShardedImages, device: torch.device, weights: Weights | None = None
-) -> Denoise | None:
-    """The denoiser that distillation follows: a trained run, a file, or the data's closed form. Raises CheckpointError,
-    ConfigError.
-
-    A file has no configuration of its own: it is a denoiser with EDM's scalings and this run's `network.*`.
-    """
-    if config.teacher is None:
-        return None
-    weights = weights or Weights()
-    if config.teacher == "exact":
-        return models.exact_teacher(data, device, conditional=bool(config.data.classes))
-    if released.is_file(config.teacher):
-        released.check_kind(config.teacher, denoising=True)
-        found = weights.file(config.teacher, head_channels(config))
-        return _teacher(
-            config,
-            _ready(config.as_denoiser(), found, f"teacher {config.teacher}", device, denoiser_of),
-        )
-    run, found = weights.run(config.teacher)
-    check_teacher(config, run.config)
-    theirs = run.config
-    # its weights and architecture, computed as this run computes: a file's are, and the plan counts on it
-    how = {"precision": config.train.precision}, {"channels_last": getattr(config.network, "channels_last", False)}
-    theirs = theirs.model_copy(
-        update={"train": theirs.train.model_copy(update=how[0]), "network": theirs.network.model_copy(update=how[1])}
-    )
-    return _teacher(config, _ready(theirs, found, run.checkpoint.url, device))
-
-
-def check_teacher(config: Config, theirs: Config) -> None:
-    """A run of the configuration `theirs` can be the teacher. Raises ConfigError."""
-    if theirs.kind.makes != "denoiser":
-        raise ConfigError(
-            f"teacher {config.teacher} is no denoiser, its objective is {theirs.kind_name}; a teacher must be one"
-        )
-    for key in ("image_size", "channels", "classes"):
-        there, here = getattr(theirs.data, key), getattr(config.data, key)
-        if there != here:
-            raise ConfigError(
-                f"teacher {config.teacher} has data.{key} {there}, this run has {here}; they must be equal"
-            )
-
-
-def _teacher(config: Config, made: preconditioning.Model) -> Denoise:
-    assert isinstance(made.net, nn.Module)
-    if not config.kind.teacher_is_student:  # else these are where a state in fp32 begins
-        _lower(made.net)
-    compiled(config, made.net)
-    return made
-
-
-def frozen(config: Config, device: torch.device) -> Denoise | None:
-    """The objective's helper that never changes, of a run. Raises CheckpointError."""
-    url = config.kind.frozen(config.objective)
-    return load_denoiser(open_run(url), device=device) if url is not None else None
 
 
 def head_channels(config: Config) -> int:

@@ -22,7 +22,7 @@ from cmdist.system.distributed import World
 
 
 def check_weights(config: Config, run_url: str, mode: str) -> None:
-    """The teacher, the weights of LPIPS and, unless run.json is there, the start are there if the run needs them;
+    """Teacher, helper, weights of LPIPS and, unless run.json is there, the start are there if the run needs them;
     nothing is loaded.
 
     `mode` is that of --resume. Raises CheckpointError, ConfigError.
@@ -30,6 +30,8 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
     needed: dict[str, str | None] = {}
     if config.teacher is not None:
         needed["objective.teacher"] = config.teacher
+    if config.frozen is not None:
+        needed[f"objective.{config.kind.frozen}"] = config.frozen
     start = ("objective.teacher", config.teacher) if config.init == "teacher" else ("init", config.init)
     if (
         start[1]
@@ -43,7 +45,7 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
             continue
         if not url.strip():
             raise ConfigError(f"{key} is empty: a run folder, a checkpoint folder or a file of weights is needed")
-        if not released.is_file(url):
+        if key == f"objective.{config.kind.frozen}" or not released.is_file(url):
             try:
                 open_run(url)
             except CheckpointError as error:

@@ -26,6 +26,8 @@ def named(config: Config) -> dict[str, str]:
     found = {}
     if config.teacher and config.teacher != "exact":
         found["objective.teacher"] = config.teacher
+    if config.frozen:
+        found[f"objective.{config.kind.frozen}"] = config.frozen
     if config.init and config.init != "teacher":
         found["init"] = config.init
     return found

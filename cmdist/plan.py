@@ -73,7 +73,7 @@ def plan(config: Config, ranks: int) -> Plan:
     peak = float(step.peak)
     t, state = config.train, 4.0 * parameters  # bytes of one fp32 copy
     share = state / ranks
-    partitioned = t.zero_stage > 0
+    partitioned, changing = t.zero_stage > 0, config.kind.teacher_is_student
     memory = {
         "weights": state,
         "gradients": share if t.zero_stage == 2 else state,
@@ -82,12 +82,13 @@ def plan(config: Config, ranks: int) -> Plan:
         "moments": 2 * (share if partitioned else state),
         f"averages ({len(t.ema)})": len(t.ema) * share,
         "target": state + low if build.needs_target(config) else 0.0,
-        "teacher": state - low if config.teacher not in (None, "exact") else 0.0,
+        "teacher": state + (low if changing else -low) if config.teacher not in (None, "exact") else 0.0,
+        "frozen helper": state - low if config.frozen else 0.0,
         "LPIPS": float(sum(p.nbytes for p in perceptual.parameters())) if perceptual else 0.0,
         "activations": peak,
         "allocator and libraries (assumed)": FRAGMENTATION * peak + LIBRARIES,
     }
-    copies = 3 + len(t.ema) + (1 if build.needs_target(config) else 0)
+    copies = 3 + len(t.ema) + (1 if build.needs_target(config) else 0) + changing
     return Plan(
         parameters=parameters,
         forward_flops=forward.flops / t.micro_batch,

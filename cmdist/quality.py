@@ -44,14 +44,18 @@ def samplers(
     denoise: Callable[..., Tensor],
     steps: Sequence[str] | None = None,
     times: Sequence[float] | None = None,
+    step: int | None = None,
 ) -> list[Sampler]:
-    """The ways to make images that were asked for, else the usual ones of the objective. Raises ConfigError."""
+    """The ways to make images that were asked for, else the usual ones of the objective after so many steps of training
+    (None: all). Raises ConfigError.
+    """
     noise = config.noise
     return generation.samplers(
         denoise,
-        steps or config.usual_steps,
+        steps or config.usual_steps(step),
         times or config.sampling.times,
         makes=config.kind.makes,
+        n_steps=config.student_steps(step),
         ode_steps=config.sampling.ode_steps,
         sigma_min=noise.sigma_min,
         sigma_max=noise.sigma_max,
@@ -161,7 +165,7 @@ def assembled(
     every = [
         (s, sampler.searched_on(asked.searched) if asked.searched else sampler)
         for s in subjects
-        for sampler in samplers(config, s.denoise, asked.steps, asked.times)
+        for sampler in samplers(config, s.denoise, asked.steps, asked.times, step or None)
     ]
     references = {}
     if world.first:

@@ -69,6 +69,8 @@ class Config(Section):
             raise ValueError(
                 "init: teacher needs objective.teacher to be a run folder, a checkpoint folder or a file of weights"
             )
+        if sentence := self.kind.check(self):
+            raise ValueError(f"objective.kind {self.kind_name}: {sentence}")
         if self.kind.second != getattr(self.network, "second_time", self.kind.second):
             raise ValueError(
                 f"objective.kind {self.kind_name} "
@@ -113,6 +115,11 @@ class Config(Section):
         return getattr(self.objective, "teacher", None)
 
     @property
+    def frozen(self) -> str | None:
+        """The run of a helper that never changes, if the objective has one."""
+        return getattr(self.objective, self.kind.frozen) if self.kind.frozen else None
+
+    @property
     def start(self) -> str | None:
         """Whose weights the run starts from: a run, a checkpoint or a file; None: random."""
         return self.teacher if self.init == "teacher" else self.init
@@ -122,10 +129,16 @@ class Config(Section):
         """Of the network."""
         return float(getattr(self.network, "dropout", 0.0))
 
-    @property
-    def usual_steps(self) -> list[str]:
-        """The samplers of evaluation, by name, the fastest first."""
+    def usual_steps(self, step: int | None = None) -> list[str]:
+        """The samplers of evaluation after so many steps of training, None: all, by name; the fastest first."""
+        if self.kind.steps is not None:
+            return [str(self.student_steps(step))]
         return ["heun"] if self.kind.makes == "denoiser" else ["1", str(len(self.sampling.times))]
+
+    def student_steps(self, step: int | None = None) -> int | None:
+        """How many steps of a fixed grid the student was trained for, if it was, after so many steps of training."""
+        steps = self.train.steps if step is None else step
+        return self.kind.steps(self.objective, steps) if self.kind.steps is not None else None
 
     @property
     def second_time(self) -> bool:

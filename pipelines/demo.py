@@ -110,7 +110,7 @@ def missing_figures(root: str, seed: int, name: str) -> bool:
     ]
     records = [json.loads(storage.read(f"{folder}/{f}")) for f in files]
     full = [record for record in records if record["protocol"]["n"] > config.train.glance_images]
-    return len(full) < len(config.usual_steps)
+    return len(full) < len(config.usual_steps())
 
 
 def start_side_by_side(root: Path, what: str, jobs: Sequence[Job]) -> None:

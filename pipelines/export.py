@@ -30,6 +30,8 @@ from cmdist.nets import diffusers, released
 from cmdist.nets.unet import UNet
 from cmdist.system import cli, storage
 
+LEVELS = 1281  # of the scheduler's grid where the objective has none: improved CT's finest
+
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,7 +91,7 @@ def to_diffusers(model: Model, out: str) -> None:
     if not (isinstance(network, Adm) and isinstance(net, UNet)):
         raise ConfigError(f"{model.where}: diffusers' pipeline takes network kind adm (--format safetensors takes any)")
     released.check(net, model.weights, model.where)
-    n_timesteps = int(build.numbers(config, config.train.steps)["n_timesteps"])
+    n_timesteps = int(build.numbers(config, config.train.steps).get("n_timesteps", LEVELS))
     files = {
         "unet/config.json": diffusers.unet_config(net, network.channel_mult, network.num_res_blocks),
         "scheduler/scheduler_config.json": diffusers.scheduler_config(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from cmdist import build, models, pins, quality, seeding
+from cmdist import build, models, pins, quality, seeding, teachers
 from cmdist import config as configuration
 from cmdist.checkpoints import record
 from cmdist.config import Config
@@ -67,7 +67,7 @@ def look(run_url: str, step: int, spool: Path) -> None:
     stem = storage.join(run_url, "glances", f"step-{step:010d}")
     if stored.seen(f"{stem}.json") != weights:
         data, denoise = build.dataset(config), build.load_denoiser(run, device=device)
-        samplers, classes = quality.samplers(config, denoise), config.data.classes
+        samplers, classes = quality.samplers(config, denoise, step=step), config.data.classes
         grids = glance.sample_grids(samplers, quality.shape(config), classes, device, stem, spool)
         consistency = quality.consistency(config, denoise)
         figures = {} if consistency is None else validate(config, data, consistency, device)
@@ -100,7 +100,7 @@ def measure(run: TrainedRun, device: torch.device) -> None:
             )
             return
         metrics = ["kid"]  # so few images are too few for a Frechet distance in Inception's 2048 features
-    asked = Asked(config.train.glance_images, metrics=metrics, steps=config.usual_steps[:1])
+    asked = Asked(config.train.glance_images, metrics=metrics, steps=config.usual_steps(run.step)[:1])
     quality.measure_run(run, asked, World(device=device), None, partial(print, flush=True))
 
 
@@ -110,7 +110,7 @@ def validate(config: Config, data: ShardedImages, consistency: Denoise, device: 
     images = data.images(ids).to(device).float() / 127.5 - 1.0
     labels = data.labels(ids).to(device) if config.data.classes else None
     noises = torch.randn(images.shape, generator=seeding.generator("cpu", 0, "validation")).to(device)
-    teacher = build.teacher(configuration.replaced(config, {"train.compile": False}), data, device)
+    teacher = teachers.teacher(configuration.replaced(config, {"train.compile": False}), data, device)
     sigmas = karras_sigmas(LEVELS, noise.sigma_min, noise.sigma_max, noise.rho)
     return glance.validate(consistency, teacher, images, noises, labels, sigmas, noise.sigma_max)
 

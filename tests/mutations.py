@@ -21,6 +21,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONSISTENCY, ECT = "core/objectives/consistency.py", "core/objectives/ect.py"
+TCM, CMT, SOLVERS = "core/objectives/tcm.py", "core/objectives/cmt.py", "core/solvers.py"
+NOISE, PROGRESSIVE = "core/noise.py", "core/objectives/progressive.py"
 ALPHA_FLOW, FLOW = "core/objectives/alpha_flow.py", "core/flow.py"
 MEAN_FLOW, LAGRANGIAN = "core/objectives/mean_flow.py", "core/objectives/lagrangian.py"
 SCM, CONTINUOUS, TANGENTS = "core/objectives/scm.py", "core/objectives/continuous.py", "core/tangents.py"
@@ -103,6 +105,38 @@ MUTATIONS: dict[str, Mutated] = {
             (CONSISTENCY, "with torch.no_grad(), same_dropout(draw", "with same_dropout(draw"),
         ),
     ),
+    "truncated_consistency_training": Mutated(
+        "tests/core/test_tcm.py",
+        (
+            (TCM, "draw.sigma_next < self.boundary", "draw.sigma_next <= draw.sigma"),
+            (TCM, "goals[0], goals[1])", "goals[1], goals[0])"),
+            (TCM, "self.boundary_weight * n / max(some, 1), n / max(n - some, 1)", "self.boundary_weight, 1.0"),
+            (TCM, "with torch.no_grad(), same_dropout(draw", "with same_dropout(draw"),
+            (TCM, "for sigma in (draw.sigma, draw.sigma_next))", "for sigma in (draw.sigma_next, draw.sigma))"),
+            (NOISE, "density = s.cosh() ** -df", "density = s.cosh() ** -(df + 1)"),
+            (NOISE, "t = sqrt(df) * (s[i - 1]", "t = (s[i - 1]"),
+        ),
+    ),
+    "consistency_mid_training": Mutated(
+        "tests/core/test_cmt.py",
+        (
+            (CMT, "path[-1], labels, draw)", "path[0], labels, draw)"),
+            (
+                CMT,
+                "        with torch.no_grad():\n            path",
+                "        with torch.enable_grad():\n            path",
+            ),
+            (CMT, "path[:-1][some], sigmas[:-1][some]", "path[:-1][some], sigmas[1:][some]"),
+            (CMT, "torch.cat(distances).mean(0)", "torch.cat(distances).sum(0)"),
+            (SOLVERS, "denoised + (denoised - before)", "denoised - (denoised - before)"),
+            (SOLVERS, "(2 * log(levels[i - 1] / sigma))", "log(levels[i - 1] / sigma)"),
+            (
+                CMT,
+                "torch.cat([draw.sigma.new_full((b,), value) for value in sigmas])",
+                "torch.cat([draw.sigma.new_full((b,), value) for value in sigmas[::-1]])",
+            ),
+        ),
+    ),
     "alpha_flow": Mutated(
         "tests/core/test_alpha_flow.py",
         (
@@ -122,6 +156,23 @@ MUTATIONS: dict[str, Mutated] = {
                 "        with torch.enable_grad():\n            goal",
             ),
             (ALPHA_FLOW, "bare_student(x, sigma, labels, sigma)", "bare_student(x, sigma, labels, sigma_next)"),
+        ),
+    ),
+    "progressive_distillation": Mutated(
+        "tests/core/test_progressive.py",
+        (
+            (PROGRESSIVE, "return (1 - part) * first + part * second", "return part * first + (1 - part) * second"),
+            (PROGRESSIVE, "(1 - end / half) / (1 - end / sigma)", "(1 - end / half) / (1 - half / sigma)"),
+            (PROGRESSIVE, "self.steps if n > 2 else 2 * self.steps", "self.steps if n > 1 else 2 * self.steps"),
+            (PROGRESSIVE, "step >= begin + self._length(n)", "step > begin + self._length(n)"),
+            (PROGRESSIVE, "self.grid(2 * n + 1)", "self.grid(2 * n)"),
+            (
+                PROGRESSIVE,
+                "        with torch.no_grad():\n            goal",
+                "        with torch.enable_grad():\n            goal",
+            ),
+            (PROGRESSIVE, "boundary = step > 0 and", "boundary ="),
+            (NOISE, "(sigma**-2).clamp_min(1.0)", "(sigma**-2).clamp_max(1.0)"),
         ),
     ),
 }

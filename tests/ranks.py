@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,44 @@ def traced(record: str, arguments: list[str]) -> None:
     Trainer._losses = trace  # type: ignore[method-assign]
     pipeline("train").main(arguments)
     Path(f"{record}-{os.environ['RANK']}.json").write_text(json.dumps(lines))
+
+
+def killed_in_step(step: int, arguments: list[str]) -> None:
+    """pipelines/train.py, until SIGKILL in the middle of a step; the checkpoint that is under way is committed
+    before.
+    """
+    from cmdist.train.trainer import Trainer
+
+    losses = Trainer._losses
+
+    def last(self: Trainer, *rest: Any) -> Any:
+        if self.step == step:
+            self.saver.wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return losses(self, *rest)
+
+    Trainer._losses = last  # type: ignore[method-assign]
+    pipeline("train").main(arguments)
+
+
+def in_turn(record: str, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+    """In one rank: each call in a process of its own, forked from here; their exit codes in order go to `record`."""
+    port, codes = int(os.environ["MASTER_PORT"]), []
+    for number, (function, arguments) in enumerate(calls):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                os.environ["MASTER_PORT"] = str(port + 1000 * (number % 2) + number)
+                function(*arguments)
+                code = 0
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    Path(f"{record}-{os.environ['RANK']}.json").write_text(json.dumps(codes))

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -63,7 +64,7 @@ def make_run(
     root: Path,
     name: str,
     data: Path,
-    objective: str = "consistency_training",
+    objective: str | dict[str, Any] = "consistency_training",
     step: int = 10,
     emas: tuple[float, ...] = (0.9, 0.5),
     **more: object,

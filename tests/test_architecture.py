@@ -44,6 +44,7 @@ LAYERS = [
     {"models"},
     {"pins"},
     {"build"},
+    {"teachers"},
     {"plan", "quality", "train.assembly", "train.beforehand", "theory"},
     {"cost", "train.start", "tuning"},
     {"train.telling"},

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cmdist import build, config, models
+from cmdist import build, config, models, teachers
 from cmdist.errors import ConfigError
 from cmdist.nets.unet import UNet
 from runs import make_data, make_run
@@ -31,7 +31,7 @@ def test_a_teacher_is_computed_as_its_students_run_computes(tmp_path: Path) -> N
         "network.dropout=0.3",
     ]
     student = config.load(write_config(tmp_path, str(data)), overrides)
-    made = build.teacher(student, build.dataset(student), torch.device("cpu"))
+    made = teachers.teacher(student, build.dataset(student), torch.device("cpu"))
     net = made.net  # type: ignore[union-attr]
     assert isinstance(net, UNet)
     assert (net.precision, net.memory_format, net.dropout, net.training) == ("bf16", torch.channels_last, 0.0, False)
@@ -64,7 +64,7 @@ def test_a_student_with_a_second_noise_level_starts_from_a_denoiser_and_follows_
         student = student.model_copy(update={"network": network})
         net = build.network(student)
         build.initialise(student, net)
-        followed = build.teacher(student, build.dataset(student), torch.device("cpu"))
+        followed = teachers.teacher(student, build.dataset(student), torch.device("cpu"))
         assert followed is not None
         denoised = build.denoiser_of(student, net.eval())(x, sigma, labels, sigma / 2)
         assert torch.equal(denoised, followed(x, sigma, labels))

@@ -102,6 +102,41 @@ def test_an_impossible_configuration_is_one_sentence(override: str, says: str) -
     assert "\n" not in str(error.value)
 
 
+PD = ["objective.kind=progressive_distillation", "objective.teacher=runs/edm", "init=teacher"]
+
+TCM = ["objective.kind=truncated_consistency_training", "objective.first=runs/ect", "init=runs/ect"]
+TCM += ["sampling.times=[80.0, 1.0]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["objective.kind=alpha_flow"],
+            "objective.kind alpha_flow gives the network a second noise level: it needs network.second_time true",
+        ),
+        (
+            ["network.second_time=true"],
+            "objective.kind denoising gives the network one noise level: network.second_time must be false",
+        ),
+        ([*PD, "init=null"], "the student begins as its teacher: init must be teacher, not null"),
+        ([*PD, "init=runs/other"], "the student begins as its teacher: init must be teacher, not runs/other"),
+        ([*PD, "objective.teacher=exact"], "key 'objective.teacher' = 'exact': the student becomes the teacher, so"),
+        ([*PD, "objective.first_steps=12"], "key 'objective.first_steps' = 12: it is halved down to 1, so it must be"),
+        (["objective.kind=truncated_consistency_training"], "key 'objective.first' is missing"),
+        ([*TCM, "init=null"], "the student begins as the first stage: init must be runs/ect, not null"),
+        ([*TCM, "objective.boundary=80.0"], "boundary (80.0) must lie between noise.sigma_min (0.002) and"),
+        ([*TCM, "train.micro_batch=2"], "boundary_share (0.25) of train.micro_batch (2) is less than one image"),
+        ([*TCM, "sampling.times=[80.0, 0.8]"], "sampling.times must not go below the boundary (1.0)"),
+        (["objective.kind=easy_consistency_tuning", "objective.q=1.0"], "key 'objective.q' = 1.0: input should be gr"),
+    ],
+)
+def test_an_impossible_objective_is_one_sentence(overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.parse(BASE, overrides)
+    assert says in str(error.value) and error.value.exit_code == 2 and "\n" not in str(error.value)
+
+
 def test_compiled_checkpointing_with_dropout_is_refused() -> None:
     both = ["train.compile=true", "network.checkpoint_activations=true"]
     config.parse(BASE, both)

@@ -52,6 +52,7 @@ OTHERS = {  # where neither another choice nor a little more would do
     "noise.sigma_min": 0.003,
     "noise.sigma_max": 79.5,
     "objective.distance.c": 0.1,
+    "objective.first_steps": 64,
     "objective.curriculum.mu0": 0.5,
     "optimizer.betas": [0.5, 0.9],
     "train.ema": [0.5],
@@ -112,7 +113,7 @@ def another(name: str, key: str) -> Any:
     if isinstance(value, float):
         return value / 2 if value else 0.25
     texts = [c for c in choices if isinstance(c, str) and c != value]
-    return texts[0] if texts else 7 if "Positive" in str(field(name, key).annotation) else "elsewhere"
+    return texts[0] if texts else 7 if "int" in str(field(name, key).annotation) else "elsewhere"
 
 
 def field(name: str, key: str) -> Any:

@@ -102,7 +102,7 @@ ROW = Kind(
     lambda keys, n: consistency_scalings(n.sigma_data, n.sigma_min),
     "consistency",
     teacher_is_student=True,
-    frozen=lambda keys: keys.helper,
+    frozen="helper",
     extra=lambda keys: Head(),
 )
 NETWORK_ROW = Network(ToyNetKeys, lambda keys, images, precision: ToyNet(images, keys.width), lambda keys, images: None)

@@ -5,7 +5,7 @@ the data.
 """
 
 from collections.abc import Callable
-from math import erf, log, sqrt
+from math import asinh, erf, log, sqrt
 
 import torch
 from torch import Tensor
@@ -89,6 +89,25 @@ def lognormal_between(n: int, mean: float, std: float, low: float, high: float, 
     return torch.exp(mean + std * normal).clamp(low, high).float()
 
 
+def student_t_between(
+    n: int, df: float, mean: float, std: float, low: float, high: float, generator: torch.Generator
+) -> Tensor:
+    """n noise levels with ln sigma = mean + std T, T of Student's law, truncated to low <= sigma <= high.
+
+    In s = asinh(T / sqrt(df)) the density is cosh(s)^-df, which a table's trapezoids integrate however small df is.
+    """
+    first, last = (asinh((log(end) - mean) / (std * sqrt(df))) for end in (low, high))
+    s = torch.linspace(first, last, 4097, dtype=torch.float64)
+    density = s.cosh() ** -df
+    cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), (density[1:] + density[:-1]).cumsum(0)])
+    s, cumulative = onto(s, generator.device), onto(cumulative / cumulative[-1], generator.device)
+    u = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
+    i = torch.searchsorted(cumulative, u, right=True).clamp(1, len(s) - 1)
+    part = (u - cumulative[i - 1]) / (cumulative[i] - cumulative[i - 1])
+    t = sqrt(df) * (s[i - 1] + part * (s[i] - s[i - 1])).sinh()
+    return torch.exp(mean + std * t).clamp(low, high).float()
+
+
 def uniform_index(n: int, sigmas: Tensor, generator: torch.Generator) -> Tensor:
     """n indices i in 0 ... N - 2, each as likely: the pair (sigmas[i], sigmas[i + 1]) (paper, Algorithms 2 and 3)."""
     return torch.randint(0, len(sigmas) - 1, (n,), generator=generator, device=generator.device)
@@ -118,6 +137,11 @@ def uniform(sigma: Tensor, sigma_next: Tensor) -> Tensor:
 def inverse_gap(sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """Weight 1 / (sigma - sigma_next) (improved CT, section 3.1)."""
     return 1.0 / (sigma - sigma_next)
+
+
+def truncated_snr(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """max(sigma^-2, 1): the signal-to-noise ratio for data of variance 1, not below 1 (progressive distillation)."""
+    return (sigma**-2).clamp_min(1.0)
 
 
 def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:

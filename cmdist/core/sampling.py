@@ -12,8 +12,9 @@ from torch import Tensor
 from cmdist.core.noise import Denoise, Jump
 from cmdist.core.solvers import Step, integrate, walk
 
-# What a trained network is, and so how it is sampled: D; f to sigma_min; jumps between any two noise levels.
-Makes = Literal["denoiser", "consistency", "jump"]
+# What a trained network is, and so how it is sampled: D; f to sigma_min; jumps between any two noise levels; a fixed
+# number of Euler steps.
+Makes = Literal["denoiser", "consistency", "jump", "steps"]
 
 
 @torch.no_grad()

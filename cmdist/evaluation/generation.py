@@ -205,6 +205,17 @@ def jumps(jump: Jump, sigmas: Sequence[float]) -> Sampler:
     return Sampler(*_named(len(sigmas) - 1), 1, sample, {"sampler": "jumps", "times": list(sigmas)})
 
 
+def euler_steps(denoise: Denoise, n: int, sigma_min: float, sigma_max: float, rho: float) -> Sampler:
+    """n Euler steps of the grid that a student of progressive distillation was trained for."""
+    sigmas = karras_sigmas(n + 1, sigma_min, sigma_max, rho)
+
+    def sample(noises: Tensor, labels: Tensor | None) -> Tensor:
+        return sampling.jumps(partial(solvers.euler_step, denoise), noises[0], sigmas, labels)
+
+    described = {"sampler": "euler", "steps": n, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
+    return Sampler(*_named(n), 1, sample, described)
+
+
 def _named(steps: int) -> tuple[str, str]:
     """The name and title of a sampler with a number of steps."""
     return f"{steps}step", {1: "one step", 2: "two steps"}.get(steps, f"{steps} steps")
@@ -236,10 +247,12 @@ def samplers(
     sigma_min: float,
     sigma_max: float,
     rho: float,
+    n_steps: int | None = None,
 ) -> list[Sampler]:
     """The samplers that `steps` names: heun for a denoiser, else numbers of steps.
 
-    `times` are the noise levels of several steps. Raises ConfigError.
+    `times` are the noise levels of several steps; `n_steps` is the number that a student makes who makes no other.
+    Raises ConfigError.
     """
     denoising = makes == "denoiser"
     if times[0] != sigma_max or any(a <= b for a, b in itertools.pairwise(times)) or times[-1] <= sigma_min:
@@ -259,6 +272,10 @@ def samplers(
             raise ConfigError(f"--steps {name}: {kind}")
         if denoising:
             made.append(ode(denoise, ode_steps, sigma_min, sigma_max, rho))
+        elif n_steps is not None:
+            if int(name) != n_steps:
+                raise ConfigError(f"--steps {name}: this student was trained for {n_steps} and makes no other number")
+            made.append(euler_steps(denoise, n_steps, sigma_min, sigma_max, rho))
         elif int(name) not in (1, len(times)):
             raise ConfigError(
                 f"--steps {name} needs {name} noise levels and there are {len(times)} ({list(times)}); "

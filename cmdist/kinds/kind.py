@@ -46,9 +46,13 @@ class Kind:
     make: Callable[[Any, Parts], Objective]
     scalings: Callable[[Any, Noise], Callable[[Tensor], Scalings]]  # by its keys and the noise levels
     makes: Makes  # what a trained network is, and so how it is sampled
+    steps: Callable[[Any, int], int] | None = None  # of what makes steps: how many, after a number of training steps
+    check: Callable[[Any], str | None] = lambda config: None  # why a configuration cannot be, in a sentence
     target: Callable[[Any], bool] = lambda keys: False  # whether it needs a target network
     teacher_is_student: bool = False  # whether the teacher takes the student's weights now and then
-    frozen: Callable[[Any], str | None] = lambda keys: None  # the run or file of a helper that never changes
+    frozen: str | None = None  # the key that names the run of a helper that never changes
+    frozen_makes: Makes | None = None  # what that run must have made, if not anything
+    frozen_dropout: bool = False  # whether the helper's dropout is that of the student
     extra: Callable[[Any], nn.Module] | None = None  # what is trained beside the network
     second: bool = False  # whether it gives the network a second noise level
     through: Callable[[Any], bool] = lambda keys: False  # whether its gradient goes through a derivative of the student

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import cmdist
-from cmdist import build, pins, seeding
+from cmdist import build, pins, seeding, teachers
 from cmdist import config as configuration
 from cmdist.checkpoints.attempt import Attempt
 from cmdist.checkpoints.checkpoint import Checkpoint
@@ -58,7 +58,7 @@ def make_trainer(
     if found is None:
         build.initialise(opened, network_of(module), weights)
     copies = {"target": Copy(module, build.lowered(module))} if build.needs_target(config) else {}
-    teacher = build.teacher(opened, data, world.device, weights)
+    teacher = teachers.teacher(opened, data, world.device, weights)
     if config.kind.teacher_is_student:  # then its weights are a part of the run's state
         copies["teacher"], teacher = changing_teacher(config, teacher, module)
     for each in (module, *(one.called for one in copies.values())):
@@ -82,7 +82,7 @@ def make_trainer(
         target=build.model(config, network_of(copies["target"].called)) if "target" in copies else None,
         teacher=teacher,
         bare_student=build.model(config, network_of(engine.module)),
-        frozen=build.frozen(config, world.device),
+        frozen=teachers.frozen(opened, world.device, weights),
         extra=getattr(engine.module, "extra", None) if config.kind.extra else None,
     )
     order = Order(data.counts, config.run.seed, config.data.block_shards)
@@ -146,5 +146,5 @@ def changing_teacher(config: Config, first: Denoise | None, module: nn.Module) -
         raise ConfigError(f"objective.teacher {config.teacher}: its weights are needed, of a run or of a file")
     begun = copy.deepcopy(module)
     network_of(begun).load_state_dict(first.net.state_dict())
-    made = Copy(begun, build.lowered(begun))
+    made = Copy(begun, build.lowered(begun).eval())
     return made, build.model(config, network_of(made.called))

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from cmdist import build, identity, models
+from cmdist import build, identity, models, teachers
 from cmdist.checkpoints import documents, progress, record, search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.config import Config
@@ -57,6 +57,8 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
         lpips.check(config.lpips.weights)
     if config.teacher and config.teacher != "exact":
         _check_shapes(config, config.teacher, teacher=True)
+    if config.frozen:
+        teachers.check_helper(config, models.open_run(config.frozen).config)
     if config.start and mode in ("auto", "none") and not storage.exists(record.url(run_url)):
         _check_shapes(config, config.start, teacher=False)
 
@@ -75,7 +77,7 @@ def _check_shapes(config: Config, url: str, teacher: bool) -> None:
         return
     run = models.open_run(url)
     if teacher:
-        build.check_teacher(config, run.config)
+        teachers.check_teacher(config, run.config)
     else:
         build.fitting(config, build.on_meta(config), run.config, build.on_meta(run.config).state_dict())
 

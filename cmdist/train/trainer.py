@@ -157,7 +157,7 @@ class Trainer:
             tqdm.write(f"warning: {why}; another sample stands in for {key}", file=sys.stderr)
         with self.clock.count("useful"):
             self._act()
-            self.engine.set_lr(self.learning_rate(self.step))
+            self.engine.set_lr(self._rate(self.step))
             # without a scale to halve, the next one would be the same
             attempts = MAX_SKIPPED if self.engine.loss_scale.dynamic else 1
             for _ in range(attempts):
@@ -184,6 +184,10 @@ class Trainer:
             self.copies["teacher"].update(self.engine.module, 0.0)
         if acts.zero_moments:
             self.engine.zero_moments()
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step; an objective of stages may let it fall in each."""
+        return self.learning_rate(step) * self.objective.at(step).get("lr_factor", 1.0)
 
     def _micro_step(self, batch: MicroBatch, at: At) -> tuple[torch.Tensor, Losses, bool]:
         """Noise levels and losses (B,) of a micro-batch, and whether the weights moved where it ends a step."""
@@ -252,7 +256,7 @@ class Trainer:
                 self.step,
                 {
                     "loss": mean,
-                    "lr": self.learning_rate(self.step - 1),
+                    "lr": self._rate(self.step - 1),
                     "gradient_norm": self.engine.gradient_norm(),
                     "images_per_second": images_per_second,
                     "peak_memory_gb": max(rank[2] for rank in gathered) / 1e9,

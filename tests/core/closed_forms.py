@@ -19,7 +19,7 @@ from cmdist.core.preconditioning import Model, Scalings
 from cmdist.kinds.distances import plain
 from cmdist.kinds.kind import Parts
 from cmdist.kinds.objectives import OBJECTIVES
-from cmdist.sections import Noise
+from cmdist.sections import Noise, Section
 
 DOUBLE = torch.float64
 SHAPE = (1, 2, 2)
@@ -137,14 +137,17 @@ def as_network(
     return Model(net, scalings)
 
 
+def section(kind: str, **keys: Any) -> Section:
+    """The keys of a kind; those that name runs need no run here."""
+    model = OBJECTIVES[kind].section
+    named = {name: "runs/first" for name, field in model.model_fields.items() if field.is_required()}
+    return model(**(named | keys | {"kind": kind}))
+
+
 def objective(kind: str, noise: Noise | None = None, **keys: Any) -> Any:
-    """What the table makes of a kind's keys; those that name runs need no run here."""
-    row, shape = OBJECTIVES[kind], (1, 1, 1)
-    keys = {name: "exact" for name, field in row.section.model_fields.items() if field.is_required()} | keys
-    keys["kind"] = kind
-    made: Objective = row.make(
-        row.section(**keys), Parts(noise or Noise(), shape, 100, lambda keys: plain(keys, shape))
-    )
+    """What the table makes of a kind's keys."""
+    parts = Parts(noise or Noise(), (1, 1, 1), 100, lambda keys: plain(keys, (1, 1, 1)))
+    made: Objective = OBJECTIVES[kind].make(section(kind, **keys), parts)
     return made
 
 

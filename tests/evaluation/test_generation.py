@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from cmdist.core.exact import Gaussian
+from cmdist.core.noise import karras_sigmas
 from cmdist.errors import ConfigError, DataError
 from cmdist.evaluation import generation
 from cmdist.evaluation.generation import Task
@@ -175,6 +176,23 @@ def test_jumps_go_along_the_ode_without_new_noise(times: tuple[float, ...]):
     torch.testing.assert_close(sampler.sample(noise, None), end.clamp(-1, 1), rtol=0, atol=2e-6)
     assert (sampler.name, sampler.draws) == (f"{len(times)}step", 1)
     assert sampler.described == {"sampler": "jumps", "times": [*times, 0.002]}
+
+
+def test_a_student_of_a_number_of_steps_makes_no_other():
+    """Euler's steps along the grid of 5 levels, to sigma_min and not to the denoised image there."""
+    data, arguments = Gaussian(0.2, 0.1), ARGUMENTS | {"makes": "steps", "n_steps": 4}
+    (sampler,) = generation.samplers(data, ["4"], (80.0, 0.8), **arguments)
+    noise = generation.noises(range(4), 1, (1, 8, 8)).double()
+    x = 80 * noise[0]
+    grid = karras_sigmas(5, dtype=torch.float64).tolist()
+    for now, then in zip(grid, grid[1:], strict=False):
+        x = 0.2 + (x - 0.2) * (1 + (then - now) / now * (1 - 0.01 / (0.01 + now**2)))
+    torch.testing.assert_close(sampler.sample(noise, None), x.clamp(-1, 1), rtol=0, atol=1e-4)
+    assert sampler.name == "4step" and sampler.described["sampler"] == "euler"
+    with pytest.raises(ConfigError, match="--steps 2: this student was trained for 4 and makes no other number"):
+        generation.samplers(data, ["2"], (80.0, 0.8), **arguments)
+    with pytest.raises(ConfigError, match="heun is for denoising runs"):
+        generation.samplers(data, ["heun"], (80.0, 0.8), **arguments)
 
 
 def test_two_steps_use_the_second_draw():

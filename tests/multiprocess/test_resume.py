@@ -1,33 +1,13 @@
 """Exact resume: 2n steps are the same, bit for bit, as n steps, SIGKILL, resume, n steps."""
 
-import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ranks import Ranks, pipeline, train
+from ranks import Ranks, killed_in_step, train
 from training import OBJECTIVES, SMALL, committed, files, write_config
-
-
-def killed_in_step(step: int, arguments: list[str]) -> None:
-    """pipelines/train.py, until SIGKILL in the middle of a step; the checkpoint that is under way is committed
-    before.
-    """
-    from cmdist.train.trainer import Trainer
-
-    losses = Trainer._losses
-
-    def last(self: Trainer, *rest: Any) -> Any:
-        if self.step == step:
-            self.saver.wait()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return losses(self, *rest)
-
-    Trainer._losses = last  # type: ignore[method-assign]
-    pipeline("train").main(arguments)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

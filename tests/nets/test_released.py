@@ -12,7 +12,7 @@ import torch
 from test_unet import inputs, small
 from torch import Tensor
 
-from cmdist import build, config
+from cmdist import build, config, teachers
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.nets import released
 from cmdist.nets.unet import Attention, UNet
@@ -295,7 +295,7 @@ def test_a_file_is_a_teacher_with_edms_scalings(tmp_path: Path) -> None:
     net = small()
     url = write(tmp_path / "edm_small_ema.pt", net.state_dict())
     c = config.parse(BASE, [f"objective.teacher={url}"])
-    found = build.teacher(c, None, torch.device("cpu"))  # type: ignore[arg-type]
+    found = teachers.teacher(c, None, torch.device("cpu"))  # type: ignore[arg-type]
     x, _, labels = inputs()
     sigma = torch.tensor([0.002, 1.0, 80.0])
     s = sigma.view(-1, 1, 1, 1)
@@ -310,7 +310,7 @@ def test_a_file_is_a_teacher_with_edms_scalings(tmp_path: Path) -> None:
 def test_a_consistency_model_is_no_teacher(tmp_path: Path, name: str) -> None:
     url = write(tmp_path / name, small().state_dict())
     with pytest.raises(ConfigError, match=f"{name} is a consistency model by its name, and a denoiser is needed here"):
-        build.teacher(config.parse(BASE, [f"objective.teacher={url}"]), None, torch.device("cpu"))  # type: ignore[arg-type]
+        teachers.teacher(config.parse(BASE, [f"objective.teacher={url}"]), None, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def test_init_takes_a_file_directly_or_as_the_teachers(tmp_path: Path) -> None:

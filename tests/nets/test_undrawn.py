@@ -28,6 +28,6 @@ def test_a_network_with_weights_from_elsewhere_is_the_same(monkeypatch):
     c = config.load("configs/digits/cd.yaml", ["objective.teacher=x"])
     weights = {name: torch.randn_like(value) for name, value in build.network(c).state_dict().items()}
     x, sigma, labels = torch.randn(2, 1, 8, 8), torch.tensor([0.1, 3.0]), torch.tensor([1, 2])
-    made = build._ready(c, weights, "here", "cpu")(x, sigma, labels)
+    made = build.ready(c, weights, "here", "cpu")(x, sigma, labels)
     monkeypatch.setattr(build, "Undrawn", torch.no_grad)
-    assert torch.equal(made, build._ready(c, weights, "here", "cpu")(x, sigma, labels))
+    assert torch.equal(made, build.ready(c, weights, "here", "cpu")(x, sigma, labels))

@@ -57,7 +57,9 @@ class Objective(Protocol):
     """What is minimised."""
 
     def at(self, step: int) -> At:
-        """The numbers of a step; `mu`, if it is among them, is the decay of the target in that step."""
+        """The numbers of a step; `mu`, if it is among them, is the decay of the target in that step, `lr_factor` what
+        the learning rate is multiplied by.
+        """
 
     def acts(self, step: int) -> Acts:
         """What happens before a step."""
