@@ -10,7 +10,7 @@ import yaml
 from cmdist.kinds.objectives import OBJECTIVES
 from ranks import REPOSITORY
 
-STEPS, BOUNDARY = 6, 3  # of a run, and the step of its checkpoint half-way, where stages change
+STEPS, BOUNDARY = 4, 2  # of a run, and the step of its checkpoint half-way, where stages change
 CONFIGS = REPOSITORY / "configs/digits"
 SMALL = [
     "data.block_shards=2",
@@ -28,6 +28,8 @@ SMALL = [
     "train.keep_checkpoints=0",
     f"train.log_every={BOUNDARY}",
     "train.glance_every=0",
+    "train.glance_images=128",
+    "sampling.ode_steps=3",
     "tracking.uri=none",
 ]
 SCALED = {"stage_steps": BOUNDARY, "total_steps": STEPS, "first_steps": 4}  # so that stages change within the run

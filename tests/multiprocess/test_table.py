@@ -39,8 +39,12 @@ class Machine:
         """All runs in turn on `size` ranks below the folder `title`, with teachers of the launch "ones"."""
         if title in self._codes:
             return
+        checked = ["train.self_check=true" if title == "ones" else "train.self_check=false"]
         calls = [
-            (function, (*first, [*arguments(name, self.folder / title, self.data, self.folder / "ones"), *more]))
+            (
+                function,
+                (*first, [*arguments(name, self.folder / title, self.data, self.folder / "ones"), *checked, *more]),
+            )
             for name in FILES
         ]
         if function is traced:
