@@ -129,7 +129,7 @@ MUTATIONS: dict[str, Mutated] = {
             (CMT, "path[:-1][some], sigmas[:-1][some]", "path[:-1][some], sigmas[1:][some]"),
             (CMT, "torch.cat(distances).mean(0)", "torch.cat(distances).sum(0)"),
             (SOLVERS, "denoised + (denoised - before)", "denoised - (denoised - before)"),
-            (SOLVERS, "(2 * log(levels[i - 1] / sigma))", "log(levels[i - 1] / sigma)"),
+            (SOLVERS, "(2 * log(sigmas[i - 1] / sigma))", "log(sigmas[i - 1] / sigma)"),
             (
                 CMT,
                 "torch.cat([draw.sigma.new_full((b,), value) for value in sigmas])",

@@ -3,6 +3,7 @@ imports already.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.util
 import itertools
@@ -205,13 +206,15 @@ def killed_in_step(step: int, arguments: list[str]) -> None:
 
 def in_turn(record: str, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
     """In one rank: each call in a process of its own, forked from here; their exit codes in order go to `record`."""
-    port, codes = int(os.environ["MASTER_PORT"]), []
+    libc, codes = ctypes.CDLL(None), []
+    first = 20_000 + int(os.environ["MASTER_PORT"]) * 37 % 9_000  # apart from those of `free_port`
     for number, (function, arguments) in enumerate(calls):
         child = os.fork()
         if not child:
             code = 1
             try:
-                os.environ["MASTER_PORT"] = str(port + 1000 * (number % 2) + number)
+                libc.prctl(1, signal.SIGKILL)  # at the end of this rank
+                os.environ["MASTER_PORT"] = str(first + number)
                 function(*arguments)
                 code = 0
             except SystemExit as end:

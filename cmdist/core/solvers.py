@@ -1,6 +1,7 @@
 """The probability-flow ODE dx/dsigma = (x - D(x, sigma)) / sigma (EDM eq. 1 with sigma(t) = t) and its solvers."""
 
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from math import log
 from typing import Protocol
@@ -67,28 +68,23 @@ def integrate(step: Step, denoise: Denoise, x: Tensor, sigmas: Tensor, labels: T
     return walk(partial(euler_step, denoise), walk(partial(step, denoise), x, sigmas[:-1], labels), sigmas[-2:], labels)
 
 
-def log_spaced(n: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """n noise levels from sigma_max down to sigma_min, evenly spaced in ln sigma, both ends exact; float64, on the
-    CPU.
-    """
-    sigmas = torch.linspace(log(sigma_max), log(sigma_min), n, dtype=torch.float64).exp()
-    sigmas[0], sigmas[-1] = sigma_max, sigma_min
-    return sigmas
+def log_spaced(n: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """n noise levels from sigma_max down to sigma_min, evenly spaced in ln sigma, both ends exact."""
+    return [sigma_max * (sigma_min / sigma_max) ** (i / (n - 1)) for i in range(n - 1)] + [sigma_min]
 
 
-def dpm_solver_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:
-    """All points (n, B, ...) of DPM-Solver++(2M) through the grid sigmas (n,), from x at sigmas[0]: second order, one
-    evaluation a step (Lu et al. 2022, arXiv:2211.01095, Algorithm 2, in the noise levels of this ODE).
+def dpm_solver_2m(denoise: Denoise, x: Tensor, sigmas: Sequence[float], labels: Tensor | None = None) -> Tensor:
+    """All points (n, B, ...) of DPM-Solver++(2M) through the descending grid sigmas (n), from x at sigmas[0]: second
+    order, one evaluation a step (Lu et al. 2022, arXiv:2211.01095, Algorithm 2, in the noise levels of this ODE).
 
     Steps are exact for a denoiser that is linear in ln sigma; the first takes it as constant, an Euler step.
     """
     points, before = [x], None
-    levels = sigmas.tolist()
-    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         denoised = denoise(x, x.new_full((len(x),), sigma), labels)
         ahead = denoised
         if before is not None:  # extrapolated to the middle of the step
-            ahead = denoised + (denoised - before) * log(sigma / sigma_next) / (2 * log(levels[i - 1] / sigma))
+            ahead = denoised + (denoised - before) * log(sigma / sigma_next) / (2 * log(sigmas[i - 1] / sigma))
         x = sigma_next / sigma * x + (1 - sigma_next / sigma) * ahead
         before = denoised
         points.append(x)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cmdist import config
 from cmdist.errors import ConfigError
@@ -52,6 +51,7 @@ class Machine:
                 (traced, (f"{self.folder}/{title}-{name}", *each[1])) for name, each in zip(FILES, calls, strict=True)
             ]
         ranks = Ranks(size, self.folder / f"{title}.log", in_turn, f"{self.folder}/{title}", calls)
+        self._codes[title] = dict.fromkeys(FILES, 1)  # once, whatever comes of it
         assert ranks.join(60 + 30 * len(calls)) == [0] * size, ranks.text
         codes = [json.loads((self.folder / f"{title}-{rank}.json").read_text()) for rank in range(size)]
         self._codes[title] = {
@@ -78,7 +78,9 @@ class Machine:
             assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-7), f"step {step}"
         ours = vectors(self.folder / "ones" / name, STEPS)
         for vector, values in vectors(self.folder / title / name, STEPS).items():
-            torch.testing.assert_close(values, ours[vector], rtol=1e-4, atol=1e-5, msg=vector)
+            # a pair as near as that of a truncated model has a gradient that rounding moves a little more
+            most = 1e-4 if vector.startswith("exp") else 1e-5
+            assert (values - ours[vector]).norm() <= most * ours[vector].norm(), vector
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,7 @@ def kill(machine: Machine) -> None:
             shutil.copytree(machine.folder / "killed", machine.folder / title)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_killed_run_goes_on_bit_for_bit(machine: Machine, name: str) -> None:
     kill(machine)

@@ -54,7 +54,7 @@ class MidTraining:
         distances = []
         for first in range(0, self.points, self.at_once):
             some = slice(first, min(first + self.at_once, self.points))
-            arguments = path[:-1][some], sigmas[:-1][some].tolist()
+            arguments = path[:-1][some], sigmas[:-1][some]
             if self.at_once < self.points and torch.is_grad_enabled():
                 distances.append(checkpoint(together, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
