@@ -48,7 +48,7 @@ class TruncatedConsistencyTraining(EasyConsistencyTuning):
     ] = 0.25
     boundary_weight: Annotated[PositiveFloat, identity("of the mean of their losses")] = 0.1
     sigma_mean: Annotated[Finite, identity("of ln sigma, which is truncated at the boundary")] = 0.0
-    sigma_std: Annotated[PositiveFloat, identity("times a number of Student's law, is added to that")] = 0.2
+    sigma_std: Annotated[Spread, identity("times a number of Student's law, is added to that")] = 0.2
     df: Annotated[PositiveFloat, identity("degrees of freedom of that law")] = 0.01
     q: Annotated[float, Field(gt=1, allow_inf_nan=False), identity("1 / gap of the first stage")] = 1000.0
 
