@@ -28,6 +28,10 @@ class FormatError(CmdistError):
     exit_code = 2
 
 
+class Malformed(FormatError):
+    """A file of an older format that is none: its sections are values, or the reverse."""
+
+
 class ProgressLost(CheckpointError):
     """A run folder with traces of earlier progress and nothing committed: starting over is not ours to decide."""
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cmdist.errors import FormatError
+from cmdist.errors import FormatError, Malformed
 
 Tree = dict[str, Any]
 
@@ -56,8 +56,8 @@ class Kind:
             for step in self.steps[version - 1 :]:
                 tree = step(tree)
         except (AttributeError, LookupError, TypeError, ValueError) as error:  # a section is a value, or the reverse
-            raise FormatError(
-                f"{where} is damaged, or no {self.name} of format {version}: {type(error).__name__}: {error}"
+            raise Malformed(
+                f"{where} is damaged: it is no {self.name} of format {version}: {type(error).__name__}: {error}"
             ) from error
         return tree
 

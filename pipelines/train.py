@@ -101,14 +101,13 @@ def main(arguments: Sequence[str]) -> None:
         watchdog.feed()
 
     telling.head(run_url)
-    watchdog.feed()
-    world = distributed.start(watchdog.seconds + distributed.MARGIN, look)
-    world = dataclasses.replace(world, alive=watchdog.feed)
-    with distributed.failing_together(world):
-        distributed.check_apart(world)
-        finished = train(config, world, run_url, options.resume)
-        distributed.stop(world)
-    watchdog.stop()
+    with watchdog:
+        world = distributed.start(watchdog.seconds + distributed.MARGIN, look)
+        world = dataclasses.replace(world, alive=watchdog.feed)
+        with distributed.failing_together(world):
+            distributed.check_apart(world)
+            finished = train(config, world, run_url, options.resume)
+            distributed.stop(world)
     if not finished:
         sys.exit(options.stopped_exit)
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from cmdist import migrations
 from cmdist.checkpoints import documents
 from cmdist.checkpoints.layout import Layout
-from cmdist.errors import CheckpointError, Damaged
+from cmdist.errors import CheckpointError, Damaged, Malformed
 from cmdist.system import storage
 
 UNFINISHED, REMOVING = "UNFINISHED", "REMOVING"
@@ -123,7 +123,10 @@ class Checkpoint:
         """state.json, its checksum verified, as today's format has it. Raises FormatError, Damaged."""
         where = f"{self.url}/state.json"
         document = documents.WHOLE if self.whole else documents.STATE
-        tree = migrations.STATE.migrate(document.tree(self.read_file("state.json"), where), where)
+        try:
+            tree = migrations.STATE.migrate(document.tree(self.read_file("state.json"), where), where)
+        except Malformed as error:
+            raise Damaged(str(error)) from error
         return document.check(tree, where)
 
     @cached_property

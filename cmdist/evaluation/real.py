@@ -16,7 +16,7 @@ from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.metrics import table
 from cmdist.evaluation.metrics.frechet import Moments, frechet_distance
 from cmdist.evaluation.references import Reference
-from cmdist.system import distributed, storage
+from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
 
 
@@ -70,7 +70,8 @@ def statistics(data: ShardedImages, extractor: Extractor, scratch: str, world: W
     name = measurement.identity(references.describe(extractor) | {"data": data.index_hash})
     url = storage.join(data.url, f"statistics-{name}.npz")
     if distributed.gather(storage.exists(url) if world.first else None, world.control)[0]:
-        return references.load(url, extractor, data.index["image_size"]) if world.first else None
+        with cli.before_start():
+            return references.load(url, extractor, data.index["image_size"]) if world.first else None
     parts = storage.join(scratch, f"parts-statistics-{name}")
     bar, advance = progress(len(data), "real images", world)
     with bar:

@@ -34,6 +34,7 @@ class _Described(Shape):
     extractor: str
     resize: str
     image_size: int
+    hash: str | None = None  # of the numbers; older files say none
 
 
 DESCRIBED = Document(_Described, DataError, REMEDY)
@@ -62,7 +63,7 @@ class Reference:
         """Write as an npz file."""
         buffer, s = io.BytesIO(), self.statistics
         arrays: dict[str, Any] = {"n": np.int64(s.n), "mean": s.mean.numpy(), "covariance": s.covariance.numpy()}
-        arrays["described"] = np.array(json.dumps(self.described))
+        arrays["described"] = np.array(json.dumps({**self.described, "hash": self.hash}))
         if self.features is not None:
             arrays["features"] = self.features.numpy()
         np.savez(buffer, **arrays)
@@ -103,7 +104,10 @@ def _own(url: str, arrays: Arrays, extractor: Extractor, image_size: int) -> Ref
     features = _finite(arrays, "features", (None, d)) if "features" in arrays else None
     if features is not None and (features.dtype != torch.float32 or not len(features)):
         raise ValueError(f"its features are {list(features.shape)} numbers in {features.dtype}")
-    return Reference(Statistics(n, mean, covariance), features, described)
+    found = Reference(Statistics(n, mean, covariance), features, described)
+    if described.pop("hash", found.hash) != found.hash:
+        raise ValueError("its numbers are not those that were written")
+    return found
 
 
 def _finite(arrays: Arrays, name: str, shape: tuple[int | None, ...]) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from cmdist import migrations
-from cmdist.errors import DataError
+from cmdist.errors import DataError, Malformed
 from cmdist.system import storage
 from cmdist.system.typed import Document, Shape, Tree
 
@@ -73,8 +73,9 @@ def records(folder: str, start: str = "step-") -> list[tuple[str, Tree]]:
             found.append((name, RECORD.check(record, where)))
         except FileNotFoundError:  # removed meanwhile
             continue
-        except DataError as error:
-            print(f"warning: {error}", file=sys.stderr, flush=True)
+        except (DataError, Malformed) as error:
+            again = "" if isinstance(error, DataError) else f"; {RECORD.remedy}"
+            print(f"warning: {error}{again}", file=sys.stderr, flush=True)
     return found
 
 

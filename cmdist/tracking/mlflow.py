@@ -48,7 +48,9 @@ def check(uri: str) -> None:
     scheme, colon, rest = uri.partition("://")
     if uri == "none" or scheme == "databricks" or (colon and scheme == "file"):
         return
-    problem = "" if colon and scheme.partition("+")[0] in _SCHEMES else "nothing of MLflow's is there"
+    problem = (
+        "" if colon and rest.strip("/") and scheme.partition("+")[0] in _SCHEMES else "nothing of MLflow's is there"
+    )
     if not problem and scheme == "sqlite":
         problem = _of_sqlite(rest)
     elif not problem:

@@ -71,6 +71,8 @@ def problems(folder: Path, code: int | None, said: str, command: Command, usual:
         found.append(f"unforeseen: {match[0]}")
     strange = [path for place in ("cwd", "home") for path in (folder / place).rglob("*") if path.is_file()]
     strange = [path for path in strange if ".cache" not in path.parts and ".config" not in path.parts]
+    given = {part for each in command.arguments for part in Path(each.rpartition("=")[2]).parts[:1]}
+    strange = [path for path in strange if path.relative_to(folder).parts[1] not in given]
     if strange:
         found.append(f"it left {strange[0].relative_to(folder)}")
     if command.same and code == 0 and usual is not None and outcome(folder, command) != usual:
@@ -84,8 +86,10 @@ def outcome(folder: Path, command: Command) -> str | None:
     return hashlib.sha256(made.read_bytes()).hexdigest() if made.exists() else None
 
 
-def one(folder: Path, kind: str, seed: int, usual: str | None, root: Path) -> tuple[list[str], Command, str]:
-    """A case: what was wrong, the command, and what it said."""
+def one(
+    folder: Path, kind: str, seed: int, usual: str | None, root: Path
+) -> tuple[list[str], Command, str, int | None]:
+    """A case: what was wrong, the command, what it said, and its exit code."""
     draw = random.Random(seed)
     folder.mkdir()
     command = CASES[kind](draw, Path(shutil.copytree(root, folder / "ROOT")))
@@ -96,7 +100,7 @@ def one(folder: Path, kind: str, seed: int, usual: str | None, root: Path) -> tu
     code = ranks.processes[0].exitcode
     ranks.kill()
     said = (folder / "log").read_text(errors="replace") if (folder / "log").exists() else ""
-    return problems(folder, code, said, command, usual), command, said
+    return problems(folder, code, said, command, usual), command, said, code
 
 
 def main() -> None:
@@ -104,10 +108,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9, help="of the first case")
     parser.add_argument("--kind", choices=sorted(CASES), action="append")
+    parser.add_argument("--verbose", action="store_true", help="a line for each case")
     parser.add_argument("--case", type=int, help="only this one, of one --kind")
     options = parser.parse_args()
     kinds = options.kind or sorted(CASES)
     counts: Counter[str] = Counter()
+    codes: Counter[int | None] = Counter()
     with tempfile.TemporaryDirectory(prefix="cmdist-fuzz-") as name:
         folder, root = Path(name) / "case", Path(name) / "kept"
         place = folder / "ROOT"
@@ -122,18 +128,22 @@ def main() -> None:
         print(f"seeds from {seed} on, {options.minutes:g} minutes", flush=True)
         while True:
             kind = kinds[seed % len(kinds)]
-            wrong, command, said = one(folder, kind, seed, usual, root)
+            wrong, command, said, code = one(folder, kind, seed, usual, root)
             shutil.rmtree(folder)
             counts["cases"] += 1
             counts[kind] += 1
             counts["wrong"] += bool(wrong)
+            codes[code] += 1
+            if options.verbose:
+                last = (said.strip().splitlines() or [""])[-1]
+                print(f"{seed:>6} {kind:14} {command.name:12} {code} {last[:300]}", flush=True)
             if wrong or options.case is not None:
                 print(f"\n{kind}, seed {seed}: {'; '.join(wrong) or 'as it should be'}")
                 print(f"  {command.name} {' '.join(command.arguments)}\n  {said[-1500:]}", flush=True)
             seed += 1
             if options.case is not None or time.monotonic() > deadline:
                 break
-    print(f"{counts['cases']} cases, {counts['wrong']} wrong: {dict(counts)}")
+    print(f"{counts['cases']} cases, {counts['wrong']} wrong: {dict(counts)}; exit codes {dict(codes)}")
     sys.exit(bool(counts["wrong"]))
 
 

@@ -259,15 +259,13 @@ def test_evaluation_needs_no_deepspeed():
 
 
 def test_a_file_of_weights_is_measured_as_the_run_that_it_came_from(evaluated, tmp_path, capsys):
-    weights = tmp_path / "cd_small.pt"
+    weights, said = tmp_path / "cd_small.pt", tmp_path / "config.yaml"
     torch.save(models.ema_weights(models.open_run(str(evaluated)), 0.9), weights)
-    described = tmp_path / "c.yaml"  # a file does not say how many groups a narrow network has
-    text = (evaluated / "config.yaml").read_text()
-    described.write_text(text.replace("norm_groups: null", "norm_groups: by_width"))
+    said.write_text((evaluated / "config.yaml").read_text().replace("norm_groups: null", "norm_groups: by_width"))
     for again in ("", " (made before)"):
         call(
             evaluate.main,
-            described,
+            said,
             "--weights",
             weights,
             "--out",

@@ -3,6 +3,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from cmdist.report import charts
 from cmdist.report.svg import (
     BOTTOM,
     HEIGHT,
@@ -122,3 +123,14 @@ def test_names_are_escaped():
 def test_the_ninth_curve_differs_from_the_first():
     one, nine = (chart("t", [Series("a", n, [(0, 1), (1, 2)])], "x") for n in (0, 8))
     assert "stroke-dasharray" not in one and "stroke-dasharray" in nine
+
+
+@pytest.mark.parametrize("value", [1e300, 1e-320, 1.7e308, -1e300, float("nan"), float("inf"), 0.0])
+@pytest.mark.parametrize("log", [False, True])
+def test_values_without_a_place_in_a_chart_are_left_out(value: float, log: bool) -> None:
+    """Figures of a run that went wrong: the others are drawn as if they were not there."""
+    good = [(1.0, 2.0), (2.0, 3.0)]
+    usual = chart("t", [Series("a", 0, good)], "step", y_log=log, x_log=log)
+    spoilt = chart("t", [Series("a", 0, [*good, (3.0, value)])], "step", y_log=log, x_log=log)
+    assert (spoilt == usual) == (not (value == 0.0 and not log) and not (value == 1e-320 and not log))
+    assert charts.comparison([("a", [(1, 2.0), (2, value)])], [("a", {"fd_1step": value})])[:4] == b"\x89PNG"

@@ -9,15 +9,15 @@ import pytest
 SCRIPT = """
 import sys, time
 from cmdist.system.watchdog import Watchdog
-dog = Watchdog(1.5, "train.hang_minutes")
-for _ in range(4):
-    dog.feed()
-    time.sleep(0.6)
-print("fed", flush=True)
-if "stop" in sys.argv:
-    dog.stop()
 def stuck():
     time.sleep(4)
+with Watchdog(1.5, "train.hang_minutes") as dog:
+    for _ in range(4):
+        dog.feed()
+        time.sleep(0.6)
+    print("fed", flush=True)
+    if "hang" in sys.argv:
+        stuck()
 stuck()
 """
 
