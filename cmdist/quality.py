@@ -1,7 +1,8 @@
 """An evaluation by a configuration: what is asked for, with what the configuration says where nothing is."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -185,15 +186,19 @@ def assembled(
     )
 
 
-def started(hang_minutes: float, look: Callable[[], object] = lambda: None) -> World:
-    """The ranks of a measurement, none of which waits for another for ever."""
+@contextlib.contextmanager
+def started(hang_minutes: float, look: Callable[[], object] = lambda: None) -> Iterator[World]:
+    """The ranks of a measurement, none of which waits for another for ever, and which end together."""
     if not 0 < hang_minutes < 10**6:
         raise ConfigError("--hang-minutes must be above 0")
-    watchdog = Watchdog(hang_minutes * 60, "--hang-minutes")
-    watchdog.feed()
-    world = dataclasses.replace(distributed.start(watchdog.seconds + distributed.MARGIN, look), alive=watchdog.feed)
-    world.alive()
-    return world
+    with Watchdog(hang_minutes * 60, "--hang-minutes") as watchdog:
+        world = distributed.start(watchdog.seconds + distributed.MARGIN, look)
+        world = dataclasses.replace(world, alive=watchdog.feed)
+        world.alive()
+        set_up_process()
+        with distributed.failing_together(world):
+            yield world
+            distributed.stop(world)
 
 
 def set_up_process() -> None:

@@ -14,13 +14,7 @@ ranks, with the same result.
 """
 
 import argparse
-<<<<<<< HEAD
 from collections.abc import Sequence
-=======
-import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
->>>>>>> 788abcf (A watchdog lasts as long as its block, and speaks where stderr is no file; statistics carry the hash of their numbers; tests of damaged records, documents, journals, tags and charts)
 from functools import partial
 
 from cmdist import build, models, quality, tuning
@@ -121,47 +115,19 @@ def main(arguments: Sequence[str]) -> None:
         with cli.before_start():
             quality.check(run.config, tuning.with_times(asked, run, options.ema) if searched else asked)
 
-<<<<<<< HEAD
-    world = quality.started(options.hang_minutes, look)
-    quality.set_up_process()
-    with distributed.failing_together(world):
-=======
-    with started(options.hang_minutes, look) as world:
->>>>>>> 788abcf (A watchdog lasts as long as its block, and speaks where stderr is no file; statistics carry the hash of their numbers; tests of damaged records, documents, journals, tags and charts)
+    with quality.started(options.hang_minutes, look) as world:
         if options.weights:
             model = build.open_model(options.run, file=options.weights, qkv_order=options.qkv_order)
             quality.measure_file(model, options.weights, options.out, asked, world, tell)
         else:
             newest = models.open_run(url, options.checkpoint).step if world.first else 0
             step = distributed.gather(newest, world.control)[0]  # another one may be committed meanwhile
-<<<<<<< HEAD
             run = models.open_run(url, step)
             if searched:
                 asked = tuning.with_times(asked, run, options.ema)
             quality.measure_run(run, asked, world, options.ema, tell)
-        distributed.stop(world)
 
 
-=======
-            quality.measure_run(models.open_run(url, step), asked, world, options.ema, tell)
-
-
-@contextlib.contextmanager
-def started(hang_minutes: float, look: Callable[[], object] = lambda: None) -> Iterator[World]:
-    """The ranks of a measurement, none of which waits for another for ever, and of which all end if one fails."""
-    if not 0 < hang_minutes < 10**6:
-        raise ConfigError("--hang-minutes must be above 0")
-    with Watchdog(hang_minutes * 60, "--hang-minutes") as watchdog:
-        world = distributed.start(watchdog.seconds + distributed.MARGIN, look)
-        world = dataclasses.replace(world, alive=watchdog.feed)
-        quality.set_up_process()
-        world.alive()
-        with distributed.failing_together(world):
-            yield world
-            distributed.stop(world)
-
-
->>>>>>> 788abcf (A watchdog lasts as long as its block, and speaks where stderr is no file; statistics carry the hash of their numbers; tests of damaged records, documents, journals, tags and charts)
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What evaluations and `reference` share."""
     parser.add_argument(
@@ -209,13 +175,7 @@ def reference(arguments: Sequence[str]) -> None:
             "--reference is for evaluations"
         )
     files = {"inception": options.inception, "dinov2": options.dinov2}
-<<<<<<< HEAD
-    world = quality.started(options.hang_minutes)
-    quality.set_up_process()
-    with distributed.failing_together(world), cli.before_start():
-=======
-    with started(options.hang_minutes) as world, cli.before_start():
->>>>>>> 788abcf (A watchdog lasts as long as its block, and speaks where stderr is no file; statistics carry the hash of their numbers; tests of damaged records, documents, journals, tags and charts)
+    with quality.started(options.hang_minutes) as world, cli.before_start():
         if is_file:
             import_file(options.source, options.metrics, files, options.image_size, options.out, world)
         else:

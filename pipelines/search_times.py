@@ -53,9 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         with cli.before_start():
             quality.check(run.config, asked_of(run.config)[1])
 
-    world = quality.started(options.hang_minutes, look)
-    quality.set_up_process()
-    with distributed.failing_together(world):
+    with quality.started(options.hang_minutes, look) as world:
         newest = models.open_run(url, options.checkpoint).step if world.first else 0
         run = models.open_run(url, distributed.gather(newest, world.control)[0])
         search, asked = asked_of(run.config)
@@ -65,7 +63,6 @@ def main(arguments: Sequence[str]) -> None:
             storage.write(f"{stem}.png", charts.search(result["probes"], search.metric))
             levels = " ".join(f"{level:.6g}" for level in result["times"])
             tell(f"--times {levels}   {search.metric} {result['fresh']:.5g} on fresh seeds; the curve is {stem}.png")
-        distributed.stop(world)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import time
 
 from cmdist.system import cli
 
-STDERR = 2  # the descriptor: sys.stderr may be no file
 AHEAD = 0.5  # seconds before the end, for the sentence
 
 
@@ -34,11 +33,7 @@ class Watchdog:
     def feed(self, longer: float = 0.0) -> None:
         """Something has happened; the next thing may take `longer` seconds more than usual."""
         self._deadline = time.monotonic() + self.seconds + longer
-<<<<<<< HEAD
         faulthandler.dump_traceback_later(self.seconds + longer, exit=True, file=sys.__stderr__ or 2)
-=======
-        faulthandler.dump_traceback_later(self.seconds + longer, exit=True, file=STDERR)
->>>>>>> 788abcf (A watchdog lasts as long as its block, and speaks where stderr is no file; statistics carry the hash of their numbers; tests of damaged records, documents, journals, tags and charts)
         if self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
