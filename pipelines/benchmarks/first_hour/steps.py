@@ -32,6 +32,7 @@ from cmdist.train.assembly import make_trainer
 SMALL = (
     *("network.model_channels=32", "network.channel_mult=[1,2]", "network.num_res_blocks=1", "data.image_size=16"),
     *("network.attention_resolutions=[8]", "network.head_channels=32", "data.classes=0", "train.micro_batch=2"),
+    "network.norm_groups=by_width",
     "objective.distance.kind=l2",  # LPIPS looks at 224 pixels, which takes a core seconds; one part asks for it again
 )
 SMALLEST = ("network.channel_mult=[1]", "network.attention_resolutions=[]")  # of those that a core has to compile
