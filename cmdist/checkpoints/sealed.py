@@ -36,15 +36,20 @@ def read(url: str, must: bool = True) -> dict[str, Any]:
             record = json.loads(storage.read(url))
             if not isinstance(record, dict):
                 raise ValueError("keys and values are needed")
-            found = record.pop("seal", None)
-            if found == _checksum(record) or (found is None and not must):
-                return record
-            problem = ValueError("its content is not what was written")
+            return opened(record, must)
         except (ValueError, RecursionError) as error:
             if isinstance(error, OSError):
                 raise
             problem = ValueError(str(error))
     raise problem
+
+
+def opened(record: dict[str, Any], must: bool = True) -> dict[str, Any]:
+    """A record without its seal. Raises ValueError if that is another's, or, with `must`, missing."""
+    seal = record.pop("seal", None)
+    if seal == _checksum(record) or (seal is None and not must):
+        return record
+    raise ValueError("its content is not what was written")
 
 
 def _checksum(record: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 scores of real images themselves.
 """
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from cmdist.data.images import ShardedImages
 from cmdist.errors import ConfigError, DataError
-from cmdist.evaluation import measurement, references
+from cmdist.evaluation import measurement, references, stored
 from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.metrics import table
 from cmdist.evaluation.metrics.frechet import Moments, frechet_distance
@@ -98,5 +97,5 @@ def scores(data: ShardedImages, extractor: Extractor, real: Reference, n: int, s
         values[name] = frechet_distance(moments.statistics(), real.statistics)
     record = {"extractor": extractor.hash, "reference": real.hash, "n": n, "seed": seed} | values
     url = storage.join(data.url, f"references-n{n}-seed{seed}.json")
-    storage.write(url, json.dumps(record, indent=1).encode())
+    stored.write(url, record, values)
     return values

@@ -1,6 +1,5 @@
 """Records of figures: each says its protocol, its sampling and its weights, lies in a folder, and is made once."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -195,8 +194,8 @@ def make(
         name = f"step-{base['step']:010d}-{metrics[0]}_{sampler.name}-{record['identity']}"
         record["stem"] = storage.join(folder, name)
         pictures.write(record["stem"], shown, columns)
-        text = json.dumps(migrations.EVALUATION.stamp(record), indent=1).encode()
-        storage.write(f"{record['stem']}.json", text)  # last: with it the figures are there
+        # last: with it the figures are there
+        stored.write(f"{record['stem']}.json", migrations.EVALUATION.stamp(record), record["metrics"])
         records.append(record)
     storage.remove(parts)
     return records

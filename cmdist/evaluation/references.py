@@ -5,6 +5,7 @@ imported.
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from cmdist.system.typed import Arrays, Document, Shape, array, arrays_of, short
 KEPT = 10_000
 PIECE = 512  # images that are decoded together
 REMEDY = "take another file, or remove it, and the statistics are made again from the data set"
+_TOLERANCE = 1e-5  # of a covariance, relative to its largest value; files may hold fp32
 UNITS = 64  # parts that a data set is cut into
 
 
@@ -99,7 +101,10 @@ def _own(url: str, arrays: Arrays, extractor: Extractor, image_size: int) -> Ref
     d = extractor.dimensions
     n = int(array(arrays, "n", "iu", ()))
     mean, covariance = _finite(arrays, "mean", (d,)), _finite(arrays, "covariance", (d, d))
-    if n < 0 or mean.dtype != torch.float64 or covariance.dtype != torch.float64:
+    _check_covariance(covariance, "covariance")
+    imported_from = str(described.get("source", ""))  # a file, which does not say of how many images it is
+    least = 2 if not imported_from or re.fullmatch(r"[0-9a-f]{64}", imported_from) else 0
+    if n < least or mean.dtype != torch.float64 or covariance.dtype != torch.float64:
         raise ValueError(f"its moments are of {n} images, in {mean.dtype}")
     features = _finite(arrays, "features", (None, d)) if "features" in arrays else None
     if features is not None and (features.dtype != torch.float32 or not len(features)):
@@ -117,6 +122,16 @@ def _finite(arrays: Arrays, name: str, shape: tuple[int | None, ...]) -> Tensor:
     return torch.from_numpy(found)
 
 
+def _check_covariance(covariance: Tensor, name: str) -> None:
+    """Raise ValueError for a matrix that is the covariance of nothing."""
+    largest = float(covariance.abs().max())
+    if float((covariance - covariance.T).abs().max()) > _TOLERANCE * largest:
+        raise ValueError(f"{name} is not symmetric")
+    values = torch.linalg.eigvalsh((covariance + covariance.T) / 2)
+    if largest == 0 or float(values[0]) < -_TOLERANCE * float(values[-1].clamp(min=0)):
+        raise ValueError(f"{name} has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, and none below 0 is needed")
+
+
 def imported(url: str, arrays: Mapping[str, np.ndarray[Any, Any]], extractor: Extractor, image_size: int) -> Reference:
     """ADM's reference batches (mu, sigma, and in arr_0 images whose features we take) and clean-fid's statistics (mu,
     sigma).
@@ -128,8 +143,8 @@ def imported(url: str, arrays: Mapping[str, np.ndarray[Any, Any]], extractor: Ex
     if not {"mu", "sigma"} <= arrays.keys():
         raise DataError(f"{url} has no mu and sigma; it has {', '.join(arrays) or 'nothing'}")
     for key in ("mu", "sigma"):
-        if arrays[key].dtype.kind not in "iuf":
-            raise ValueError(f"{key} holds {arrays[key].dtype}, and numbers are needed")
+        if arrays[key].dtype.kind != "f":
+            raise ValueError(f"{key} holds {arrays[key].dtype}, and fractions are needed")
     mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
     if mean.shape != (extractor.dimensions,) or covariance.shape != (extractor.dimensions, extractor.dimensions):
         raise DataError(
@@ -137,6 +152,7 @@ def imported(url: str, arrays: Mapping[str, np.ndarray[Any, Any]], extractor: Ex
         )
     if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
         raise DataError(f"{url} holds values that are not finite")
+    _check_covariance(covariance, "sigma")
     of_adm = "mu_s" in arrays or "arr_0" in arrays
     is_clean, is_legacy = "_clean_" in name, of_adm or "_legacy_tensorflow_" in name
     if (extractor.space == "fid" and is_legacy) or (extractor.space == "fid_legacy" and is_clean):

@@ -1,16 +1,22 @@
 """Files that evaluations leave, as they are read again: records of figures, and scores of real images."""
 
+import math
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from cmdist import migrations
+from cmdist.checkpoints import sealed
 from cmdist.errors import DataError, Malformed
 from cmdist.system import storage
 from cmdist.system.typed import Document, Shape, Tree
 
 _Step = Annotated[int, Field(ge=0, lt=10**10)]
+
+
+Figure = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Protocol(Shape):
@@ -29,7 +35,7 @@ class _Record(Shape):
     protocol_id: str
     sampling: dict[str, Any]
     checkpoint: _Weights
-    metrics: dict[str, float]
+    metrics: dict[str, Figure]
     images: str
     code: str
     device: str
@@ -45,8 +51,8 @@ class _Scores(Shape):
     extractor: str
     reference: str
     n: int
-    bootstrap: float
-    matched_gaussian: float
+    bootstrap: Figure
+    matched_gaussian: Figure
 
 
 class _Glance(Shape):
@@ -69,7 +75,7 @@ def records(folder: str, start: str = "step-") -> list[tuple[str, Tree]]:
             continue
         where = storage.join(folder, name)
         try:
-            record = migrations.EVALUATION.migrate(RECORD.tree(storage.read(where), where), where)
+            record = migrations.EVALUATION.migrate(_opened(RECORD, where), where)
             found.append((name, RECORD.check(record, where)))
         except FileNotFoundError:  # removed meanwhile
             continue
@@ -94,7 +100,28 @@ def scores(folder: str) -> list[Tree]:
         if name.startswith("references-") and name.endswith(".json"):
             where = storage.join(folder, name)
             try:
-                found.append(SCORES.read(storage.read(where), where))
+                found.append(SCORES.check(_opened(SCORES, where), where))
             except DataError as error:
                 print(f"warning: {error}", file=sys.stderr, flush=True)
     return found
+
+
+def write(url: str, record: Tree, figures: Mapping[str, float]) -> None:
+    """Write a record, sealed, so that an edited value is noticed. Raises DataError if one of its figures is not
+    finite: nothing is written then.
+    """
+    if strange := [f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value)]:
+        raise DataError(
+            f"{', '.join(strange)}, which is no figure, so no record is written to {url}: look at the reference and at "
+            "the images"
+        )
+    storage.write(url, sealed.seal(record))
+
+
+def _opened(document: Document, where: str) -> Tree:
+    """The tree in a file, its seal compared and taken off; older ones have none. Raises DataError."""
+    tree = document.tree(storage.read(where), where)
+    try:
+        return sealed.opened(tree, must=False)
+    except ValueError as error:
+        raise DataError(f"{where} is damaged: {error}; {document.remedy}") from error

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from cmdist import migrations
 from cmdist.data.images import open_dataset
 from cmdist.errors import DataError
-from cmdist.evaluation import measurement, references
+from cmdist.evaluation import measurement, references, stored
 from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.generation import Task
 from cmdist.evaluation.metrics.frechet import Moments, Statistics
@@ -341,3 +342,96 @@ def test_files_that_cannot_be_meant_are_refused(tmp_path):
     np.savez(tmp_path / "c.npz", mu=np.full(16, np.nan), sigma=np.eye(16))
     with pytest.raises(DataError, match="holds values that are not finite"):
         references.load(str(tmp_path / "c.npz"), extractor(), 8)
+
+
+SQUARE = np.eye(16)
+TRIANGLE = SQUARE + np.triu(np.full((16, 16), 0.1), 1)
+MATRICES = {
+    "negative": (-SQUARE, "has eigenvalues from -1 to -1, and none below 0 is needed"),
+    "one negative value": (np.diag([1.0] * 15 + [-0.1]), "has eigenvalues from -0.1 to 1"),
+    "triangular": (TRIANGLE, "is not symmetric"),
+    "zero": (np.zeros((16, 16)), "has eigenvalues from 0 to 0"),
+    "infinite": (SQUARE * np.inf, "not finite"),
+    "whole numbers": (SQUARE.astype(np.int64), "fractions are needed"),
+    "complex": (SQUARE.astype(np.complex128), "fractions are needed"),
+    "another size": (np.eye(3), r"of 16 features, and the extractor|the shape \[3, 3\]"),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a1_a_covariance_of_nothing_is_named(tmp_path, name):
+    matrix, sentence = MATRICES[name]
+    np.savez(tmp_path / "imported.npz", mu=np.zeros(16), sigma=matrix)
+    described = references.describe(extractor()) | {"image_size": 8, "source": "0" * 64}
+    own = {"n": np.int64(9), "mean": np.zeros(16), "covariance": matrix, "described": np.array(json.dumps(described))}
+    np.savez(tmp_path / "own.npz", **own)
+    for file in ("imported.npz", "own.npz"):
+        with pytest.raises(DataError, match=sentence):
+            references.load(str(tmp_path / file), extractor(), 8)
+
+
+@pytest.mark.parametrize("mean", [np.full(16, np.nan), np.zeros(16, np.int64), np.zeros(16, np.complex64), np.zeros(3)])
+def test_a1_a_mean_of_nothing_is_named(tmp_path, mean):
+    np.savez(tmp_path / "a.npz", mu=mean, sigma=SQUARE)
+    with pytest.raises(DataError, match=r"not finite|fractions are needed|is of 3 features"):
+        references.load(str(tmp_path / "a.npz"), extractor(), 8)
+
+
+@pytest.mark.parametrize("n", [0, 1, -1])
+def test_a1_moments_of_no_images_are_named(tmp_path, n):
+    described = references.describe(extractor()) | {"image_size": 8, "source": "0" * 64}
+    arrays = {
+        "n": np.int64(n),
+        "mean": np.zeros(16),
+        "covariance": SQUARE,
+        "described": np.array(json.dumps(described)),
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=f"its moments are of {n} images"):
+        references.load(str(tmp_path / "a.npz"), extractor(), 8)
+
+
+def test_a1_a_singular_covariance_and_one_in_fp32_are_read(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(5, 16))
+    for matrix in (np.cov(rows.T), np.cov(rows.T).astype(np.float32)):
+        np.savez(tmp_path / "a.npz", mu=np.zeros(16), sigma=matrix)
+        assert torch.allclose(
+            references.load(str(tmp_path / "a.npz"), extractor(), 8).statistics.covariance.float(),
+            torch.from_numpy(matrix).float(),
+        )
+
+
+RECORD = {
+    "title": "t", "step": 1, "protocol": {"space": "fd", "n": 5}, "protocol_id": "p", "sampling": {},
+    "checkpoint": {"weights": "w"}, "metrics": {"fd_1step": 1.5}, "images": "i", "code": "c", "device": "cpu",
+    "ranks": 1, "time": 1, "seconds": 1.0, "identity": "i", "stem": "s",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a1_a_record_with_a_figure_that_is_not_finite_is_never_written(tmp_path, value):
+    url = str(tmp_path / "step-1.json")
+    with pytest.raises(DataError, match="fd_1step is .*, which is no figure, so no record is written"):
+        stored.write(url, RECORD, {"fd_1step": value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a1_an_edited_record_is_noticed_and_one_of_before_is_read(tmp_path, capsys):
+    url = tmp_path / "step-1.json"
+    stored.write(str(url), migrations.EVALUATION.stamp(RECORD), RECORD["metrics"])
+    ((_, read),) = stored.records(str(tmp_path))
+    assert read["metrics"] == {"fd_1step": 1.5} and "seal" not in read
+    url.write_text(url.read_text().replace("1.5", "0.5"))
+    assert stored.records(str(tmp_path)) == []
+    assert "step-1.json is damaged: its content is not what was written; remove it, and" in capsys.readouterr().err
+    url.write_text(json.dumps(migrations.EVALUATION.stamp(RECORD)))
+    assert len(stored.records(str(tmp_path))) == 1
+
+
+def test_a1_an_edited_score_of_real_images_is_noticed(tmp_path, capsys):
+    url = tmp_path / "references-n5-seed0.json"
+    scores = {"extractor": "e", "reference": "r", "n": 5, "bootstrap": 1.5, "matched_gaussian": 2.5}
+    stored.write(str(url), scores, {"bootstrap": 1.5})
+    assert stored.scores(str(tmp_path)) == [scores]
+    url.write_text(url.read_text().replace("2.5", "0.1"))
+    assert stored.scores(str(tmp_path)) == [] and "is damaged: its content is not" in capsys.readouterr().err
