@@ -191,7 +191,7 @@ def test_a_plan_that_does_not_fit_says_what_helps(capsys: pytest.CaptureFixture[
         (["--peak-tflops", "nan"], "--peak-tflops nan: a number above 0 is needed"),
         (["--peak-tflops", "-3"], "--peak-tflops -3: a number above 0 is needed"),
         (["--gpu-memory", "inf"], "--gpu-memory inf: a number above 0 is needed"),
-        (["--ranks", "0"], "--ranks must be 1 or more, not 0"),
+        (["--ranks", "0"], "--ranks must be 1 to 1048576, not 0"),
         (["--ranks", "3"], "3 ranks cannot share train.global_batch / train.micro_batch = 16 micro-batches evenly"),
     ],
 )

@@ -73,8 +73,9 @@ def scenarios(config_path: str, out: str) -> None:
     def run(label: str, *overrides: str, noise: float = 0.0) -> None:
         nonlocal name
         name, _Noise.size = label, noise
+        made = config.load(config_path, [*NET, *overrides])
         try:
-            runner.train(config.load(config_path, [*NET, *overrides]), world, "auto")
+            runner.train(made, world, f"{made.run.root}/{made.run.name}", "auto")
         except CmdistError as error:
             said[name] = str(error)
 
