@@ -128,10 +128,10 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None) -> su
 
 def print_steps(run_url: str) -> None:
     """Committed steps, a line each, and `finished` after the last one of the run."""
-    found = search.steps(run_url)
-    for step in found:
+    steps = search.steps(run_url)
+    for step in steps:
         print(step)
-    if found and found[-1] >= load(run_url).train.steps:
+    if steps and steps[-1] >= load(run_url).train.steps:
         print("finished")
 
 

@@ -74,23 +74,23 @@ def roots(pyproject: str, everything: bool) -> list[Requirement]:
     return [*map(Requirement, lines), Requirement(BUILD)]
 
 
-def needed(asked: Sequence[Requirement], version: str, left_out: Set[str] = frozenset()) -> set[str]:
+def needed(requirements: Sequence[Requirement], version: str, left_out: Set[str] = frozenset()) -> set[str]:
     """The names of those and of all that they ask for in turn, by what is installed here and the markers of a Python.
 
     What is left out is not followed either. Raises WheelhouseError if one of them is not installed.
     """
     surroundings: dict[str, Any] = dict(default_environment())
     surroundings |= {"python_version": version, "python_full_version": f"{version}.0"}
-    found: set[str] = set()
-    todo = [(requirement, "") for requirement in asked]
+    names: set[str] = set()
+    todo = [(requirement, "") for requirement in requirements]
     while todo:
         requirement, extra = todo.pop()
         name = canonicalize_name(requirement.name)
         if requirement.marker and not requirement.marker.evaluate({**surroundings, "extra": extra}):
             continue
-        if name in left_out or name in found:
+        if name in left_out or name in names:
             continue
-        found.add(name)
+        names.add(name)
         try:
             more = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
@@ -98,7 +98,7 @@ def needed(asked: Sequence[Requirement], version: str, left_out: Set[str] = froz
                 raise WheelhouseError(f"{name} is not installed here; `make install` first") from None
             more = []  # for the other Python only
         todo += [(Requirement(line), each) for line in more for each in (requirement.extras or {""})]
-    return found
+    return names
 
 
 def pins(constraints: str) -> dict[str, str]:

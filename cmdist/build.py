@@ -45,9 +45,9 @@ UNSEEN = {
 
 def network(config: Config) -> nn.Module:
     """The network of a configuration, weights drawn from the global generator (seed it first). Raises ConfigError."""
-    made = NETWORKS[config.network.kind].make(config.network, config.images, config.train.precision)  # type: ignore[attr-defined]
-    refuse_untrained(made)
-    return made
+    net = NETWORKS[config.network.kind].make(config.network, config.images, config.train.precision)  # type: ignore[attr-defined]
+    refuse_untrained(net)
+    return net
 
 
 def on_meta(config: Config) -> nn.Module:
@@ -66,9 +66,9 @@ def lowered(module: nn.Module) -> nn.Module:
     """A copy of what is trained for calls without gradient: the same output, from weights in the precision that they
     are used in.
     """
-    made = copy.deepcopy(module).requires_grad_(False)
-    lower(network_of(made))
-    return made
+    twin = copy.deepcopy(module).requires_grad_(False)
+    lower(network_of(twin))
+    return twin
 
 
 def lower(net: nn.Module) -> None:
@@ -167,9 +167,9 @@ def dataset(config: Config, world: World | None = None) -> ShardedImages:
             "shards and one more need "
             f"{needed / 2**30:.3g}; raise it or lower data.block_shards"
         )
-    for key, found, asked in (("image_size", data.image_size, d.image_size), ("channels", data.channels, d.channels)):
-        if found != asked:
-            raise DataError(f"{d.url}: the images have {key} {found}, data.{key} says {asked}")
+    for key, own, expected in (("image_size", data.image_size, d.image_size), ("channels", data.channels, d.channels)):
+        if own != expected:
+            raise DataError(f"{d.url}: the images have {key} {own}, data.{key} says {expected}")
     if d.classes and not data.labelled:
         raise DataError(f"{d.url}: the data set has no labels, data.classes says {d.classes}; 0 trains without labels")
     if d.classes and d.classes != len(data.classes):
@@ -194,13 +194,13 @@ def ready(
     weights: Mapping[str, torch.Tensor],
     where: str,
     device: torch.device | str,
-    made: Callable[[Config, nn.Module], preconditioning.Model] | None = None,
+    wrap: Callable[[Config, nn.Module], preconditioning.Model] | None = None,
 ) -> preconditioning.Model:
     """The network of a configuration with weights of `where`; evaluation mode, no gradient to the weights."""
     with Undrawn():
         net = network(config)
     released.load(net, weights, where)
-    return (made or model)(config, net.to(device).eval().requires_grad_(False))
+    return (wrap or model)(config, net.to(device).eval().requires_grad_(False))
 
 
 @dataclass(frozen=True)
@@ -254,14 +254,14 @@ def initialise(config: Config, net: nn.Module, weights: Weights | None = None) -
     url = config.start
     assert url is not None
     weights = weights or Weights()
-    run, found = (None, weights.file(url, head_channels(config))) if released.is_file(url) else weights.run(url)
-    net.load_state_dict(fitting(config, net, run.config if run else None, found))
+    run, state = (None, weights.file(url, head_channels(config))) if released.is_file(url) else weights.run(url)
+    net.load_state_dict(fitting(config, net, run.config if run else None, state))
 
 
 def fitting(
-    config: Config, net: nn.Module, theirs: Config | None, found: Mapping[str, torch.Tensor]
+    config: Config, net: nn.Module, theirs: Config | None, state: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The weights `found` that a run starts from, of a run or (None) of a file, as `net` takes them.
+    """The weights `state` that a run starts from, of a run or (None) of a file, as `net` takes them.
 
     Raises CheckpointError, ConfigError.
     """
@@ -273,6 +273,6 @@ def fitting(
                 f"init: {config.start} was trained with {key} {was}, this run has {now}; they must be equal"
             )
     second = {name: value for name, value in net.state_dict().items() if name.startswith(SECOND)}
-    fitted = second | dict(found)
+    fitted = second | dict(state)
     released.check(net, fitted, f"init: {config.start}")
     return fitted

@@ -155,13 +155,13 @@ def flat(config: Config) -> dict[str, Any]:
 def by_key(config: Config) -> dict[str, Any]:
     """{'train.steps': 100, ...}: one entry for each key of the schema, in its order."""
     tree = config.model_dump(mode="json")
-    found = {}
+    values = {}
     for name in marks(config):
         value = tree
         for part in name.split("."):
             value = value[part]
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def _override(tree: dict[str, Any], override: str, number: int) -> None:
@@ -195,19 +195,19 @@ def _keep_common(node: dict[str, Any], table: OneOf | None, kind: Any) -> None:
 def _one_of(path: Sequence[str]) -> OneOf | None:
     """The table of a section of several kinds; where it lies in another such section, of the first kind that has it."""
     models: list[type[BaseModel]] = [Config]
-    found: OneOf | None = None
+    union: OneOf | None = None
     for part in path:
         field = next((m.model_fields[part] for m in models if part in m.model_fields), None)
         if field is None:
             return None
-        found = next((each for each in field.metadata if isinstance(each, OneOf)), None)
-        if found is not None:
-            models = [found.section(kind) for kind in found.table]
+        union = next((each for each in field.metadata if isinstance(each, OneOf)), None)
+        if union is not None:
+            models = [union.section(kind) for kind in union.table]
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             models = [field.annotation]
         else:
             return None
-    return found
+    return union
 
 
 _WORDS = {

@@ -47,31 +47,31 @@ def print_plan(
             raise ConfigError(
                 f"--{option} {value:g}: a number above 0{'' if math.isinf(most) else f' and up to {most:g}'} is needed"
             )
-    found = plan(config, ranks)
+    costs = plan(config, ranks)
     share = config.micro_batches // ranks
-    hours = found.gpu_hours(peak_tflops, mfu)
+    hours = costs.gpu_hours(peak_tflops, mfu)
     each = f"ZeRO {t.zero_stage}, {t.precision}, {share} x {t.micro_batch} images"
     print(f"plan of {config.run.name} on {ranks} {name.upper()} GPUs of {gpu_memory:g} GB: {each}")
     print("\nmemory of each GPU                      GB")
-    for part, size in found.memory.items():
+    for part, size in costs.memory.items():
         print(f"  {part:<34} {size / 1e9:>6.2f}")
-    fits = found.total_memory / 1e9 <= gpu_memory
+    fits = costs.total_memory / 1e9 <= gpu_memory
     advice = "fits" if fits else "does not fit: lower train.micro_batch, or set network.checkpoint_activations=true"
-    print(f"  {'together':<34} {found.total_memory / 1e9:>6.2f}  {advice}")
-    print(f"host memory of a checkpoint's copy    {found.host_memory / 1e9:>6.2f}  GB, each rank")
-    print(f"\nparameters                            {found.parameters:,}")
-    print(f"forward pass                          {found.forward_flops / 1e9:,.1f} GFLOP an image")
+    print(f"  {'together':<34} {costs.total_memory / 1e9:>6.2f}  {advice}")
+    print(f"host memory of a checkpoint's copy    {costs.host_memory / 1e9:>6.2f}  GB, each rank")
+    print(f"\nparameters                            {costs.parameters:,}")
+    print(f"forward pass                          {costs.forward_flops / 1e9:,.1f} GFLOP an image")
     print(
-        f"training                              {found.flops / 1e12:,.3f} TFLOP an image, "
-        f"{found.flops * t.global_batch / 1e12:,.0f} a step"
+        f"training                              {costs.flops / 1e12:,.3f} TFLOP an image, "
+        f"{costs.flops * t.global_batch / 1e12:,.0f} a step"
     )
     print(
-        f"memory traffic                        {sum(found.touched.values()) / 1e9:,.1f} GB a micro-batch, "
+        f"memory traffic                        {sum(costs.touched.values()) / 1e9:,.1f} GB a micro-batch, "
         "if nothing is compiled:"
     )
-    print("\n".join(f"  {kind:<34} {size / 1e9:>8,.1f}" for kind, size in found.touched.items() if size))
-    print(f"  once a step, moving the weights    {found.update / 1e9:>8,.1f}")
-    print(f"images to be seen                     {found.images:,} in {t.steps:,} steps of {t.global_batch:,}")
+    print("\n".join(f"  {kind:<34} {size / 1e9:>8,.1f}" for kind, size in costs.touched.items() if size))
+    print(f"  once a step, moving the weights    {costs.update / 1e9:>8,.1f}")
+    print(f"images to be seen                     {costs.images:,} in {t.steps:,} steps of {t.global_batch:,}")
     print(f"GPU-hours                             {hours:,.0f}, {hours / ranks / 24:,.1f} days on {ranks} GPUs,")
     print(
         f"                                      if {mfu:.0%} of {peak_tflops:g} TFLOP/s are reached: "

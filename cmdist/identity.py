@@ -33,35 +33,35 @@ class Change:
 
 def changes(was: Config, now: Config, was_measured: Mapping[str, str], now_measured: Mapping[str, str]) -> list[Change]:
     """What differs. `measured` has the hashes of what keys of kind `content` name; one that is unknown is no change."""
-    before, after, found = configuration.by_key(was), configuration.by_key(now), []
+    before, after, differences = configuration.by_key(was), configuration.by_key(now), []
     for key, mark in (configuration.marks(was) | configuration.marks(now)).items():
         if mark.kind == "content":
             hashes = was_measured.get(key), now_measured.get(key)
             if None not in hashes and hashes[0] != hashes[1]:
-                found.append(Change(key, "content", *hashes))
+                differences.append(Change(key, "content", *hashes))
             elif before.get(key) != after.get(key):
-                found.append(Change(key, "place", before.get(key), after.get(key)))
+                differences.append(Change(key, "place", before.get(key), after.get(key)))
         elif before.get(key) != after.get(key):
-            found.append(Change(key, mark.kind, before.get(key), after.get(key)))
-    return found
+            differences.append(Change(key, mark.kind, before.get(key), after.get(key)))
+    return differences
 
 
 def compared(
-    config: Config, before: Config, found: Checkpoint, run_url: str, measured: dict[str, str]
+    config: Config, before: Config, checkpoint: Checkpoint, run_url: str, measured: dict[str, str]
 ) -> tuple[Config, list[Change]]:
     """`config` as it goes on from a checkpoint, whose configuration is `before`, and what has changed since; `measured`
     has the hashes that are known of what it learns from. Raises CheckpointError if the run would be another one.
     """
     config = configuration.continued(config, before)
-    differences = changes(before, config, found.state.get("measured", {}), measured)
-    if found.url.startswith(f"{run_url}/"):
-        refuse(differences, found.url)
+    differences = changes(before, config, checkpoint.state.get("measured", {}), measured)
+    if checkpoint.url.startswith(f"{run_url}/"):
+        refuse(differences, checkpoint.url)
     return config, differences
 
 
-def refuse(found: list[Change], url: str) -> None:
+def refuse(differences: list[Change], url: str) -> None:
     """Raise CheckpointError if the run of the checkpoint at `url` would be another one."""
-    other = [change for change in found if change.kind in ("identity", "content")]
+    other = [change for change in differences if change.kind in ("identity", "content")]
     if other:
         each = "; ".join(f"{c.key} = {_shown(c, c.was)} and cannot go on with {_shown(c, c.now)}" for c in other)
         raise CheckpointError(

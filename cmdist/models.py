@@ -83,12 +83,12 @@ def open_run(url: str, step: int | None = None) -> TrainedRun:
     if not storage.exists(storage.join(url, "config.yaml")):
         raise CheckpointError(f"{url} is not a run folder: it has no config.yaml")
     if chosen:
-        found: Checkpoint | None = search.open_folder(chosen)
+        checkpoint: Checkpoint | None = search.open_folder(chosen)
     else:
-        found = search.open_checkpoint(url, step) if step is not None else search.newest(url)
-    if found is None:
+        checkpoint = search.open_checkpoint(url, step) if step is not None else search.newest(url)
+    if checkpoint is None:
         raise CheckpointError(f"{url} has no committed checkpoint yet")
-    return TrainedRun(found, config_of(found))
+    return TrainedRun(checkpoint, config_of(checkpoint))
 
 
 def described(url: str, file: str) -> Config:
@@ -129,10 +129,10 @@ def _read_config(url: str) -> Config | None:
 
 def measured(config: Config, index_hash: str) -> dict[str, str]:
     """Hashes of what a run learns from, by the key that names it."""
-    found = {"data.url": index_hash}
+    hashes = {"data.url": index_hash}
     if config.lpips:
-        found["objective.distance.weights"] = fingerprint(config.lpips.weights)
-    return found
+        hashes["objective.distance.weights"] = fingerprint(config.lpips.weights)
+    return hashes
 
 
 def ema_weights(run: TrainedRun, ema: float | None = None) -> dict[str, torch.Tensor]:

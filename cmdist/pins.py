@@ -23,14 +23,14 @@ Pin = dict[str, Any]  # url, weights (their checksum) and, of a run, step
 
 def named(config: Config) -> dict[str, str]:
     """The places that a configuration takes weights from, by key; none for the closed form."""
-    found = {}
+    result = {}
     if config.teacher and config.teacher != "exact":
-        found["objective.teacher"] = config.teacher
+        result["objective.teacher"] = config.teacher
     if config.frozen:
-        found[f"objective.{config.kind.frozen}"] = config.frozen
+        result[f"objective.{config.kind.frozen}"] = config.frozen
     if config.init and config.init != "teacher":
-        found["init"] = config.init
-    return found
+        result["init"] = config.init
+    return result
 
 
 def pin(config: Config, known: Mapping[str, Pin], begun: bool) -> dict[str, Pin]:
@@ -39,19 +39,19 @@ def pin(config: Config, known: Mapping[str, Pin], begun: bool) -> dict[str, Pin]
     `begun`: there is a checkpoint to go on from, so what the run was initialised with is only looked at if another is
     named. Raises CheckpointError if a pinned one is not there any more, or another one is named.
     """
-    found = {}
+    result = {}
     for key, url in named(config).items():
         old = known.get(key)
         only_start = key == "init"
         if old is None:
             if begun and only_start:
                 continue  # an older version did not note it, and it is not needed again
-            found[key] = _described(url, url)
+            result[key] = _described(url, url)
         elif begun and only_start and old["named"] == url:
-            found[key] = old
+            result[key] = old
         else:
-            found[key] = _again(key, url, old)
-    return found
+            result[key] = _again(key, url, old)
+    return result
 
 
 def _again(key: str, url: str, old: Pin) -> Pin:

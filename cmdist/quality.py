@@ -25,7 +25,7 @@ from cmdist.system.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What is asked of an evaluation; None takes what the configuration and the data set say."""
 
     n: int
@@ -77,9 +77,9 @@ def to_sigma_min(config: Config, denoise: Callable[..., Tensor]) -> Denoise:
     """`consistency`, or the end point of a denoiser's ODE by Heun's method in sampling.ode_steps from the noise level
     (which is the same for all images).
     """
-    found = consistency(config, denoise)
-    if found is not None:
-        return found
+    jump = consistency(config, denoise)
+    if jump is not None:
+        return jump
 
     def end(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         level, n = float(sigma[0]), config.noise
@@ -96,26 +96,26 @@ def shape(config: Config) -> tuple[int, int, int]:
     return config.data.channels, config.data.image_size, config.data.image_size
 
 
-def check(config: Config, asked: Asked) -> None:
+def check(config: Config, request: Request) -> None:
     """What is asked for can be measured, as far as can be seen without weights or a device. Raises ConfigError,
     DataError.
     """
     data = build.dataset(config)
-    wanted = extractors.spaces(asked.metrics or extractors.usual(data))
-    samplers(config, lambda x, sigma, labels: x, asked.steps, asked.times)
+    by_space = extractors.spaces(request.metrics or extractors.usual(data))
+    samplers(config, lambda x, sigma, labels: x, request.steps, request.times)
     files = {
-        "inception": asked.inception or config.evaluation.inception,
-        "dinov2": asked.dinov2 or config.evaluation.dinov2,
+        "inception": request.inception or config.evaluation.inception,
+        "dinov2": request.dinov2 or config.evaluation.dinov2,
     }
-    extractors.check_files(list(wanted), data, files)
-    urls = dict(config.evaluation.references) | real.named(asked.references, wanted)
-    for space in wanted:
+    extractors.check_files(list(by_space), data, files)
+    urls = dict(config.evaluation.references) | real.named(request.references, by_space)
+    for space in by_space:
         if space in urls and not storage.exists(urls[space]):
             raise DataError(f"the reference statistics {urls[space]} are not there")
 
 
 def measure_run(
-    run: TrainedRun, asked: Asked, world: World, emas: Sequence[float] | None, tell: Callable[[str], object]
+    run: TrainedRun, request: Request, world: World, emas: Sequence[float] | None, tell: Callable[[str], object]
 ) -> None:
     """Figures of a checkpoint's averages (None: the first of train.ema), into the run's folder and its MLflow; all
     ranks must call. Raises CheckpointError, ConfigError, DataError.
@@ -127,7 +127,7 @@ def measure_run(
         subjects.append(Subject(f"{config.run.name} step {run.step}, EMA {ema}", ema, denoise, source))
     run_url = url.rpartition("/checkpoints/")[0]
     with cli.before_start():
-        evaluation = assembled(config, run_url, run.step, subjects, asked, world)
+        evaluation = assembled(config, run_url, run.step, subjects, request, world)
     if world.first:  # retention keeps the averages of this step from now on
         storage.create(storage.join(evaluation.folder, f"step-{run.step:010d}.begun"), b"")
     shown = records.evaluate(evaluation, world, tell)
@@ -136,7 +136,7 @@ def measure_run(
 
 
 def measure_file(
-    model: Model, file: str, folder: str, asked: Asked, world: World, tell: Callable[[str], object]
+    model: Model, file: str, folder: str, request: Request, world: World, tell: Callable[[str], object]
 ) -> None:
     """Figures of a file of weights, opened as `model`, into `folder`; all ranks must call. Raises ConfigError,
     DataError.
@@ -144,35 +144,35 @@ def measure_file(
     source = {"url": storage.absolute(file), "weights": f"xxh3:{checksum([storage.read(file)])}"}
     subject = Subject(model.title, None, model.denoiser(world.device), source)
     with cli.before_start():
-        evaluation = assembled(model.config, storage.absolute(folder), 0, [subject], asked, world)
+        evaluation = assembled(model.config, storage.absolute(folder), 0, [subject], request, world)
     records.evaluate(evaluation, world, tell)
 
 
 def assembled(
-    config: Config, folder: str, step: int, subjects: Sequence[Subject], asked: Asked, world: World
+    config: Config, folder: str, step: int, subjects: Sequence[Subject], request: Request, world: World
 ) -> Evaluation:
     """All that is asked for, with what the configuration says of it; all ranks must call. Raises ConfigError,
     DataError.
     """
     data = build.dataset(config, world)
-    wanted = extractors.spaces(asked.metrics or extractors.usual(data))
+    by_space = extractors.spaces(request.metrics or extractors.usual(data))
     files = {
-        "inception": asked.inception or config.evaluation.inception,
-        "dinov2": asked.dinov2 or config.evaluation.dinov2,
+        "inception": request.inception or config.evaluation.inception,
+        "dinov2": request.dinov2 or config.evaluation.dinov2,
     }
-    spaces = extractors.load(list(wanted), data, files, world.device)
+    spaces = extractors.load(list(by_space), data, files, world.device)
     for extractor in spaces:
-        measurement.check(asked.n, extractor, wanted[extractor.space])
+        measurement.check(request.n, extractor, by_space[extractor.space])
     every = [
-        (s, sampler.searched_on(asked.searched) if asked.searched else sampler)
+        (s, sampler.searched_on(request.searched) if request.searched else sampler)
         for s in subjects
-        for sampler in samplers(config, s.denoise, asked.steps, asked.times, step or None)
+        for sampler in samplers(config, s.denoise, request.steps, request.times, step or None)
     ]
     references = {}
     if world.first:
-        urls = dict(config.evaluation.references) | real.named(asked.references, wanted)
-        references = real.given(urls, spaces, wanted, config.data.image_size)
-    images = Images(shape(config), config.data.classes, asked.n, asked.seed, asked.batch)
+        urls = dict(config.evaluation.references) | real.named(request.references, by_space)
+        references = real.given(urls, spaces, by_space, config.data.image_size)
+    images = Images(shape(config), config.data.classes, request.n, request.seed, request.batch)
     return Evaluation(
         storage.join(folder, "evaluations"),
         step,
@@ -180,7 +180,7 @@ def assembled(
         every,
         images,
         spaces,
-        wanted,
+        by_space,
         data,
         references,
     )

@@ -28,14 +28,14 @@ def teacher(
         return models.exact_teacher(data, device, conditional=bool(config.data.classes))
     if released.is_file(config.teacher):
         released.check_kind(config.teacher, denoising=True)
-        found = weights.file(config.teacher, build.head_channels(config))
+        state = weights.file(config.teacher, build.head_channels(config))
         return _teacher(
             config,
-            build.ready(config.as_denoiser(), found, f"teacher {config.teacher}", device, build.denoiser_of),
+            build.ready(config.as_denoiser(), state, f"teacher {config.teacher}", device, build.denoiser_of),
         )
-    run, found = weights.run(config.teacher)
+    run, state = weights.run(config.teacher)
     check_teacher(config, run.config)
-    return _teacher(config, build.ready(_computed_as(config, run.config), found, run.checkpoint.url, device))
+    return _teacher(config, build.ready(_computed_as(config, run.config), state, run.checkpoint.url, device))
 
 
 def _computed_as(config: Config, theirs: Config) -> Config:
@@ -70,26 +70,26 @@ def _check_images(name: str, config: Config, theirs: Config) -> None:
             raise ConfigError(f"{name} has data.{key} {there}, this run has {here}; they must be equal")
 
 
-def _teacher(config: Config, made: preconditioning.Model) -> Denoise:
-    assert isinstance(made.net, nn.Module)
+def _teacher(config: Config, model: preconditioning.Model) -> Denoise:
+    assert isinstance(model.net, nn.Module)
     if not config.kind.teacher_is_student:  # else these are where a state in fp32 begins
-        build.lower(made.net)
-    build.compiled(config, made.net)
-    return made
+        build.lower(model.net)
+    build.compiled(config, model.net)
+    return model
 
 
 def frozen(config: Config, device: torch.device, weights: Weights | None = None) -> Denoise | None:
     """The objective's helper that never changes, of a run. Raises CheckpointError, ConfigError."""
     if config.frozen is None:
         return None
-    run, found = (weights or Weights()).run(config.frozen)
+    run, state = (weights or Weights()).run(config.frozen)
     check_helper(config, run.config)
     theirs = _computed_as(config, run.config)
     if config.kind.frozen_dropout:
         theirs = theirs.model_copy(update={"network": theirs.network.model_copy(update={"dropout": config.dropout})})
-    made = build.ready(theirs, found, run.checkpoint.url, device)
-    assert isinstance(made.net, nn.Module)
-    made.net.train(config.kind.frozen_dropout)
-    build.lower(made.net)
-    build.compiled(config, made.net)
-    return made
+    model = build.ready(theirs, state, run.checkpoint.url, device)
+    assert isinstance(model.net, nn.Module)
+    model.net.train(config.kind.frozen_dropout)
+    build.lower(model.net)
+    build.compiled(config, model.net)
+    return model

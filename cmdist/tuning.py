@@ -18,7 +18,7 @@ from cmdist.evaluation import generation, measurement, records, times
 from cmdist.evaluation.metrics.table import METRICS
 from cmdist.evaluation.records import Subject
 from cmdist.models import TrainedRun
-from cmdist.quality import Asked
+from cmdist.quality import Request
 from cmdist.system import distributed, storage
 from cmdist.system.distributed import World
 from cmdist.system.typed import Document, Shape, Tree
@@ -65,7 +65,7 @@ def check(search: Search, config: Config) -> None:
 
 
 def search_times(
-    run: TrainedRun, search: Search, asked: Asked, world: World, ema: float | None, tell: Callable[[str], object]
+    run: TrainedRun, search: Search, request: Request, world: World, ema: float | None, tell: Callable[[str], object]
 ) -> Tree:
     """The result, also written to the run's evaluations; all ranks must call. Probes make image i from seed i; the
     times found are scored once more on fresh seeds, behind all of those.
@@ -75,8 +75,8 @@ def search_times(
     denoise = build.load_denoiser(run, decay, world.device)
     subject = Subject(config.run.name, decay, denoise, {"url": url, "weights": run.checkpoint.weights_of(decay)})
     run_url = url.rpartition("/checkpoints/")[0]
-    asked = dataclasses.replace(asked, n=search.few, metrics=[search.metric], steps=["1"], times=None)
-    evaluation = quality.assembled(config, run_url, run.step, [subject], asked, world)
+    request = dataclasses.replace(request, n=search.few, metrics=[search.metric], steps=["1"], times=None)
+    evaluation = quality.assembled(config, run_url, run.step, [subject], request, world)
     if world.first:  # retention keeps the averages of this step from now on
         storage.create(storage.join(evaluation.folder, f"step-{run.step:010d}.begun"), b"")
     noise = config.noise
@@ -93,14 +93,14 @@ def search_times(
         return value
 
     grid = karras_sigmas(search.levels, noise.sigma_min, noise.sigma_max, noise.rho).tolist()
-    found = times.search(lambda levels, n: score(levels, n), grid, search.steps, search.few, search.many)
+    outcome = times.search(lambda levels, n: score(levels, n), grid, search.steps, search.few, search.many)
     result = {
         "step": run.step,
         "ema": decay,
         "metric": search.metric,
-        "times": list(found.times),
-        "probes": [[list(probe) for probe in probes] for probes in found.probes],
-        "fresh": score(found.times, search.many, search.many),
+        "times": list(outcome.times),
+        "probes": [[list(probe) for probe in probes] for probes in outcome.probes],
+        "fresh": score(outcome.times, search.many, search.many),
         "seed": search.many,
     }
     if world.first:
@@ -118,11 +118,11 @@ def level(text: str) -> float:
         raise ConfigError(f"--times {text}: falling noise levels, or `search` alone, are needed") from None
 
 
-def with_times(asked: Asked, run: TrainedRun, emas: Sequence[float] | None) -> Asked:
-    """`asked` with the times that were searched for a checkpoint. Raises ConfigError."""
-    result = result_of(run, emas[0] if emas else None, asked.steps)
-    steps = asked.steps or [str(len(result["times"]))]
-    return dataclasses.replace(asked, steps=steps, times=result["times"], searched=result["metric"])
+def with_times(request: Request, run: TrainedRun, emas: Sequence[float] | None) -> Request:
+    """`request` with the times that were searched for a checkpoint. Raises ConfigError."""
+    result = result_of(run, emas[0] if emas else None, request.steps)
+    steps = request.steps or [str(len(result["times"]))]
+    return dataclasses.replace(request, steps=steps, times=result["times"], searched=result["metric"])
 
 
 def result_of(run: TrainedRun, ema: float | None, steps: Sequence[str] | None) -> dict[str, Any]:

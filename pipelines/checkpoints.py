@@ -59,10 +59,10 @@ def main(arguments: Sequence[str]) -> None:
 
 def found_in(run_url: str) -> list[Entry]:
     """The checkpoint folders of a run. Raises CheckpointError if there are none."""
-    found = search.entries(run_url)
-    if not found:
+    folders = search.entries(run_url)
+    if not folders:
         raise CheckpointError(f"{run_url} has no checkpoints")
-    return found
+    return folders
 
 
 def show(run_url: str) -> None:

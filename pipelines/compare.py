@@ -121,13 +121,13 @@ def of_experiment(uri: str | None, experiment: str) -> list[Row]:
             "--experiment needs --uri or the variable MLFLOW_TRACKING_URI, e.g. sqlite:///runs/digits/mlflow.db"
         )
     tracking.refuse_missing(uri)
-    found = tracking.runs(uri, experiment)
+    runs = tracking.runs(uri, experiment)
     parents = sorted(
-        (run for run in found if run["parent"] is None and GIVEN_UP not in run["tags"]), key=lambda run: run["start"]
+        (run for run in runs if run["parent"] is None and GIVEN_UP not in run["tags"]), key=lambda run: run["start"]
     )
     if not parents:
         raise DataError(f"experiment '{experiment}' of {uri} holds no runs")
-    return comparison.make_rows(parents, found, uri)
+    return comparison.make_rows(parents, runs, uri)
 
 
 def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cmdist import build, quality
 from cmdist.errors import ConfigError
 from cmdist.evaluation import edits, generation, pictures
-from cmdist.evaluation.edits import Asked, Editor
+from cmdist.evaluation.edits import Editor, Request
 from cmdist.system import cli
 
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     consistency = quality.to_sigma_min(config, model.denoiser(device))
     editor = Editor(consistency, shape, noise.sigma_min, noise.sigma_max, noise.rho, device)
     mask = edits.mask_of(options.mask, shape[1]) if options.mask is not None else None
-    asked = Asked(
+    request = Request(
         options.task,
         options.seeds,
         options.times,
@@ -64,9 +64,11 @@ def main(arguments: Sequence[str]) -> None:
         options.sigma,
         options.add_noise,
     )
-    edits.check(editor, asked, config.data.classes)
+    edits.check(editor, request, config.data.classes)
     inputs = edits.read(options.images, shape, enlarge=options.task == "superresolve", fit=options.fit)
-    write(options.out, options.task, options.seeds, list(tqdm(edits.edited(editor, asked, inputs), total=len(inputs))))
+    write(
+        options.out, options.task, options.seeds, list(tqdm(edits.edited(editor, request, inputs), total=len(inputs)))
+    )
 
 
 def write(out: Path, task: str, seeds: Sequence[int], results: Sequence[edits.Result]) -> None:

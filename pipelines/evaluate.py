@@ -24,7 +24,7 @@ from cmdist.errors import ConfigError
 from cmdist.evaluation import extractors, generation, measurement, real, references
 from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.metrics import table
-from cmdist.quality import Asked
+from cmdist.quality import Request
 from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
 
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
             "--weights FILE and --out FOLDER go together, and without --ema and --checkpoint, which are of runs"
         )
     searched = options.times == ["search"]
-    asked = Asked(
+    request = Request(
         options.n,
         options.seed,
         options.batch,
@@ -108,24 +108,24 @@ def main(arguments: Sequence[str]) -> None:
     def look() -> None:
         if options.weights:
             with cli.before_start():
-                quality.check(models.described(options.run, options.weights), asked)
+                quality.check(models.described(options.run, options.weights), request)
             return
         run = models.open_run(url, options.checkpoint)
         record.read(run.checkpoint.url.rpartition("/checkpoints/")[0])
         with cli.before_start():
-            quality.check(run.config, tuning.with_times(asked, run, options.ema) if searched else asked)
+            quality.check(run.config, tuning.with_times(request, run, options.ema) if searched else request)
 
     with quality.started(options.hang_minutes, look) as world:
         if options.weights:
             model = build.open_model(options.run, file=options.weights, qkv_order=options.qkv_order)
-            quality.measure_file(model, options.weights, options.out, asked, world, tell)
+            quality.measure_file(model, options.weights, options.out, request, world, tell)
         else:
             newest = models.open_run(url, options.checkpoint).step if world.first else 0
             step = distributed.gather(newest, world.control)[0]  # another one may be committed meanwhile
             run = models.open_run(url, step)
             if searched:
-                asked = tuning.with_times(asked, run, options.ema)
-            quality.measure_run(run, asked, world, options.ema, tell)
+                request = tuning.with_times(request, run, options.ema)
+            quality.measure_run(run, request, world, options.ema, tell)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -186,15 +186,15 @@ def import_file(
     source: str, metrics: list[str] | None, files: dict[str, str | None], image_size: int, out: str, world: World
 ) -> None:
     """Read, check, add features if there are images, and store."""
-    wanted = extractors.spaces(metrics or ["fid_legacy"])
-    if len(wanted) != 1 or "fd" in wanted:
+    spaces = extractors.spaces(metrics or ["fid_legacy"])
+    if len(spaces) != 1 or "fd" in spaces:
         raise ConfigError("a file is of one space: --metrics fid, fid_legacy or fd_dinov2")
     if world.first:
-        (extractor,) = extractors.load(list(wanted), None, files, world.device)
-        made = references.load(source, extractor, image_size)
-        made.save(out)
-        features = "no features" if made.features is None else f"features of {len(made.features)} images"
-        tell(f"{extractor.space}   {made.hash}   {features}   {out}")
+        (extractor,) = extractors.load(list(spaces), None, files, world.device)
+        reference = references.load(source, extractor, image_size)
+        reference.save(out)
+        features = "no features" if reference.features is None else f"features of {len(reference.features)} images"
+        tell(f"{extractor.space}   {reference.hash}   {features}   {out}")
 
 
 def describe(
@@ -203,9 +203,9 @@ def describe(
     """Statistics of a data set in each space, and in its own one the scores of resampled images and of a matched
     Gaussian.
     """
-    wanted = extractors.spaces(metrics or extractors.usual(data))
-    for extractor in extractors.load(list(wanted), data, files, world.device):
-        measurement.check(len(data), extractor, wanted[extractor.space], data.url)
+    spaces = extractors.spaces(metrics or extractors.usual(data))
+    for extractor in extractors.load(list(spaces), data, files, world.device):
+        measurement.check(len(data), extractor, spaces[extractor.space], data.url)
         if extractor.space == "fd":
             measurement.check(n, extractor, ["fd"])
         statistics = real.statistics(data, extractor, data.url, world)

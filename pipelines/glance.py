@@ -28,7 +28,7 @@ from cmdist.core.noise import Denoise, karras_sigmas
 from cmdist.data.images import ShardedImages
 from cmdist.evaluation import glance, stored
 from cmdist.models import TrainedRun
-from cmdist.quality import Asked
+from cmdist.quality import Request
 from cmdist.system import cli, storage
 from cmdist.system.distributed import World
 from cmdist.tracking import courier, environment
@@ -100,8 +100,8 @@ def measure(run: TrainedRun, device: torch.device) -> None:
             )
             return
         metrics = ["kid"]  # so few images are too few for a Frechet distance in Inception's 2048 features
-    asked = Asked(config.train.glance_images, metrics=metrics, steps=config.usual_steps(run.step)[:1])
-    quality.measure_run(run, asked, World(device=device), None, partial(print, flush=True))
+    request = Request(config.train.glance_images, metrics=metrics, steps=config.usual_steps(run.step)[:1])
+    quality.measure_run(run, request, World(device=device), None, partial(print, flush=True))
 
 
 def validate(config: Config, data: ShardedImages, consistency: Denoise, device: torch.device) -> dict[str, float]:

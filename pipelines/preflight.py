@@ -202,10 +202,10 @@ def at_loopback(name: str) -> bool:
     any the fall-back; for another machine's name, whether it means loopback here.
     """
     try:
-        found = [entry[4][0] for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+        addresses = [entry[4][0] for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
     except OSError:
         return name == socket.gethostname()
-    own = [address for address in found if bindable(str(address))] if name == socket.gethostname() else found
+    own = [address for address in addresses if bindable(str(address))] if name == socket.gethostname() else addresses
     return not own or ipaddress.ip_address(str(own[0]).partition("%")[0]).is_loopback
 
 

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
         _index(given["url"], given["name"], given["channels"], given["classes"], given["max_bad"])
         return
     how = Writing(
-        _asked(given),
+        _settings(given),
         given["per_shard"],
         given.get("format", "png"),
         given.get("quality") or QUALITY,
@@ -272,17 +272,17 @@ def _check(given: Mapping[str, Any]) -> None:
         raise ConfigError("--finish comes after all parts: give it or --part")
 
 
-def _asked(given: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """What is asked for, as it is kept in the index; switches that are off are left out."""
-    asked: dict[str, Any] = {"source": given["source"], "per_shard": given["per_shard"], "seed": SEED}
+    settings: dict[str, Any] = {"source": given["source"], "per_shard": given["per_shard"], "seed": SEED}
     for name, value in given.items():
-        if name not in (*asked, *_NOT_STORED) and (value not in (None, False) or name == "size"):
-            asked[name] = str(value.resolve()) if isinstance(value, Path) else value
-    if "background" in asked:
-        asked["background"] = html(asked["background"])
-    if asked.get("format") == "jpg":
-        asked["quality"] = given["quality"] or QUALITY
-    return asked
+        if name not in (*settings, *_NOT_STORED) and (value not in (None, False) or name == "size"):
+            settings[name] = str(value.resolve()) if isinstance(value, Path) else value
+    if "background" in settings:
+        settings["background"] = html(settings["background"])
+    if settings.get("format") == "jpg":
+        settings["quality"] = given["quality"] or QUALITY
+    return settings
 
 
 if __name__ == "__main__":

@@ -69,13 +69,13 @@ def main(arguments: Sequence[str]) -> None:
             quality.shape(config),
         )
         if options.seeds or options.labels or options.interpolate:
-            asked = generation.Row(options.seeds or [options.seed + i for i in range(10)], options.interpolate)
-            columns = len(asked)
+            row = generation.Row(options.seeds or [options.seed + i for i in range(10)], options.interpolate)
+            columns = len(row)
             layouts.add((columns, shape[1]))
             labels = generation.labels_of(options.labels, classes)
             for sampler in samplers:
-                made = torch.cat([asked.images(sampler, shape, label, classes, device) for label in labels])
-                blocks.append((f"{model.title}: {sampler.title}", made))
+                images = torch.cat([row.images(sampler, shape, label, classes, device) for label in labels])
+                blocks.append((f"{model.title}: {sampler.title}", images))
             continue
         columns = pictures.columns(classes)
         layouts.add((columns, shape[1]))

@@ -15,7 +15,7 @@ from functools import partial
 
 from cmdist import build, models, quality, tuning
 from cmdist.evaluation import extractors
-from cmdist.quality import Asked
+from cmdist.quality import Request
 from cmdist.report import charts
 from cmdist.system import cli, distributed, storage
 from cmdist.tuning import Search
@@ -41,23 +41,23 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     url = storage.absolute(options.run)
 
-    def asked_of(config: models.Config) -> tuple[Search, Asked]:
+    def request_of(config: models.Config) -> tuple[Search, Request]:
         metric = options.metric or extractors.usual(build.dataset(config))[0]
         search = Search(metric, options.steps, options.levels, options.few, options.many)
         tuning.check(search, config)
         files = {"inception": options.inception, "dinov2": options.dinov2, "references": options.reference}
-        return search, Asked(options.few, batch=options.batch, metrics=[metric], steps=["1"], **files)
+        return search, Request(options.few, batch=options.batch, metrics=[metric], steps=["1"], **files)
 
     def look() -> None:
         run = models.open_run(url, options.checkpoint)
         with cli.before_start():
-            quality.check(run.config, asked_of(run.config)[1])
+            quality.check(run.config, request_of(run.config)[1])
 
     with quality.started(options.hang_minutes, look) as world:
         newest = models.open_run(url, options.checkpoint).step if world.first else 0
         run = models.open_run(url, distributed.gather(newest, world.control)[0])
-        search, asked = asked_of(run.config)
-        result = tuning.search_times(run, search, asked, world, options.ema, tell)
+        search, request = request_of(run.config)
+        result = tuning.search_times(run, search, request, world, options.ema, tell)
         if world.first:
             stem = f"{run.checkpoint.url.rpartition('/checkpoints/')[0]}/evaluations/times-{search.steps}"
             storage.write(f"{stem}.png", charts.search(result["probes"], search.metric))

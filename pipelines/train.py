@@ -124,18 +124,18 @@ def train(config: Config, world: World, run_url: str, mode: str) -> bool:
         world.alive()
         with cli.before_start():
             settled = resume.once(world, lambda: lineage.settle(known, run_url, attempt.number))
-            found = resume.find(run_url, lineage.ids(settled), mode, world)
+            checkpoint = resume.find(run_url, lineage.ids(settled), mode, world)
             world.alive()
-            begun = start.start_from(config, settled, found, run_url, data.index_hash, world)
+            begun = start.start_from(config, settled, checkpoint, run_url, data.index_hash, world)
         world.alive()
-        if found is not None and found.step >= config.train.steps:
+        if checkpoint is not None and checkpoint.step >= config.train.steps:
             if world.first:
-                print(f"{run_url} is finished: step {found.step} of {config.train.steps} is committed")
+                print(f"{run_url} is finished: step {checkpoint.step} of {config.train.steps} is committed")
             return True
         if settled["id"] != known["id"]:  # a copy, of which MLflow is told as of a new run
             uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or known["tracking_uri"]
             settled |= {"name": config.run.name, "tracking_uri": uri, "experiment": config.tracking.experiment}
-            settled["origins"][0]["step"] = found.step if found else 0
+            settled["origins"][0]["step"] = checkpoint.step if checkpoint else 0
             if world.first:
                 lineage.announce(settled, spool_folder(run_url))
         return go_on(begun, world, data, run_url, settled, attempt)
@@ -147,10 +147,10 @@ def go_on(
     """Train from a checkpoint, or from the beginning; whether the last step is done."""
     config = begun.config
     trainer, order, checked = make_trainer(
-        config, world, data, begun.found, run_url, known["id"], attempt, begun.measured, begun.pinned
+        config, world, data, begun.checkpoint, run_url, known["id"], attempt, begun.measured, begun.pinned
     )
-    own = begun.found is not None and begun.found.url.startswith(f"{run_url}/")
-    attempt.begin(trainer.step, own or begun.found is None)
+    own = begun.checkpoint is not None and begun.checkpoint.url.startswith(f"{run_url}/")
+    attempt.begin(trainer.step, own or begun.checkpoint is None)
     if world.first:
         pins.hold(begun.pinned, run_url, known["id"])
         record.write(run_url, known | {"pins": begun.pinned} | ({"committed": trainer.step} if own else {}))

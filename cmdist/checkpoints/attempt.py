@@ -110,8 +110,8 @@ class Attempt:
         if self._claim is None:
             return 0
         names = storage.names(storage.join(self._run_url, "attempts"))
-        found = sorted({int(match[1]) for name in names if (match := _FILE.fullmatch(name))})
-        gone = [number for number in found if number <= self.number - KEPT][:PRUNED]
+        numbers = sorted({int(match[1]) for name in names if (match := _FILE.fullmatch(name))})
+        gone = [number for number in numbers if number <= self.number - KEPT][:PRUNED]
         for number in gone:
             for name in names:
                 # the claim last: a rest is found again
@@ -226,11 +226,11 @@ def known(run_url: str) -> Known:
     """What the newest attempt that has begun knows, and which have committed."""
     names = storage.names(storage.join(run_url, "attempts"))
     begun = [name for name in names if name.endswith(".start")]
-    found = _read(storage.join(run_url, "attempts", begun[-1]), documents.START) if begun else {}
+    start = _read(storage.join(run_url, "attempts", begun[-1]), documents.START) if begun else {}
     saved = {int(match[1]) for name in names if (match := _FILE.fullmatch(name)) and match[2] == ".saved"}
-    starts = tuple((number, step) for number, step in found.get("starts", []))
-    marks = found.get("marks", NEVER if begun else 0)
-    return Known(starts, found.get("own", True), marks, tuple(sorted({*saved, *found.get("saved", [])})))
+    starts = tuple((number, step) for number, step in start.get("starts", []))
+    marks = start.get("marks", NEVER if begun else 0)
+    return Known(starts, start.get("own", True), marks, tuple(sorted({*saved, *start.get("saved", [])})))
 
 
 def _file(run_url: str, number: int) -> str:

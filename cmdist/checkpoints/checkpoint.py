@@ -204,16 +204,16 @@ class Checkpoint:
 
     def _places(self, kind: str, start: int, stop: int) -> list[tuple[str, int, int]]:
         """(file, first byte, one past the last) of the numbers [start, stop) of a vector, in order. Raises Damaged."""
-        places, found = [], 0
+        places, count = [], 0
         for entry in self.state["slices"]:
             low, high = max(start, entry["start"]), min(stop, entry["stop"])
             if low < high:
                 base = self._base_of_slice(entry, kind) - 4 * entry["start"]
                 places.append((entry["file"], base + 4 * low, base + 4 * high))
-                found += high - low
-        if found != stop - start:
+                count += high - low
+        if count != stop - start:
             raise Damaged(
-                f"checkpoint {self.url} is damaged: state.json has {found} of the {stop - start} numbers of '{kind}' "
+                f"checkpoint {self.url} is damaged: state.json has {count} of the {stop - start} numbers of '{kind}' "
                 f"from {start} on"
             )
         return places
@@ -277,11 +277,11 @@ class Checkpoint:
                 f"checkpoint {self.url} is damaged: COMMIT has {len(sums)} blocks of {length} bytes for the {size} of "
                 f"{name}"
             )
-        wanted = range(start // length, max(-(-stop // length), start // length + 1))
-        blocks = {i: self._held[name, i] for i in wanted if (name, i) in self._held}
+        numbers = range(start // length, max(-(-stop // length), start // length + 1))
+        blocks = {i: self._held[name, i] for i in numbers if (name, i) in self._held}
         url = storage.join(self.url, name)
         for _ in range(1 + REREADS):
-            missing = [i for i in wanted if i not in blocks]
+            missing = [i for i in numbers if i not in blocks]
             if not missing:
                 break
             runs = list(_runs(missing, max(1, REQUEST // length)))
@@ -294,16 +294,16 @@ class Checkpoint:
                 parts = {i: memoryview(data)[(i - run.start) * length : (i - run.start + 1) * length] for i in run}
                 blocks |= {i: part for i, part in parts.items() if checksum([part]) == sums[min(i, len(sums) - 1)]}
         else:
-            if [i for i in wanted if i not in blocks]:
-                found = (
+            if [i for i in numbers if i not in blocks]:
+                content = (
                     f"{storage.size(url)} bytes, {size} were committed"
                     if storage.size(url) != size
                     else "a wrong checksum"
                 )
-                raise Damaged(f"checkpoint {self.url} is damaged: {name} has {found}")
+                raise Damaged(f"checkpoint {self.url} is damaged: {name} has {content}")
         if hold:
             self._held.update(((name, i), block) for i, block in blocks.items())
-        return [blocks[i] for i in wanted], length
+        return [blocks[i] for i in numbers], length
 
 
 def _runs(numbers: Sequence[int], most: int) -> Iterator[range]:

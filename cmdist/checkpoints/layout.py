@@ -107,12 +107,12 @@ class Piece:
 
 def overlap(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
     """The parts of `pieces` that lie in [start, stop)."""
-    found = []
+    parts = []
     for piece in pieces:
         low, high = max(piece.start, start), min(piece.stop, stop)
         if low < high:
-            found.append(Piece(low, piece.tensor[low - piece.start : high - piece.start]))
-    return found
+            parts.append(Piece(low, piece.tensor[low - piece.start : high - piece.start]))
+    return parts
 
 
 def whole(layout: Layout, tensors: Iterable[Tensor]) -> list[Piece]:

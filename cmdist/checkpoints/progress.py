@@ -17,14 +17,14 @@ _ATTEMPT = re.compile(r"/checkpoints/step-\d{10}-(\d{4,})/")
 _SHOWN = 4  # traces of a kind in the sentence
 
 
-def traces(run_url: str, found: Sequence[Entry], elsewhere: bool) -> list[str]:
+def traces(run_url: str, left: Sequence[Entry], elsewhere: bool) -> list[str]:
     """What says that a run without a checkpoint that counts has had one, in words; [] if nothing does.
 
     `elsewhere`: it is told to start from another run, so that having started beyond step 0 says nothing.
     """
     known = attempts.known(run_url)
     folders = []
-    for entry in found:
+    for entry in left:
         name = entry.url.rpartition("/")[2]
         if entry.void and "COMMIT" in entry.names:
             folders.append(f"{name}, committed, before which a later attempt has started")
@@ -47,9 +47,9 @@ def traces(run_url: str, found: Sequence[Entry], elsewhere: bool) -> list[str]:
     return lines
 
 
-def refuse_lost(run_url: str, found: Sequence[Entry], elsewhere: bool) -> None:
+def refuse_lost(run_url: str, folders: Sequence[Entry], elsewhere: bool) -> None:
     """Raise ProgressLost if a run without a checkpoint that counts has had one."""
-    lines = traces(run_url, found, elsewhere)
+    lines = traces(run_url, folders, elsewhere)
     if lines:
         raise ProgressLost(
             f"{run_url} holds no committed checkpoint, but traces of earlier progress ({'; '.join(lines)}); the run is "

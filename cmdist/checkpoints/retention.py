@@ -34,7 +34,7 @@ class Thinning:
         return bool(self.remove or self.strip)
 
 
-def plan(found: Sequence[Entry], newest: Entry, keep: Keep, evaluated: Iterable[int]) -> Thinning:
+def plan(folders: Sequence[Entry], newest: Entry, keep: Keep, evaluated: Iterable[int]) -> Thinning:
     """What the rule leaves over below `newest`, which is committed and verified.
 
     Damaged folders, set aside, are never removed; nor is anything complete that does not count: it has lost its COMMIT,
@@ -44,7 +44,7 @@ def plan(found: Sequence[Entry], newest: Entry, keep: Keep, evaluated: Iterable[
         return Thinning((), ())
     below = [
         e
-        for e in found
+        for e in folders
         if (e.step, e.attempt) != (newest.step, newest.attempt) and e.step <= newest.step and "DAMAGED" not in e.names
     ]
     best = {
@@ -62,11 +62,11 @@ def _may_go(entry: Entry, attempt: int) -> bool:
     return entry.counts or (entry.attempt <= attempt and (entry.unfinished or not entry.complete))
 
 
-def remains(found: Sequence[Entry], attempt: int) -> tuple[list[Entry], list[Entry]]:
+def remains(folders: Sequence[Entry], attempt: int) -> tuple[list[Entry], list[Entry]]:
     """What attempts before `attempt`, all of them over, have left that is no checkpoint: what was cut short and is to
     go, and what is complete and stays although it does not count.
     """
-    dead = [e for e in found if 0 < e.attempt < attempt and not e.counts and "DAMAGED" not in e.names]
+    dead = [e for e in folders if 0 < e.attempt < attempt and not e.counts and "DAMAGED" not in e.names]
     return [e for e in dead if e.unfinished], [e for e in dead if e.complete and not e.unfinished]
 
 
@@ -78,9 +78,9 @@ def evaluated(run_url: str) -> set[int]:
 
 def thinning(run_url: str, step: int, attempt: int, keep: Keep) -> Thinning:
     """The plan for a run whose newest checkpoint, committed and verified, is that of `step` by `attempt`."""
-    found = entries(run_url)
-    newest = next(e for e in found if (e.step, e.attempt) == (step, attempt))
-    return plan(found, newest, keep, evaluated(run_url))
+    folders = entries(run_url)
+    newest = next(e for e in folders if (e.step, e.attempt) == (step, attempt))
+    return plan(folders, newest, keep, evaluated(run_url))
 
 
 def thin(what: Thinning) -> None:

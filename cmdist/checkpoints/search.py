@@ -170,8 +170,8 @@ def open_entry(entry: Entry) -> Checkpoint:
 
 def newest(run_url: str) -> Checkpoint | None:
     """The newest checkpoint that counts, or None if there is none and the listing succeeded."""
-    found = [entry for entry in entries(run_url) if entry.counts]
-    return open_entry(found[-1]) if found else None
+    candidates = [entry for entry in entries(run_url) if entry.counts]
+    return open_entry(candidates[-1]) if candidates else None
 
 
 def set_aside(entry: Entry, why: str) -> None:

@@ -62,8 +62,8 @@ class Perceptual:
             with torch.no_grad():
                 moved = torch.func.jvp(seen, (x,), (v,))[1]
             back = torch.func.vjp(seen, x)[1]
-            found: Tensor = back(tuple(2 * each for each in moved))[0]
-            return found
+            product: Tensor = back(tuple(2 * each for each in moved))[0]
+            return product
 
     def _given(self, x: Tensor) -> Tensor:
         x = x.float()

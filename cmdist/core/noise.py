@@ -50,8 +50,8 @@ def karras_level(u: Tensor, sigma_min: float = 0.002, sigma_max: float = 80.0, r
 
 def karras_growth(sigma: Tensor, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
     """d sigma / du of `karras_level` at noise levels (B,): 1 / the density of sigma for uniform u."""
-    found: Tensor = rho * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho)) * sigma ** (1 - 1 / rho)
-    return found
+    growth: Tensor = rho * (sigma_max ** (1 / rho) - sigma_min ** (1 / rho)) * sigma ** (1 - 1 / rho)
+    return growth
 
 
 def onto(values: Tensor, device: torch.device) -> Tensor:

@@ -105,8 +105,8 @@ def _scalings_along(
 ) -> tuple[Scalings, Scalings]:
     """The factors (B,) of sigma, and their derivatives d / d ln sigma."""
     wide = sigma.double()
-    found = torch.func.jvp(lambda s: tuple(scalings(s)), (wide,), (wide,))
-    return tuple(Scalings(*(each.to(dtype) for each in part)) for part in found)  # type: ignore[return-value]
+    pair = torch.func.jvp(lambda s: tuple(scalings(s)), (wide,), (wide,))
+    return tuple(Scalings(*(each.to(dtype) for each in part)) for part in pair)  # type: ignore[return-value]
 
 
 def _eager(net: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -160,10 +160,10 @@ class Cache:
     def _remove_for(self, shard: Remote, keep: Collection[str]) -> None:
         assert self.limit is not None
         copies = sorted(
-            (found.st_mtime, path, found.st_size) for path in self.folder.glob("*.tar") if (found := _stat(path))
+            (status.st_mtime, path, status.st_size) for path in self.folder.glob("*.tar") if (status := _stat(path))
         )
         used = sum(size for _, _, size in copies) + sum(
-            found.st_size for p in self.folder.glob(".*.reserved") if (found := self._live(p))
+            status.st_size for p in self.folder.glob(".*.reserved") if (status := self._live(p))
         )
         for _, path, size in copies:
             if used + shard.size <= self.limit:
@@ -214,16 +214,16 @@ def _own(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if stat.S_ISLNK(found.st_mode) and found.st_uid == os.geteuid():
-        found = folder.stat()
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode) and status.st_uid == os.geteuid():
+        status = folder.stat()
     problem = (
         "is no folder"
-        if not stat.S_ISDIR(found.st_mode)
-        else f"belongs to user {found.st_uid}"
-        if found.st_uid != os.geteuid()
+        if not stat.S_ISDIR(status.st_mode)
+        else f"belongs to user {status.st_uid}"
+        if status.st_uid != os.geteuid()
         else "may be written to by others (chmod go-w)"
-        if found.st_mode & 0o022
+        if status.st_mode & 0o022
         else ""
     )
     if problem:
@@ -266,5 +266,5 @@ def checksum_of(path: Path) -> str:
 
 
 def _complete(path: Path, size: int) -> bool:
-    found = _stat(path)
-    return found is not None and found.st_size == size
+    status = _stat(path)
+    return status is not None and status.st_size == size

@@ -229,12 +229,12 @@ def _check_shards(url: str, index: dict[str, Any]) -> None:
 
 def _check_shard(url: str, size: int) -> None:
     try:
-        found = storage.size(url)
+        length = storage.size(url)
     except FileNotFoundError as error:
         raise DataError(f"shard {url} is missing") from error
-    if found != size:
+    if length != size:
         raise DataError(
-            f"shard {url} is {'truncated' if found < size else 'not that of the index'}: {found} bytes, "
+            f"shard {url} is {'truncated' if length < size else 'not that of the index'}: {length} bytes, "
             f"the index says {size}"
         )
 

@@ -99,10 +99,10 @@ def samples(url: str, index: dict[str, Any], content: bytes) -> dict[str, NDArra
     where = storage.join(url, SAMPLES)
     arrays = arrays_of(content, where, DataError, REMEDY)
     try:
-        found = _columns(arrays, index)
+        columns = _columns(arrays, index)
     except ValueError as error:
         raise DataError(f"{where} is damaged: {error}; {REMEDY}") from error
-    return found
+    return columns
 
 
 def _columns(arrays: Arrays, index: dict[str, Any]) -> dict[str, NDArray[Any]]:
@@ -110,11 +110,11 @@ def _columns(arrays: Arrays, index: dict[str, Any]) -> dict[str, NDArray[Any]]:
     counts = np.array([shard["count"] for shard in index["shards"]], np.int64)
     if counts.max() > n or int(counts.sum()) != n:
         raise ValueError(f"{INDEX} says {n} samples, and its shards have {counts.sum()}")
-    found = {name: array(arrays, name, kind, (n,)) for name, kind in _KINDS.items()}
-    found |= {name: found[name].astype(np.int64) for name in ("offsets", "lengths", "labels")}
-    found["checksums"] = found["checksums"].astype(np.uint64)
+    columns = {name: array(arrays, name, kind, (n,)) for name, kind in _KINDS.items()}
+    columns |= {name: columns[name].astype(np.int64) for name in ("offsets", "lengths", "labels")}
+    columns["checksums"] = columns["checksums"].astype(np.uint64)
     sizes = np.repeat(np.array([shard["size"] for shard in index["shards"]], np.int64), counts)
-    offsets, lengths = found["offsets"], found["lengths"]
+    offsets, lengths = columns["offsets"], columns["lengths"]
     outside = (offsets < 0) | (lengths <= 0) | (offsets > sizes) | (lengths > sizes - offsets)
     if outside.any():
         i = int(outside.argmax())
@@ -122,12 +122,12 @@ def _columns(arrays: Arrays, index: dict[str, Any]) -> dict[str, NDArray[Any]]:
             f"sample {i} lies at bytes {offsets[i]} to {int(offsets[i]) + int(lengths[i])} of a shard of {sizes[i]} "
             f"bytes, as {INDEX} has it"
         )
-    labels, classes = found["labels"], len(index["classes"])
+    labels, classes = columns["labels"], len(index["classes"])
     strange = (labels < 0) | (labels >= classes)
     if index["labelled"] and strange.any():
         i = int(strange.argmax())
         raise ValueError(f"sample {i} has the label {labels[i]}, and {INDEX} names {classes} classes")
-    return found
+    return columns
 
 
 def identity_text(index: dict[str, Any]) -> str:

@@ -63,15 +63,15 @@ class Order:
         """The shards of each of n blocks, from that at a global position on, in the order in which they come; each
         shard once.
         """
-        found: list[list[int]] = []
+        blocks: list[list[int]] = []
         for _ in range(n):
             number, place = divmod(position, self.samples)
             epoch = self._epoch(number)
             block = int(np.searchsorted(epoch.bounds, place, side="right")) - 1
             shards = epoch.shards[block * self.block_shards :][: self.block_shards].tolist()
-            found.append([shard for shard in shards if not any(shard in before for before in found)])
+            blocks.append([shard for shard in shards if not any(shard in before for before in blocks)])
             position += int(epoch.bounds[block + 1]) - place
-        return found
+        return blocks
 
     def _epoch(self, number: int) -> _Epoch:
         if (known := self._epochs.get(number)) is not None:

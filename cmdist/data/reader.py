@@ -90,17 +90,17 @@ class _Read:
                 ids[place], pixels[place] = self._sample(i, first + place, replaced)
         return _Found(number, ids, replaced)
 
-    def finish(self, found: _Found, pixels: Pixels) -> MicroBatch:
+    def finish(self, sample: _Found, pixels: Pixels) -> MicroBatch:
         """The micro-batch of pixels (B, H, W, C), as decoders give them; they are copied.
 
         All but decoding is done here, outside of the reading processes, for a micro-batch at a time, and mirroring
         where it takes least: in bytes, whose rows lie together.
         """
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
-        for place in flips(self.seed, found.number, self.micro_batch).nonzero()[0].tolist() if self.flip else []:
+        for place in flips(self.seed, sample.number, self.micro_batch).nonzero()[0].tolist() if self.flip else []:
             images[place] = images[place].flip(2)
-        labels = self.dataset.labels(found.ids) if self.dataset.labelled else None
-        return MicroBatch(found.number, torch.from_numpy(found.ids), images, labels, found.replaced)
+        labels = self.dataset.labels(sample.ids) if self.dataset.labelled else None
+        return MicroBatch(sample.number, torch.from_numpy(sample.ids), images, labels, sample.replaced)
 
     def new(self, number: int) -> tuple[_Found, Pixels]:
         """With pixels of its own."""
@@ -128,11 +128,11 @@ def _finished(
 ) -> Generator[MicroBatch, None, None]:
     total = 0
     with contextlib.closing(batches):
-        for found, pixels in batches:
-            total += len(found.replaced)
+        for sample, pixels in batches:
+            total += len(sample.replaced)
             if total > bad_samples:
-                raise DataError(f"{found.replaced[-1][1]} ({total} such images by now, {bad_samples} allowed)")
-            yield read.finish(found, pixels)
+                raise DataError(f"{sample.replaced[-1][1]} ({total} such images by now, {bad_samples} allowed)")
+            yield read.finish(sample, pixels)
 
 
 def _in_thread(read: _Read, numbers: Iterator[int]) -> Generator[tuple[_Found, Pixels], None, None]:

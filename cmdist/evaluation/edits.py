@@ -56,7 +56,7 @@ class Editor:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What is done to each picture; `mask` (H, W) is 1 where an image is generated."""
 
     task: str
@@ -152,26 +152,26 @@ def mask_of(text: str, size: int) -> Tensor:
     return mask
 
 
-def edited(editor: Editor, asked: Asked, pictures: Sequence[tuple[str, Tensor]]) -> Iterator[Result]:
+def edited(editor: Editor, request: Request, pictures: Sequence[tuple[str, Tensor]]) -> Iterator[Result]:
     """The edits of each picture, one seed after the other. A seed's noise is the same for every picture."""
-    times = torch.tensor(editor.times(asked.task, asked.times), dtype=torch.float64)
-    draws = 1 if asked.task == "denoise" else len(times)
-    seeds = list(asked.seeds)
+    times = torch.tensor(editor.times(request.task, request.times), dtype=torch.float64)
+    draws = 1 if request.task == "denoise" else len(times)
+    seeds = list(request.seeds)
     noises = generation.noises(seeds, draws, editor.shape).to(editor.device)
-    labels = None if asked.label is None else torch.full((len(seeds),), asked.label, device=editor.device)
+    labels = None if request.label is None else torch.full((len(seeds),), request.label, device=editor.device)
     for name, picture in pictures:
         y = picture.to(editor.device).expand(len(seeds), *picture.shape)
-        if asked.task == "denoise":
-            noisy = y + asked.sigma * noises[0] if asked.add_noise else y
-            images = editing.denoised(editor.consistency, noisy, asked.sigma, labels)
+        if request.task == "denoise":
+            noisy = y + request.sigma * noises[0] if request.add_noise else y
+            images = editing.denoised(editor.consistency, noisy, request.sigma, labels)
             yield Result(name, picture, noisy[0].cpu(), images.cpu(), torch.zeros(len(seeds)))
-        elif asked.task == "stroke":
+        elif request.task == "stroke":
             images = editing.stroke_guided(editor.consistency, y, noises, times, editor.sigma_min, labels)
             yield Result(name, picture, picture, images.cpu(), torch.zeros(len(seeds)))
         else:
-            known = known_of(asked, y)
+            known = known_of(request, y)
             edits: Edited = editing.complete(editor.consistency, known, noises, times, editor.sigma_min, labels)
-            seen = _grey(y) if asked.task == "colourise" else known.project(torch.zeros_like(y))
+            seen = _grey(y) if request.task == "colourise" else known.project(torch.zeros_like(y))
             yield Result(name, picture, seen[0].cpu(), edits.images.cpu(), edits.error.cpu())
 
 
@@ -180,44 +180,44 @@ def _grey(y: Tensor) -> Tensor:
     return (weights / weights.sum() * y).sum(1, keepdim=True).expand_as(y)
 
 
-def known_of(asked: Asked, y: Tensor) -> Known:
+def known_of(request: Request, y: Tensor) -> Known:
     """What a task keeps of pictures y (B, C, H, W). Raises ConfigError for a picture that has no such part."""
     makers: dict[str, Callable[[], Known]] = {
-        "inpaint": lambda: editing.inpainting(y, asked.mask.to(y.device)),  # type: ignore[union-attr]
+        "inpaint": lambda: editing.inpainting(y, request.mask.to(y.device)),  # type: ignore[union-attr]
         "colourise": lambda: editing.colourisation(y),
-        "superresolve": lambda: editing.super_resolution(y, asked.patch),
+        "superresolve": lambda: editing.super_resolution(y, request.patch),
     }
-    return makers[asked.task]()
+    return makers[request.task]()
 
 
-def check(editor: Editor, asked: Asked, classes: int) -> None:
+def check(editor: Editor, request: Request, classes: int) -> None:
     """Raise ConfigError, in one sentence, if this cannot be done with this model."""
     channels, size = editor.shape[0], editor.shape[1]
-    if asked.task == "inpaint" and asked.mask is None:
+    if request.task == "inpaint" and request.mask is None:
         raise ConfigError(
             f"inpaint needs --mask: {', '.join(MASKS)}, random:0.5, or a picture whose white is generated"
         )
-    if asked.task != "inpaint" and asked.mask is not None:
-        raise ConfigError(f"--mask is for inpaint, not for {asked.task}")
-    if asked.task == "colourise" and channels != 3:
+    if request.task != "inpaint" and request.mask is not None:
+        raise ConfigError(f"--mask is for inpaint, not for {request.task}")
+    if request.task == "colourise" and channels != 3:
         raise ConfigError(f"colourise needs a model of RGB images; this one's have {channels} channel")
-    if asked.task == "superresolve" and (asked.patch < 2 or size % asked.patch):
-        raise ConfigError(f"--patch {asked.patch}: 2 or more, a divisor of the model's {size} pixels, is allowed")
-    if asked.task == "denoise" and not editor.sigma_min < asked.sigma <= editor.sigma_max:
+    if request.task == "superresolve" and (request.patch < 2 or size % request.patch):
+        raise ConfigError(f"--patch {request.patch}: 2 or more, a divisor of the model's {size} pixels, is allowed")
+    if request.task == "denoise" and not editor.sigma_min < request.sigma <= editor.sigma_max:
         raise ConfigError(
-            f"--sigma {asked.sigma:g}: above {editor.sigma_min:g} and up to {editor.sigma_max:g} is allowed"
+            f"--sigma {request.sigma:g}: above {editor.sigma_min:g} and up to {editor.sigma_max:g} is allowed"
         )
-    if asked.task == "denoise" and asked.times is not None:
+    if request.task == "denoise" and request.times is not None:
         raise ConfigError("denoise takes one step from --sigma, so it has no --times")
-    if classes and asked.label is None:
+    if classes and request.label is None:
         raise ConfigError(f"this model is conditional on {classes} classes: --label 0 ... {classes - 1} is needed")
-    if not classes and asked.label is not None:
+    if not classes and request.label is not None:
         raise ConfigError("--label was given, and this model has no classes")
-    if asked.label is not None and not 0 <= asked.label < classes:
-        raise ConfigError(f"--label {asked.label}: 0 ... {classes - 1} are allowed")
-    if not asked.seeds or min(asked.seeds) < 0:
+    if request.label is not None and not 0 <= request.label < classes:
+        raise ConfigError(f"--label {request.label}: 0 ... {classes - 1} are allowed")
+    if not request.seeds or min(request.seeds) < 0:
         raise ConfigError("--seeds: numbers of 0 or more are needed")
-    editor.times(asked.task, asked.times)
+    editor.times(request.task, request.times)
 
 
 def sheet(results: Sequence[Result], seeds: Sequence[int]) -> tuple[Tensor, list[str]]:

@@ -63,16 +63,16 @@ class Extractor:
                 prepared = coming.result()
                 if following is not None:
                     coming = ahead.submit(self.prepare, following)
-                found = self.network(prepared).float().cpu()
-                if not bool(torch.isfinite(found).all()):
+                features = self.network(prepared).float().cpu()
+                if not bool(torch.isfinite(features).all()):
                     raise DataError(
                         f"the extractor of {self.space} gave features that are not finite (NaN or infinite)"
                     )
                 yield (
-                    found,
+                    features,
                     self.probabilities(prepared).float().cpu()
                     if probabilities and self.probabilities
-                    else found[:, :0],
+                    else features[:, :0],
                 )
 
 
@@ -168,16 +168,16 @@ def load(
     spaces: Sequence[str], data: ShardedImages | None, files: dict[str, str | None], device: torch.device
 ) -> list[Extractor]:
     """One for each space. `files` has the places of "inception" and "dinov2". Raises ConfigError, DataError."""
-    made = []
+    result = []
     for space in spaces:
         if space == "fd":
             assert data is not None, "an extractor of its own lies beside a data set"
-            made.append(own(data, device))
+            result.append(own(data, device))
         elif space == "fd_dinov2":
-            made.append(dinov2(files["dinov2"], device))
+            result.append(dinov2(files["dinov2"], device))
         else:
-            made.append(inception(files["inception"], space, device))
-    return made
+            result.append(inception(files["inception"], space, device))
+    return result
 
 
 def check_files(spaces: Sequence[str], data: ShardedImages, files: dict[str, str | None]) -> None:
@@ -201,8 +201,8 @@ def spaces(metrics: Sequence[str]) -> dict[str, list[str]]:
     """space -> its metrics among those asked for, in the order of METRICS. Raises ConfigError."""
     if unknown := [metric for metric in metrics if metric not in METRICS]:
         raise ConfigError(f"--metrics {unknown[0]}: {', '.join(METRICS)} are allowed")
-    found: dict[str, list[str]] = {}
+    by_space: dict[str, list[str]] = {}
     for metric in METRICS.values():
         if metric.name in metrics:
-            found.setdefault(metric.space, []).append(metric.name)
-    return found
+            by_space.setdefault(metric.space, []).append(metric.name)
+    return by_space

@@ -259,7 +259,7 @@ def samplers(
         raise ConfigError(
             f"the times {list(times)} must fall from sigma_max ({sigma_max}) and stay above sigma_min ({sigma_min})"
         )
-    made = []
+    result = []
     for name in steps:
         if name != "heun" and not (name.isdigit() and int(name) > 0):
             raise ConfigError(f"--steps {name}: a number of steps or 'heun' is allowed")
@@ -271,20 +271,20 @@ def samplers(
             )
             raise ConfigError(f"--steps {name}: {kind}")
         if denoising:
-            made.append(ode(denoise, ode_steps, sigma_min, sigma_max, rho))
+            result.append(ode(denoise, ode_steps, sigma_min, sigma_max, rho))
         elif n_steps is not None:
             if int(name) != n_steps:
                 raise ConfigError(f"--steps {name}: this student was trained for {n_steps} and makes no other number")
-            made.append(euler_steps(denoise, n_steps, sigma_min, sigma_max, rho))
+            result.append(euler_steps(denoise, n_steps, sigma_min, sigma_max, rho))
         elif int(name) not in (1, len(times)):
             raise ConfigError(
                 f"--steps {name} needs {name} noise levels and there are {len(times)} ({list(times)}); "
                 "give them with --times"
             )
         elif makes == "jump":
-            made.append(jumps(partial(solvers.mean_jump, denoise), [*times[: int(name)], sigma_min]))
+            result.append(jumps(partial(solvers.mean_jump, denoise), [*times[: int(name)], sigma_min]))
         elif name == "1":
-            made.append(one_step(denoise, sigma_max))
+            result.append(one_step(denoise, sigma_max))
         else:
-            made.append(multistep(denoise, times, sigma_min))
-    return made
+            result.append(multistep(denoise, times, sigma_min))
+    return result

@@ -59,7 +59,7 @@ def sample_grids(
     """Grids of the same seeds at every step, beside `stem` (.png, and .npz for comparisons); local copies of the
     pictures.
     """
-    columns, made = pictures.columns(classes), []
+    columns, grids = pictures.columns(classes), []
     for sampler in samplers:
         task = Task(range(pictures.ROWS * columns), shape, classes, sampler.draws)
         name = f"{stem}-{sampler.name}"
@@ -68,8 +68,8 @@ def sample_grids(
         if path is None:  # the courier takes it from here, whenever the server is there
             path = spool / name.rpartition("/")[2]
             path.write_bytes(picture)
-        made.append(path)
-    return made
+        grids.append(path)
+    return grids
 
 
 def send(spool: Path, step: int, figures: dict[str, float], grids: Sequence[Path]) -> None:

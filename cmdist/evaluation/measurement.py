@@ -94,7 +94,7 @@ def check(n: int, extractor: Extractor, metrics: Sequence[str], of: str = "") ->
 def measure(
     task: Task,
     sample: Sample,
-    wanted: Sequence[tuple[Extractor, Sequence[str], Reference | None]],
+    measures: Sequence[tuple[Extractor, Sequence[str], Reference | None]],
     folder: str,
     world: distributed.World,
     batch: int = 1024,
@@ -102,17 +102,17 @@ def measure(
     progress: Callable[[int], object] = lambda images: None,
 ) -> Measured | None:
     """`collect`, and the figures on rank 0."""
-    found = collect(task, sample, wanted, folder, world, batch, keep, progress)
-    if found is None:
+    outcome = collect(task, sample, measures, folder, world, batch, keep, progress)
+    if outcome is None:
         return None
-    figures = {metric: value for space in found.spaces for metric, value in space.figures().items()}
-    return Measured(figures, found.images, found.sha256)
+    figures = {metric: value for space in outcome.spaces for metric, value in space.figures().items()}
+    return Measured(figures, outcome.images, outcome.sha256)
 
 
 def collect(
     task: Task,
     sample: Sample,
-    wanted: Sequence[tuple[Extractor, Sequence[str], Reference | None]],
+    measures: Sequence[tuple[Extractor, Sequence[str], Reference | None]],
     folder: str,
     world: distributed.World,
     batch: int = 1024,
@@ -122,7 +122,7 @@ def collect(
     """Generate the task's images on all ranks and gather what the wanted metrics need; all ranks must call. The result
     is rank 0's.
 
-    `wanted`: for each space its extractor, its metrics and, on rank 0, its reference. Parts below `folder` outlive a
+    `measures`: for each space its extractor, its metrics and, on rank 0, its reference. Parts below `folder` outlive a
     kill: the same call goes on from them, on any number of ranks; the caller removes them when the figures are safe.
     `progress` is told the number of images that this rank has just made, or found made.
     """
@@ -132,18 +132,18 @@ def collect(
     parts = Parts(folder, len(blocks))
 
     def block(part: int) -> Arrays:
-        made, digests = [], []
+        batches, digests = [], []
         for group, images in generate(task, sample, world.device, batch, blocks[part]):
             used = images[task.part(group)].cpu()
-            made.append(used)
+            batches.append(used)
             digests.append(np.frombuffer(hashlib.sha256(used.numpy().tobytes()).digest(), dtype=np.uint8))
             progress(len(used))
-        images = torch.cat(made)
+        images = torch.cat(batches)
         arrays = {
             "digests": np.stack(digests),
             "images": images[: max(0, keep - task.before(blocks[part].start))].numpy(),
         }
-        for extractor, metrics, _ in wanted:
+        for extractor, metrics, _ in measures:
             if table.need(metrics, "probabilities"):
                 features, probabilities = extractor.features_and_probabilities(images)
                 arrays[f"{extractor.space}/probabilities"] = probabilities.numpy()
@@ -158,7 +158,7 @@ def collect(
     parts.complete(block, world, lambda part: progress(count(part)))
     if not world.first:
         return None
-    spaces = [Space(len(task.seeds), *of, world.device) for of in wanted]
+    spaces = [Space(len(task.seeds), *of, world.device) for of in measures]
     kept: list[Tensor] = []
     digest = hashlib.sha256()
     for arrays in parts.read():

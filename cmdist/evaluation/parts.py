@@ -29,15 +29,15 @@ class Parts:
     folder: str
     count: int
 
-    def complete(self, make: Callable[[int], Arrays], world: distributed.World, found: Callable[[int], object]) -> None:
-        """Make the parts that are not there, shared among the ranks; all ranks must call. `found` is told those that
+    def complete(self, make: Callable[[int], Arrays], world: distributed.World, tell: Callable[[int], object]) -> None:
+        """Make the parts that are not there, shared among the ranks; all ranks must call. `tell` is told those that
         are, shared, too.
         """
         listed = set(storage.names(self.folder)) if world.first else set()
         there = distributed.gather({part for part in range(self.count) if self._name(part) in listed}, world.control)[0]
         missing = [part for part in range(self.count) if part not in there]
         for part in sorted(there)[world.rank :: world.size]:
-            found(part)
+            tell(part)
         with ThreadPoolExecutor(1) as writer:  # a store may be slow; the next part is made meanwhile
             written: Future[None] | None = None
             for part in missing[world.rank :: world.size]:

@@ -19,14 +19,14 @@ from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
 
 
-def named(texts: Sequence[str], wanted: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def named(texts: Sequence[str], metrics: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """space -> file of texts SPACE=FILE. Raises ConfigError unless each is of a wanted space."""
     urls = {}
     for text in texts:
         space, equals, url = text.partition("=")
-        if not equals or space not in wanted:
+        if not equals or space not in metrics:
             raise ConfigError(
-                f"--reference {text}: SPACE=FILE is allowed, with SPACE one of {', '.join(wanted)} "
+                f"--reference {text}: SPACE=FILE is allowed, with SPACE one of {', '.join(metrics)} "
                 "(the spaces of --metrics)"
             )
         urls[space] = url
@@ -34,13 +34,13 @@ def named(texts: Sequence[str], wanted: Mapping[str, Sequence[str]]) -> dict[str
 
 
 def given(
-    urls: Mapping[str, str], spaces: Sequence[Extractor], wanted: Mapping[str, Sequence[str]], image_size: int
+    urls: Mapping[str, str], spaces: Sequence[Extractor], by_space: Mapping[str, Sequence[str]], image_size: int
 ) -> dict[str, Reference]:
     """The references among files `urls` of the spaces that are wanted, by space. Raises DataError."""
     read = {}
     for extractor in spaces:
         if extractor.space in urls:
-            url, metrics = urls[extractor.space], wanted[extractor.space]
+            url, metrics = urls[extractor.space], by_space[extractor.space]
             read[extractor.space] = reference = references.load(url, extractor, image_size)
             measurement.check(reference.statistics.n, extractor, metrics)
             need = table.need(metrics, "rows")
@@ -74,14 +74,14 @@ def statistics(data: ShardedImages, extractor: Extractor, scratch: str, world: W
     parts = storage.join(scratch, f"parts-statistics-{name}")
     bar, advance = progress(len(data), "real images", world)
     with bar:
-        made = references.make(data, extractor, parts, world, advance)
-    if made is not None:
+        moments = references.make(data, extractor, parts, world, advance)
+    if moments is not None:
         try:
-            made.save(url)
+            moments.save(url)
         except OSError as error:
             print(f"the statistics of the real images are not kept ({url}: {error})", file=sys.stderr)
         storage.remove(parts)
-    return made
+    return moments
 
 
 def scores(data: ShardedImages, extractor: Extractor, real: Reference, n: int, seed: int) -> dict[str, float]:

@@ -69,49 +69,51 @@ class Evaluation:
     references: Mapping[str, Reference]
 
 
-def evaluate(asked: Evaluation, world: World, tell: Callable[[str], object]) -> list[dict[str, Any]]:
+def evaluate(evaluation: Evaluation, world: World, tell: Callable[[str], object]) -> list[dict[str, Any]]:
     """Make what is missing of the figures that were asked for; all ranks must call. On rank 0 the records of all, of
     which `tell` is told a line for each figure. Raises DataError.
     """
-    references = dict(asked.references)
-    for extractor in asked.extractors:
+    references = dict(evaluation.references)
+    for extractor in evaluation.extractors:
         if not distributed.gather(extractor.space in references, world.control)[0]:
-            measurement.check(len(asked.data), extractor, asked.wanted[extractor.space], asked.data.url)
-            made = real.statistics(asked.data, extractor, asked.folder, world)
-            if made is not None:
-                references[extractor.space] = made
-    known, shown = read(asked.folder, asked.step) if world.first else [], []
-    for subject, sampler in asked.subjects:
+            measurement.check(len(evaluation.data), extractor, evaluation.wanted[extractor.space], evaluation.data.url)
+            moments = real.statistics(evaluation.data, extractor, evaluation.folder, world)
+            if moments is not None:
+                references[extractor.space] = moments
+    known, shown = read(evaluation.folder, evaluation.step) if world.first else [], []
+    for subject, sampler in evaluation.subjects:
         bases = (
-            [describe(asked, subject, sampler, e, references[e.space]) for e in asked.extractors] if world.first else []
+            [describe(evaluation, subject, sampler, e, references[e.space]) for e in evaluation.extractors]
+            if world.first
+            else []
         )
-        missing = [[m for m in asked.wanted[e["protocol"]["space"]] if find(known, e, m) is None] for e in bases]
+        missing = [[m for m in evaluation.wanted[e["protocol"]["space"]] if find(known, e, m) is None] for e in bases]
         missing = distributed.gather(missing, world.control)[0]
         if any(missing):
             todo = [
                 (extractor, metrics, references.get(extractor.space))
-                for extractor, metrics in zip(asked.extractors, missing, strict=True)
+                for extractor, metrics in zip(evaluation.extractors, missing, strict=True)
                 if metrics
             ]
             described = [base for base, metrics in zip(bases, missing, strict=False) if metrics]
-            known += make(asked, sampler, todo, described, world)
+            known += make(evaluation, sampler, todo, described, world)
         for base in bases:
-            for metric in asked.wanted[base["protocol"]["space"]]:
+            for metric in evaluation.wanted[base["protocol"]["space"]]:
                 record = find(known, base, metric)
                 assert record is not None, "made just now"
                 again = "" if any(missing) else " (made before)"
                 name = f"{metric}_{sampler.name}"
-                how = f"{subject.title}, {asked.images.n} images, {record['seconds']:.1f} s"
+                how = f"{subject.title}, {evaluation.images.n} images, {record['seconds']:.1f} s"
                 tell(f"{name:15s} {record['metrics'][name]:10.4f}   {how}{again}")
                 shown += [record] if record not in shown else []
     return shown
 
 
 def describe(
-    asked: Evaluation, subject: Subject, sampler: Sampler, extractor: Extractor, reference: Reference
+    evaluation: Evaluation, subject: Subject, sampler: Sampler, extractor: Extractor, reference: Reference
 ) -> dict[str, Any]:
     """What a record says of its figures before they are made; `measured` names it."""
-    images = asked.images
+    images = evaluation.images
     protocol = {
         "space": extractor.space,
         "extractor": extractor.hash,
@@ -127,10 +129,10 @@ def describe(
     group = generation.group_size(*images.shape[1:])
     record = {
         "title": sampler.title,
-        "step": asked.step,
+        "step": evaluation.step,
         "protocol": protocol,
         "protocol_id": measurement.identity(protocol),
-        "sampling": sampler.described | {"ema": subject.ema, "precision": asked.precision, "group": group},
+        "sampling": sampler.described | {"ema": subject.ema, "precision": evaluation.precision, "group": group},
         "checkpoint": subject.source,
     }
     # the weights and not their place: a run may be moved
@@ -154,7 +156,7 @@ def find(records: Sequence[dict[str, Any]], base: Mapping[str, Any], metric: str
 
 
 def make(
-    asked: Evaluation,
+    evaluation: Evaluation,
     sampler: Sampler,
     todo: Sequence[tuple[Extractor, Sequence[str], Reference | None]],
     bases: Sequence[dict[str, Any]],
@@ -162,7 +164,7 @@ def make(
 ) -> list[dict[str, Any]]:
     """Generate on all ranks; on rank 0 a record of each space, a sample grid (.png) and its images (.npz) with it."""
     begin = time.monotonic()
-    images, folder = asked.images, asked.folder
+    images, folder = evaluation.images, evaluation.folder
     columns = pictures.columns(images.classes)
     content = {
         "of": [base["measured"] for base in bases],
@@ -172,15 +174,15 @@ def make(
     keep = (pictures.ROWS + 1) * columns
     bar, advance = real.progress(images.n, sampler.name, world)
     with bar:
-        made = measurement.measure(
+        outcome = measurement.measure(
             images.task(sampler.draws), sampler.sample, todo, parts, world, images.batch, keep, advance
         )
-    if made is None:
+    if outcome is None:
         return []
     start = -images.seed % columns if columns == images.classes else 0  # the first column is class 0
-    shown = made.images[start : start + pictures.ROWS * columns]
+    shown = outcome.images[start : start + pictures.ROWS * columns]
     how = {
-        "images": f"sha256:{made.sha256}",
+        "images": f"sha256:{outcome.sha256}",
         "code": measurement.code_version(),
         "device": world.device.type,
         "ranks": world.size,
@@ -189,7 +191,7 @@ def make(
     }
     records = []
     for base, (_, metrics, _) in zip(bases, todo, strict=True):
-        record = base | {"metrics": {f"{metric}_{sampler.name}": made.figures[metric] for metric in metrics}} | how
+        record = base | {"metrics": {f"{metric}_{sampler.name}": outcome.figures[metric] for metric in metrics}} | how
         record["identity"] = measurement.identity({"measured": base["measured"], "metrics": list(metrics)})
         name = f"step-{base['step']:010d}-{metrics[0]}_{sampler.name}-{record['identity']}"
         record["stem"] = storage.join(folder, name)

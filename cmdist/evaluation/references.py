@@ -94,10 +94,12 @@ def load(url: str, extractor: Extractor, image_size: int) -> Reference:
 def _own(url: str, arrays: Arrays, extractor: Extractor, image_size: int) -> Reference:
     """What `Reference.save` wrote. Raises DataError, and ValueError for numbers that are none."""
     described = DESCRIBED.read(str(array(arrays, "described", "U", ())), url)
-    wanted = describe(extractor) | {"image_size": image_size}
+    expected = describe(extractor) | {"image_size": image_size}
     for key, text in {"image_size": "images of size", "extractor": "the extractor", "resize": "the resizing"}.items():
-        if described[key] != wanted[key]:
-            raise DataError(f"the reference {url} is of {text} {described[key]}, and this evaluation of {wanted[key]}")
+        if described[key] != expected[key]:
+            raise DataError(
+                f"the reference {url} is of {text} {described[key]}, and this evaluation of {expected[key]}"
+            )
     d = extractor.dimensions
     n = int(array(arrays, "n", "iu", ()))
     mean, covariance = _finite(arrays, "mean", (d,)), _finite(arrays, "covariance", (d, d))
@@ -109,17 +111,17 @@ def _own(url: str, arrays: Arrays, extractor: Extractor, image_size: int) -> Ref
     features = _finite(arrays, "features", (None, d)) if "features" in arrays else None
     if features is not None and (features.dtype != torch.float32 or not len(features)):
         raise ValueError(f"its features are {list(features.shape)} numbers in {features.dtype}")
-    found = Reference(Statistics(n, mean, covariance), features, described)
-    if described.pop("hash", found.hash) != found.hash:
+    values = Reference(Statistics(n, mean, covariance), features, described)
+    if described.pop("hash", values.hash) != values.hash:
         raise ValueError("its numbers are not those that were written")
-    return found
+    return values
 
 
 def _finite(arrays: Arrays, name: str, shape: tuple[int | None, ...]) -> Tensor:
-    found = array(arrays, name, "f", shape)
-    if not np.isfinite(found).all():
+    values = array(arrays, name, "f", shape)
+    if not np.isfinite(values).all():
         raise ValueError(f"{name} has values that are not finite")
-    return torch.from_numpy(found)
+    return torch.from_numpy(values)
 
 
 def _check_covariance(covariance: Tensor, name: str) -> None:

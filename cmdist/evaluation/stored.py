@@ -69,20 +69,20 @@ def records(folder: str, start: str = "step-") -> list[tuple[str, Tree]]:
 
     A damaged one is named on stderr and left out, so that its figures are made again. Raises FormatError.
     """
-    found = []
+    rows = []
     for name in storage.names(folder):
         if not (name.startswith(start) and name.endswith(".json")):
             continue
         where = storage.join(folder, name)
         try:
             record = migrations.EVALUATION.migrate(_opened(RECORD, where), where)
-            found.append((name, RECORD.check(record, where)))
+            rows.append((name, RECORD.check(record, where)))
         except FileNotFoundError:  # removed meanwhile
             continue
         except (DataError, Malformed) as error:
             again = "" if isinstance(error, DataError) else f"; {RECORD.remedy}"
             print(f"warning: {error}{again}", file=sys.stderr, flush=True)
-    return found
+    return rows
 
 
 def seen(url: str) -> str | None:
@@ -95,15 +95,15 @@ def seen(url: str) -> str | None:
 
 def scores(folder: str) -> list[Tree]:
     """What real images score, as it is kept beside a data set; a damaged file is named on stderr and left out."""
-    found = []
+    rows = []
     for name in storage.names(folder):
         if name.startswith("references-") and name.endswith(".json"):
             where = storage.join(folder, name)
             try:
-                found.append(SCORES.check(_opened(SCORES, where), where))
+                rows.append(SCORES.check(_opened(SCORES, where), where))
             except DataError as error:
                 print(f"warning: {error}", file=sys.stderr, flush=True)
-    return found
+    return rows
 
 
 def write(url: str, record: Tree, figures: Mapping[str, float]) -> None:

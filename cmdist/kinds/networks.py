@@ -66,7 +66,7 @@ class Adm(Section):
 
 
 def _adm(keys: Adm, images: Images, precision: Precision) -> nn.Module:
-    made = UNet(
+    net = UNet(
         image_size=images.size,
         in_channels=images.channels,
         num_classes=images.classes or None,
@@ -74,8 +74,8 @@ def _adm(keys: Adm, images: Images, precision: Precision) -> nn.Module:
         **keys.model_dump(exclude={"kind", "norm_groups"}),
     )
     if isinstance(keys.norm_groups, int):
-        regroup(made, keys.norm_groups)
-    return made
+        regroup(net, keys.norm_groups)
+    return net
 
 
 def _check_adm(keys: Adm, images: Images) -> None:

@@ -121,23 +121,23 @@ MODEL_INDEX = {
 def weights(net: UNet, ours: Mapping[str, Tensor], num_res_blocks: int) -> dict[str, Tensor]:
     """The weights `ours` of `net` under the names of a UNet2DModel; attention's qkv is cut into three linear layers."""
     names = _ENDS | dict(_layers(net, num_res_blocks))
-    made: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for name, value in ours.items():
         layer, _, kind = name.rpartition(".")  # kind: weight or bias
         owner = next(o for o in itertools.accumulate(layer.split("."), "{}.{}".format) if o in names)
         inner = layer.removeprefix(owner).removeprefix(".")
         if not inner:
-            made[f"{names[owner]}.{kind}"] = value
+            state[f"{names[owner]}.{kind}"] = value
         elif inner == "norm":
-            made[f"{names[owner]}.group_norm.{kind}"] = value
+            state[f"{names[owner]}.group_norm.{kind}"] = value
         elif inner == "proj_out":
-            made[f"{names[owner]}.to_out.0.{kind}"] = _linear(value)
+            state[f"{names[owner]}.to_out.0.{kind}"] = _linear(value)
         elif inner == "qkv":
             for part, piece in zip("qkv", _linear(value).chunk(3), strict=True):
-                made[f"{names[owner]}.to_{part}.{kind}"] = piece
+                state[f"{names[owner]}.to_{part}.{kind}"] = piece
         else:
-            made[f"{names[owner]}.{_RES[inner]}.{kind}"] = value
-    return {name: value.contiguous() for name, value in made.items()}
+            state[f"{names[owner]}.{_RES[inner]}.{kind}"] = value
+    return {name: value.contiguous() for name, value in state.items()}
 
 
 def _layers(net: UNet, num_res_blocks: int) -> Iterator[tuple[str, str]]:

@@ -14,8 +14,8 @@ def tangent_of(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """x and its tangent, None where it carries none; compiled networks are never differentiated in forward mode."""
     if torch.compiler.is_compiling():
         return x, None
-    found = forward_ad.unpack_dual(x)
-    return found.primal, found.tangent
+    pair = forward_ad.unpack_dual(x)
+    return pair.primal, pair.tangent
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

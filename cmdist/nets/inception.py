@@ -31,8 +31,8 @@ def resizer(size: int) -> Callable[[Tensor], Tensor]:
     threads = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // ranks_here))
 
     def resize_all(images: Tensor) -> Tensor:
-        made = list(threads.map(resize, images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()))
-        return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
+        arrays = list(threads.map(resize, images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()))
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
     return resize_all
 

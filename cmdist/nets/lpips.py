@@ -69,12 +69,12 @@ class Lpips(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """Features of x (B, 1 or 3, H, W), weighted so that the squared length of their difference is the distance."""
         return [
-            found * cast(Tensor, head.weight).clamp_min(0).sqrt().view(1, -1, 1, 1) / found[0, 0].numel() ** 0.5
-            for head, found in zip(self.heads, self._features(x), strict=True)
+            features * cast(Tensor, head.weight).clamp_min(0).sqrt().view(1, -1, 1, 1) / features[0, 0].numel() ** 0.5
+            for head, features in zip(self.heads, self._features(x), strict=True)
         ]
 
     def _features(self, x: Tensor) -> Sequence[Tensor]:
-        h, found = self.scaling(x.expand(-1, 3, -1, -1)), []
+        h, features = self.scaling(x.expand(-1, 3, -1, -1)), []
         if self._dtype != torch.float32:
             h = h.to(self._dtype, memory_format=torch.channels_last)
         for part in self.slices:
@@ -82,8 +82,8 @@ class Lpips(nn.Module):
             wide = h.float()  # differences of like images are below bf16's digits
             # The package divides by sqrt(sum) + epsilon, whose gradient is NaN where all features are 0: constant
             # images have such places.
-            found.append(wide / (wide.square().sum(1, keepdim=True).clamp_min(_EPSILON**2).sqrt() + _EPSILON))
-        return found
+            features.append(wide / (wide.square().sum(1, keepdim=True).clamp_min(_EPSILON**2).sqrt() + _EPSILON))
+        return features
 
 
 def load_lpips(
@@ -98,9 +98,9 @@ def load_lpips(
     Raises ConfigError if it is missing or another file.
     """
     network = Lpips(pooling, precision)
-    found = sharing.tensors_once(world or World(), lambda: _read(weights, network))
+    state = sharing.tensors_once(world or World(), lambda: _read(weights, network))
     for name, own in _convolutions(network).items():
-        own.data.copy_(found[name])
+        own.data.copy_(state[name])
     return network.to(device)
 
 
@@ -128,12 +128,12 @@ def _read(weights: str | Path, network: Lpips) -> dict[str, Tensor]:
     state = state if isinstance(state, Mapping) else {}
     needed = {}
     for name, own in _convolutions(network).items():
-        if not isinstance(found := state.get(name), Tensor) or found.shape != own.shape:
+        if not isinstance(value := state.get(name), Tensor) or value.shape != own.shape:
             raise ConfigError(
                 f"objective.distance.weights: {path} has no {name} of shape {list(own.shape)}; "
                 f"{SOURCE} is what is needed"
             )
-        needed[name] = found
+        needed[name] = value
     return needed
 
 

@@ -92,20 +92,28 @@ def _found(url: str, numbers: bool = True) -> Any:
         raise CheckpointError(f"{url} {what}") from error
 
 
-def _plain(url: str, found: Any) -> dict[str, Tensor]:
+def _plain(url: str, content: Any) -> dict[str, Tensor]:
     """The tensors, in fp32. Raises CheckpointError for what is no flat dictionary of floating-point tensors."""
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        inside = ", ".join(map(str, list(found)[:5])) if isinstance(found, Mapping) and found else type(found).__name__
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(value, Tensor) for value in content.values())
+    ):
+        inside = (
+            ", ".join(map(str, list(content)[:5]))
+            if isinstance(content, Mapping) and content
+            else type(content).__name__
+        )
         raise CheckpointError(
             f"{url} is not a flat dictionary of tensors, it holds: {inside}; save the state_dict inside it by itself"
         )
-    for name, value in found.items():
+    for name, value in content.items():
         if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
             raise CheckpointError(
                 f"{url}: {name} is a tensor of {value.dtype}, {value.layout}, {value.device}; plain floating-point "
                 "ones are read"
             )
-    return {str(name): value.float() for name, value in found.items()}
+    return {str(name): value.float() for name, value in content.items()}
 
 
 def _in_our_order(

@@ -86,8 +86,8 @@ class Row:
         """The figure of the newest evaluated checkpoint: of several the one of the most images, and of those the last
         one made.
         """
-        found = [f for f in self.figures if f.metric == metric and protocol in (None, f.protocol)]
-        return max(found, key=lambda f: (f.step, f.n, f.made), default=None)
+        figures = [f for f in self.figures if f.metric == metric and protocol in (None, f.protocol)]
+        return max(figures, key=lambda f: (f.step, f.n, f.made), default=None)
 
     @property
     def shown(self) -> list[Figure]:
@@ -118,8 +118,8 @@ class Row:
     @property
     def device_hours(self) -> float | None:
         """As counted by the run; for runs from before it was, wall time times ranks."""
-        found = tags.number(self.run["metrics"], "device_hours")
-        return self.wall_seconds * self.ranks / 3600 if found is None and self.wall_seconds is not None else found
+        hours = tags.number(self.run["metrics"], "device_hours")
+        return self.wall_seconds * self.ranks / 3600 if hours is None and self.wall_seconds is not None else hours
 
     @cached_property
     def histories(self) -> dict[str, list[tuple[int, float]]]:
@@ -142,8 +142,8 @@ class Row:
 
     def device_hours_at(self, step: int) -> float | None:
         """Device-hours at a step."""
-        found, seconds = _at(self.histories.get("device_hours", []), step), self.seconds_at(step)
-        return seconds * self.ranks / 3600 if found is None and seconds is not None else found
+        hours, seconds = _at(self.histories.get("device_hours", []), step), self.seconds_at(step)
+        return seconds * self.ranks / 3600 if hours is None and seconds is not None else hours
 
 
 def _at(points: Sequence[tuple[int, float]], step: int) -> float | None:
@@ -215,15 +215,15 @@ def columns(rows: Sequence[Row], mixed: bool = False) -> list[Column]:
     A protocol is left out where another one has newer figures of all its runs: a glance's few images beside an
     evaluation.
     """
-    letters, found = protocols(rows), []
+    letters, result = protocols(rows), []
     for metric in sorted({f.metric for row in rows for f in row.figures}, key=order):
         if mixed:
-            found.append(Column(metric, None, ""))
+            result.append(Column(metric, None, ""))
             continue
         own = [p for p in letters if any(row.newest(metric, p) for row in rows)]
         kept = [p for p in own if not any(_covers(rows, metric, other, p) for other in own if other != p)]
-        found += [Column(metric, p, letters[p] if len(letters) > 1 and p != next(iter(letters)) else "") for p in kept]
-    return found
+        result += [Column(metric, p, letters[p] if len(letters) > 1 and p != next(iter(letters)) else "") for p in kept]
+    return result
 
 
 def _covers(rows: Sequence[Row], metric: str, other: str, protocol: str) -> bool:
@@ -287,12 +287,12 @@ def teacher_of(row: Row, rows: Sequence[Row]) -> Row | None:
     return next((r for r in rows if r.url == url), None)
 
 
-def make_rows(runs: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], uri: str) -> list[Row]:
-    """Rows of training runs with the figures of their finished evaluations among `found`."""
+def make_rows(runs: Sequence[dict[str, Any]], candidates: Sequence[dict[str, Any]], uri: str) -> list[Row]:
+    """Rows of training runs with the figures of their finished evaluations among `candidates`."""
     rows = []
     for run in runs:
         row = Row(run, uri, run["name"])
-        for child in tags.evaluations(found, run["id"]):
+        for child in tags.evaluations(candidates, run["id"]):
             at = tags.count(child["tags"], "step", 0), child["start"]
             row.figures += [Figure(metric, value, *at, child["params"]) for metric, value in child["metrics"].items()]
         rows.append(row)

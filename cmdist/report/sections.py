@@ -101,16 +101,16 @@ def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str
 
 
 def _grid(cards: Iterable[tuple[str, str]], kind: str = "grid") -> str:
-    made = "".join(
+    inner = "".join(
         f'<div class="card">{f"<h3>{title}</h3>" if title else ""}{content}</div>'
         for title, content in cards
         if content
     )
-    return f'<div class="{kind}">{made}</div>' if made else ""
+    return f'<div class="{kind}">{inner}</div>' if inner else ""
 
 
 def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    letters, found = comparison.protocols(rows), []
+    letters, parts = comparison.protocols(rows), []
     shown = {(f.metric, f.protocol) for row in rows for f in row.figures}
     longest = max((s for row in rows for f in row.figures if (s := row.seconds_at(f.step)) is not None), default=0.0)
     unit, size = next(
@@ -141,19 +141,19 @@ def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> str:
                 series.append(Series(row.name, number, sorted(points)))
             cards.append(("", chart(f"{name} by {label}", series, label, y_log=log)))
         if drawn := _grid(cards, "grid three"):
-            found.append(f"<h3>{escape(name)}</h3>{drawn}")
-    return section("Quality over training", "Every evaluated checkpoint, each against what it cost.", "".join(found))
+            parts.append(f"<h3>{escape(name)}</h3>{drawn}")
+    return section("Quality over training", "Every evaluated checkpoint, each against what it cost.", "".join(parts))
 
 
 def _curves(rows: Sequence[Row], metric: str, steps: bool = False) -> list[Series]:
-    made = []
+    curves = []
     for number, row in enumerate(rows):
         points = [(float(k), v) for k, v in row.histories.get(metric, [])]
         marks = jumps(points) if steps else []
-        made.append(
+        curves.append(
             Series(row.name, number, changes(points) if steps else points, steps, marks if len(marks) <= 40 else [])
         )
-    return made
+    return curves
 
 
 def _numbers(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -199,11 +199,11 @@ def _training(rows: Sequence[Row]) -> str:
 
 def _levels(row: Row, quantity: str) -> list[tuple[float, float, list[Point]]]:
     """(low, high, points) of a quantity between two noise levels, in order."""
-    found = []
+    levels = []
     for name, points in row.histories.items():
         if (match := LEVEL.fullmatch(name)) and match[1] == quantity:
-            found.append((float(match[2]), float(match[3]), [(float(k), v) for k, v in points]))
-    return sorted(found)
+            levels.append((float(match[2]), float(match[3]), [(float(k), v) for k, v in points]))
+    return sorted(levels)
 
 
 def _noise_levels(rows: Sequence[Row]) -> str:
@@ -241,7 +241,7 @@ def _image(images: Tensor, columns: int, alt: str) -> str:
 
 
 def _samples(rows: Sequence[Row]) -> str:
-    found = []
+    parts = []
     for sampler in sorted({f.sampler for row in rows for f in row.figures}, key=comparison.order):
         cards = []
         for number, row in enumerate(rows):
@@ -256,8 +256,8 @@ def _samples(rows: Sequence[Row]) -> str:
                 picture = _image(images, columns, f"{sampler} samples of {row.name}")
                 cards.append((legend(number, row.name), f"<figure>{picture}{caption}</figure>"))
         name = comparison.SAMPLERS.get(sampler, sampler)
-        found.append(f"<h3>{escape(name[0].upper() + name[1:])}</h3>{_grid(cards)}" if cards else "")
-    return section("Samples", "The same seed at the same place in every grid.", "".join(found))
+        parts.append(f"<h3>{escape(name[0].upper() + name[1:])}</h3>{_grid(cards)}" if cards else "")
+    return section("Samples", "The same seed at the same place in every grid.", "".join(parts))
 
 
 def _glances(run_url: str) -> list[tuple[int, str, str]]:
@@ -271,10 +271,10 @@ def _over_training(rows: Sequence[Row]) -> str:
     cards = []
     for number, row in enumerate(rows):
         with contextlib.suppress(OSError, CmdistError):
-            found = _glances(row.url) if row.url else []
-            for sampler in sorted({sampler for _, sampler, _ in found}):
+            glances = _glances(row.url) if row.url else []
+            for sampler in sorted({sampler for _, sampler, _ in glances}):
                 strips = []
-                for step, _, stem in (glance for glance in found if glance[1] == sampler):
+                for step, _, stem in (glance for glance in glances if glance[1] == sampler):
                     with contextlib.suppress(OSError, CmdistError):
                         images, _ = pictures.read(stem)
                         picture = _image(images[:STRIP], STRIP, f"{row.name}, step {step}")

@@ -64,13 +64,13 @@ def log_ticks(low: float, high: float) -> list[float]:
     steps = (1, 2, 5) if decades <= 2.2 else (1,)
     every = max(1, math.ceil(decades / 6)) if len(steps) == 1 else 1
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [m * 10.0**e for e in exponents if e % every == 0 for m in steps]
-    return [tick for tick in found if low * 0.999 <= tick <= high * 1.001]
+    ticks = [m * 10.0**e for e in exponents if e % every == 0 for m in steps]
+    return [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
 
 
 def _ticks(low: float, high: float, log: bool) -> list[float]:
-    found = log_ticks(low, high) if log else []
-    return found if len(found) > 2 else linear_ticks(low, high)
+    ticks = log_ticks(low, high) if log else []
+    return ticks if len(ticks) > 2 else linear_ticks(low, high)
 
 
 def thin(points: Sequence[Point], most: int = MOST) -> list[Point]:
@@ -187,8 +187,8 @@ def _scale(low: float, high: float, start: float, stop: float, log: bool) -> Cal
 
 def changes(points: Sequence[Point]) -> list[Point]:
     """The first point, those whose value is another than the one before, and the last."""
-    found = [p for before, p in itertools.pairwise(points) if before[1] != p[1]]
-    return [*points[:1], *found, *([points[-1]] if len(points) > 1 and points[-1] not in found else [])]
+    places = [p for before, p in itertools.pairwise(points) if before[1] != p[1]]
+    return [*points[:1], *places, *([points[-1]] if len(points) > 1 and points[-1] not in places else [])]
 
 
 def jumps(points: Sequence[Point]) -> list[Point]:

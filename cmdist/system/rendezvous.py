@@ -28,7 +28,7 @@ def store(rank: int, size: int) -> dist.Store:
     listening = None if rank or agent else _listening(address, port)
     with _saying(f"rank {rank} waits for rank 0 of {size} at {address}:{port}"):
         try:
-            found = dist.TCPStore(
+            tcp = dist.TCPStore(
                 address,
                 port,
                 None if agent else size,
@@ -43,7 +43,7 @@ def store(rank: int, size: int) -> dist.Store:
                 f"rank {rank} has not met rank 0 of {size} at {address}:{port} in {JOIN:.0f} s "
                 f"({' '.join(str(error).split())[:200]})"
             ) from error
-    met = dist.PrefixStore("cmdist", found)
+    met = dist.PrefixStore("cmdist", tcp)
     met.set(f"here/{rank}", "1")
     return met
 

@@ -54,7 +54,7 @@ def erase(fs: Any, path: str) -> None:
     fs.invalidate_cache(path)
     bucket, prefix, _ = fs.split_path(path)
     assert prefix, "a whole bucket is never removed"
-    keys = [fs.split_path(found)[1] for found in fs.find(path, withdirs=False)]
+    keys = [fs.split_path(name)[1] for name in fs.find(path, withdirs=False)]
     refused: list[dict[str, Any]] = []
     for first in range(0, len(keys), _AT_ONCE):
         objects = [{"Key": key} for key in keys[first : first + _AT_ONCE]]
@@ -70,8 +70,8 @@ def erase(fs: Any, path: str) -> None:
         )
 
 
-def abort_uploads(fs: Any, path: str, wanted: Callable[[str], bool]) -> int:
-    """Abort the open multipart uploads below a folder whose paths `wanted` takes; how many, 0 if none are listed."""
+def abort_uploads(fs: Any, path: str, match: Callable[[str], bool]) -> int:
+    """Abort the open multipart uploads below a folder whose paths `match` takes; how many, 0 if none are listed."""
     bucket, prefix, _ = fs.split_path(path)
     more: dict[str, str] = {}
     count = 0
@@ -83,7 +83,7 @@ def abort_uploads(fs: Any, path: str, wanted: Callable[[str], bool]) -> int:
                 return count
             raise
         for upload in page.get("Uploads", []):
-            if wanted(f"{bucket}/{upload['Key']}"):
+            if match(f"{bucket}/{upload['Key']}"):
                 with contextlib.suppress(FileNotFoundError):  # ended since
                     fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
                 count += 1

@@ -32,18 +32,18 @@ def once(world: World, look: Callable[[], T]) -> T:
 
 def tensors_once(world: World, read: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors by name in host memory, which rank 0 reads; all ranks must call. Raises as `once`."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
     def look() -> list[tuple[str, torch.Size, torch.dtype]]:
-        found.update(read())
-        return [(name, value.shape, value.dtype) for name, value in found.items()]
+        tensors.update(read())
+        return [(name, value.shape, value.dtype) for name, value in tensors.items()]
 
     listed = once(world, look)
     if world.control is None:
-        return found
+        return tensors
     sent = {}
     for name, shape, kind in listed:
-        sent[name] = found[name].contiguous() if world.first else torch.empty(shape, dtype=kind)
+        sent[name] = tensors[name].contiguous() if world.first else torch.empty(shape, dtype=kind)
         if sent[name].numel():  # as bytes, since gloo does not know all kinds of numbers
             dist.broadcast(sent[name].view(-1).view(torch.uint8), src=0, group=world.control)
     return sent

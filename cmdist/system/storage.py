@@ -165,13 +165,13 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     starts, stops = [low for low, _ in ranges], [high for _, high in ranges]
 
     def get() -> list[bytes]:
-        found = fs.cat_ranges([path] * len(ranges), starts, stops, on_error="return")
-        for i, part in enumerate(found):
+        chunks = fs.cat_ranges([path] * len(ranges), starts, stops, on_error="return")
+        for i, part in enumerate(chunks):
             if isinstance(part, BaseException):
                 if answer(part)[1] != 416:
                     raise part
-                found[i] = b""
-        return [bytes(part) for part in found]
+                chunks[i] = b""
+        return [bytes(part) for part in chunks]
 
     return _try(url, get)
 
@@ -204,11 +204,11 @@ class _EndToEnd:
 
     def __getitem__(self, place: slice) -> bytes:
         start, stop, _ = place.indices(len(self))
-        found = []
+        result = []
         for part in self._parts:
-            found.append(part[max(start, 0) : max(stop, 0)])
+            result.append(part[max(start, 0) : max(stop, 0)])
             start, stop = start - len(part), stop - len(part)
-        return b"".join(found)
+        return b"".join(result)
 
 
 def _write_local(target: Path, parts: Sequence[bytes | memoryview]) -> None:
@@ -312,13 +312,13 @@ def remove(url: str) -> None:
     _try(url, erase)
 
 
-def abort_uploads(url: str, wanted: Callable[[str], bool]) -> int:
-    """Abort open uploads in parts of files below `url` whose URLs `wanted` takes; how many. Only S3 has such."""
+def abort_uploads(url: str, match: Callable[[str], bool]) -> int:
+    """Abort open uploads in parts of files below `url` whose URLs `match` takes; how many. Only S3 has such."""
     fs, path = _resolve(url)
     if "s3" not in fs.protocol:
         return 0
     scheme = url.partition("://")[0]
-    return _try(url, lambda: s3.abort_uploads(fs, path, lambda place: wanted(f"{scheme}://{place}")))
+    return _try(url, lambda: s3.abort_uploads(fs, path, lambda place: match(f"{scheme}://{place}")))
 
 
 def forget() -> None:

@@ -117,14 +117,14 @@ def array(arrays: Arrays, name: str, kinds: str, shape: tuple[int | None, ...]) 
     """
     if name not in arrays:
         raise ValueError(f"{name} is missing; it has {', '.join(arrays) or 'nothing'}")
-    found = arrays[name]
-    if found.dtype.kind not in kinds:
-        raise ValueError(f"{name} holds {found.dtype}, and {_KINDS[kinds]} are needed")
-    fits = len(found.shape) == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=True))
+    value = arrays[name]
+    if value.dtype.kind not in kinds:
+        raise ValueError(f"{name} holds {value.dtype}, and {_KINDS[kinds]} are needed")
+    fits = len(value.shape) == len(shape) and all(b in (None, a) for a, b in zip(value.shape, shape, strict=True))
     if not fits:
         needed = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} has the shape {list(found.shape)}, and [{needed}] is needed")
-    return found
+        raise ValueError(f"{name} has the shape {list(value.shape)}, and [{needed}] is needed")
+    return value
 
 
 _KINDS = {"i": "signed whole numbers", "u": "unsigned whole numbers", "iu": "whole numbers", "f": "fractions"}

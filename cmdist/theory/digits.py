@@ -35,12 +35,12 @@ class Truth:
     def by_class(self, x: Tensor, sigma: Tensor, labels: Tensor | None, of: Callable[..., Tensor]) -> Tensor:
         """`of`(images of a class, x, sigma) put together for x (B, C, H, W) of all classes."""
         assert labels is not None
-        found = torch.empty_like(x)
+        result = torch.empty_like(x)
         for number, images in enumerate(self._classes):
             here = labels == number
             if bool(here.any()):
-                found[here] = of(images, x[here], sigma[here])
-        return found
+                result[here] = of(images, x[here], sigma[here])
+        return result
 
     def denoised(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """E[x_0 | x]."""
@@ -114,13 +114,13 @@ def error_over_sigma(
     (B, C, H, W) of the data, and what the denoised mean would have.
     """
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1), dtype=images.dtype)
-    found: dict[str, list[Row]] = {name: [] for name in models}
+    result: dict[str, list[Row]] = {name: [] for name in models}
     for sigma in levels:
         level = torch.full((len(images),), sigma, dtype=images.dtype)
         x = add_noise(images, level, noise)
         end, mean = truth.consistency(x, level, labels), truth.denoised(x, level, labels)
         for name, model in models.items():
-            found[name].append(
+            result[name].append(
                 {
                     "run": name,
                     "sigma": sigma,
@@ -128,7 +128,7 @@ def error_over_sigma(
                     "rms_of_mean": _rms(mean - end),
                 }
             )
-    return [row for rows in found.values() for row in rows]
+    return [row for rows in result.values() for row in rows]
 
 
 def _rms(x: Tensor) -> float:

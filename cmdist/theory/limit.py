@@ -86,15 +86,15 @@ def functions(counts: Sequence[int], shown: int = 161) -> list[Row]:
     """The exact function of the two modes and the fixed points over x / sigma_max at sigma_max, for the figure."""
     z = APART.scores(SIGMA_MIN, 900, 500)
     x = APART.quantile(z, SIGMA_MAX)
-    found = {("exact", 0): APART.quantile(z, SIGMA_MIN)}
+    result = {("exact", 0): APART.quantile(z, SIGMA_MIN)}
     for levels in counts:
-        found["training", levels] = training(APART, grid(levels), z, nodes=10)[0]
-        found["euler", levels] = distillation(APART.denoiser, euler_step, grid(levels), x)
+        result["training", levels] = training(APART, grid(levels), z, nodes=10)[0]
+        result["euler", levels] = distillation(APART.denoiser, euler_step, grid(levels), x)
     want = torch.linspace(-2.5, 2.5, shown, dtype=torch.float64)
     places = [int((x / SIGMA_MAX - w).abs().argmin()) for w in want.tolist()]
     return [
         {"method": method, "levels": levels, "x": float(x[i]) / SIGMA_MAX, "f": float(f[i])}
-        for (method, levels), f in found.items()
+        for (method, levels), f in result.items()
         for i in dict.fromkeys(places)
     ]
 
@@ -167,14 +167,14 @@ SCHEDULES: dict[str, Callable[[int, int], Curriculum]] = {  # (most steps of the
 
 def stages(curriculum: Curriculum, time: int) -> list[tuple[int, float]]:
     """(N, how long) of a curriculum."""
-    found: list[tuple[int, float]] = []
+    result: list[tuple[int, float]] = []
     for k in range(time):
         n = curriculum(k).n_timesteps
-        if found and found[-1][0] == n:
-            found[-1] = (n, found[-1][1] + 1)
+        if result and result[-1][0] == n:
+            result[-1] = (n, result[-1][1] + 1)
         else:
-            found.append((n, 1.0))
-    return found
+            result.append((n, 1.0))
+    return result
 
 
 def schedules(most: int, time: int, moments: int = 30, points: tuple[int, int] = (90, 60)) -> list[Row]:
@@ -215,14 +215,14 @@ def theorems(counts: Sequence[int]) -> list[Row]:
     """Losses with another target (Theorem 2) and with the student's own, and (N - 1) gradients (Theorem 6); the last
     row's gradients are their limit.
     """
-    made, other = gradients.student(0.8), gradients.student(0.3)
+    first, other = gradients.student(0.8), gradients.student(0.3)
     rows: list[Row] = []
     for levels in counts:
         sigmas = karras_sigmas(levels, SIGMA_MIN, SIGMA_MAX, dtype=torch.float64)
-        cd, ct = (gradients.loss(APART, made, sigmas, step, other).item() for step in (euler_step, None))
-        own = [gradients.loss(APART, made, sigmas, step).item() for step in (euler_step, None)]
+        cd, ct = (gradients.loss(APART, first, sigmas, step, other).item() for step in (euler_step, None))
+        own = [gradients.loss(APART, first, sigmas, step).item() for step in (euler_step, None)]
         slopes = [
-            (levels - 1) * gradients.gradient(APART, made, sigmas, step) for step in (euler_step, heun_step, None)
+            (levels - 1) * gradients.gradient(APART, first, sigmas, step) for step in (euler_step, heun_step, None)
         ]
         rows.append(
             {
@@ -234,7 +234,7 @@ def theorems(counts: Sequence[int]) -> list[Row]:
                 **dict(zip(("gradient_euler", "gradient_heun", "gradient_ct"), slopes, strict=True)),
             }
         )
-    limit = gradients.limit_gradient(APART, made, karras_level)
+    limit = gradients.limit_gradient(APART, first, karras_level)
     return [
         *rows,
         dict.fromkeys(rows[0], "")

@@ -13,7 +13,7 @@ LABELS = {"training": "training", "euler": "distillation, Euler", "heun": "disti
 def draw(folder: str) -> None:
     """All figures, into the folder of the tables."""
     walks, functions = read(folder, "walks"), read(folder, "functions")
-    found, levels, learnt = read(folder, "fixed_points"), read(folder, "variance"), read(folder, "schedules")
+    fixed, levels, learnt = read(folder, "fixed_points"), read(folder, "variance"), read(folder, "schedules")
     held = read(folder, "through")
     save(
         folder,
@@ -21,7 +21,7 @@ def draw(folder: str) -> None:
         [
             lambda ax, theme: paths(ax, theme, walks),
             lambda ax, theme: curves(ax, theme, functions),
-            lambda ax, theme: errors(ax, theme, found),
+            lambda ax, theme: errors(ax, theme, fixed),
         ],
     )
     save(

@@ -136,18 +136,18 @@ Every number above is read from the tables in `limit/` by the command that write
 
 def values(folder: str) -> dict[str, str]:
     """What stands in the braces, from the tables of `folder`."""
-    found, lost = read(folder, "fixed_points"), read(folder, "variance")
-    most = max((row["levels"] for row in found), key=int)
+    fixed, lost = read(folder, "fixed_points"), read(folder, "variance")
+    most = max((row["levels"] for row in fixed), key=int)
     told = {"most": most, "std": read(folder, "through")[0]["std"]}
     names = {"training": "two modes", "euler": "two modes", "heun": "two modes"}
     for method, data in names.items():
         for n in ("18", "80", most):
             where = "most" if n == most else n
-            told[f"{method}{where}"] = one(found, "mean_abs", data=data, method=method, levels=n)
-            told[f"rms_{method}{where}"] = one(found, "rms", data=data, method=method, levels=n)
-    told["slope"] = one(found, "mean_abs_slope", data="two modes", method="training", levels=most)
+            told[f"{method}{where}"] = one(fixed, "mean_abs", data=data, method=method, levels=n)
+            told[f"rms_{method}{where}"] = one(fixed, "rms", data=data, method=method, levels=n)
+    told["slope"] = one(fixed, "mean_abs_slope", data="two modes", method="training", levels=most)
     for method in ("euler", "heun"):
-        told[f"{method}_slope"] = one(found, "mean_abs_slope", data="two modes", method=method, levels=most)
+        told[f"{method}_slope"] = one(fixed, "mean_abs_slope", data="two modes", method=method, levels=most)
     for name, data, method, column in (
         ("smooth", "broad", "training", "smooth"),
         ("smootheuler", "broad", "euler", "smooth"),
@@ -155,10 +155,10 @@ def values(folder: str) -> dict[str, str]:
         ("gausseuler", "gaussian", "euler", "mean_abs"),
     ):
         for n in ("18", "80", most):
-            told[f"{name}{'most' if n == most else n}"] = one(found, column, data=data, method=method, levels=n)
-        told[f"{name}_slope"] = one(found, f"{column}_slope", data=data, method=method, levels=most)
+            told[f"{name}{'most' if n == most else n}"] = one(fixed, column, data=data, method=method, levels=n)
+        told[f"{name}_slope"] = one(fixed, f"{column}_slope", data=data, method=method, levels=most)
     for n in ("18", "80", most):
-        row = pick(found, data="two modes", method="training", levels=n)[0]
+        row = pick(fixed, data="two modes", method="training", levels=n)[0]
         where = "most" if n == most else n
         told |= {
             f"var{where}": row["variance"],
@@ -170,8 +170,8 @@ def values(folder: str) -> dict[str, str]:
     for name, column in (("inside", "share"), ("uniform", "uniform"), ("lognormal", "lognormal")):
         told[name] = f"{100 * sum(float(row[column]) for row in at_80):.0f} %"
     heun = float(told["heun18"])
-    enough = [r["levels"] for r in pick(found, data="two modes", method="euler") if float(r["mean_abs"]) <= heun]
-    few = [r["levels"] for r in pick(found, data="two modes", method="euler") if float(r["mean_abs"]) > heun]
+    enough = [r["levels"] for r in pick(fixed, data="two modes", method="euler") if float(r["mean_abs"]) <= heun]
+    few = [r["levels"] for r in pick(fixed, data="two modes", method="euler") if float(r["mean_abs"]) > heun]
     told["euler_needs"] = f"between {few[-1]} and {enough[0]}"
     through = read(folder, "through")
     told |= {"through18": one(through, "through", levels=18), "held18": one(through, "held", levels=18)}

@@ -129,8 +129,8 @@ def many_steps(study: Study, most: int, low: float = 0.03, high: float = 6.0, le
         for step in range(1, most + 1):
             if step > 1:
                 tried = [sorted([*times, s], reverse=True) for s in between if s not in times]
-                found = [(laws.multistep(study.prior, t, SIGMA_MIN, table.__getitem__), t) for t in tried]
-                law, times = min(found, key=lambda pair: wasserstein(pair[0], study.data, 2))
+                distances = [(laws.multistep(study.prior, t, SIGMA_MIN, table.__getitem__), t) for t in tried]
+                law, times = min(distances, key=lambda pair: wasserstein(pair[0], study.data, 2))
             rows.append(
                 {
                     "method": method,

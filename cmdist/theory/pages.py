@@ -32,11 +32,11 @@ def compute(question: str, out: str, most: int, runs: Sequence[str], only: Seque
     without runs the tables of trained ones stay as they are. Raises ConfigError.
     """
     folder, counts = storage.join(out, question), [n for n in COUNTS if n <= most]
-    made = LIMIT if question == "limit" else MULTISTEP
-    if unknown := set(only) - set(made):
-        raise ConfigError(f"{question} has no table {', '.join(sorted(unknown))}; it has {', '.join(made)}")
-    for name in only or made:
-        tables.write(folder, name, made[name](counts))
+    study = LIMIT if question == "limit" else MULTISTEP
+    if unknown := set(only) - set(study):
+        raise ConfigError(f"{question} has no table {', '.join(sorted(unknown))}; it has {', '.join(study)}")
+    for name in only or study:
+        tables.write(folder, name, study[name](counts))
     if runs and not only:
         told, errors, distances = trained_runs.compare(runs)
         tables.write(folder, "trained_grid", [{"levels": trained_runs.LEVELS}])

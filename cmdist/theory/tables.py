@@ -32,19 +32,19 @@ def read(folder: str, name: str) -> Table:
     return list(csv.DictReader(io.StringIO(storage.read(storage.join(folder, f"{name}.csv")).decode())))
 
 
-def pick(table: Table, **wanted: Value) -> Table:
+def pick(table: Table, **where: Value) -> Table:
     """The rows that have these values."""
-    return [row for row in table if all(row[key] == shown(value) for key, value in wanted.items())]
+    return [row for row in table if all(row[key] == shown(value) for key, value in where.items())]
 
 
-def one(table: Table, column: str, **wanted: Value) -> str:
+def one(table: Table, column: str, **where: Value) -> str:
     """A column of the only row that has these values."""
-    rows = pick(table, **wanted)
-    assert len(rows) == 1, f"{len(rows)} rows with {wanted}"
+    rows = pick(table, **where)
+    assert len(rows) == 1, f"{len(rows)} rows with {where}"
     return rows[0][column]
 
 
-def points(table: Table, x: str, y: str, **wanted: Value) -> tuple[list[float], list[float]]:
+def points(table: Table, x: str, y: str, **where: Value) -> tuple[list[float], list[float]]:
     """Two columns as numbers, for a curve."""
-    rows = pick(table, **wanted)
+    rows = pick(table, **where)
     return [float(row[x]) for row in rows], [float(row[y]) for row in rows]

@@ -39,8 +39,8 @@ def compare(urls: Sequence[str], n: int = 1000, inspected: int = 200) -> tuple[l
     extractor = extractors.own(data, CPU)
     reference = moments(extractor, data.images(ids)).statistics()
 
-    def measure(made: Tensor) -> float:
-        return frechet_distance(moments(extractor, to_uint8(made)).statistics(), reference)
+    def measure(images: Tensor) -> float:
+        return frechet_distance(moments(extractor, to_uint8(images)).statistics(), reference)
 
     times = [s for s in grid(LEVELS) if LOW < s < HIGH]
     sigmas = [s for s in grid(LEVELS) if s > 0.01]
@@ -62,6 +62,6 @@ def compare(urls: Sequence[str], n: int = 1000, inspected: int = 200) -> tuple[l
 
 def moments(extractor: extractors.Extractor, images: Tensor) -> Moments:
     """Of the features of uint8 images."""
-    found = Moments(extractor.dimensions)
-    found.add(extractor.features(images))
-    return found
+    sums = Moments(extractor.dimensions)
+    sums.add(extractor.features(images))
+    return sums

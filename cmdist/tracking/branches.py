@@ -48,17 +48,17 @@ def apart(before: float, after: float) -> bool:
 
 def params_of(run: Any) -> dict[str, str]:
     """The parameters of a run's newest attempt: those of the first, and what was changed since."""
-    found = dict(run.data.params)
+    params = dict(run.data.params)
     by_attempt = {key: match[1] for key in run.data.tags if (match := _PARAMS.fullmatch(key))}
     for key in sorted(by_attempt, key=lambda key: int(by_attempt[key])):
-        found |= tags.told(tags.CHANGED, run.data.tags, key, run.info.run_id) or {}
-    return found
+        params |= tags.told(tags.CHANGED, run.data.tags, key, run.info.run_id) or {}
+    return params
 
 
 def find(client: Any, experiment: str, key: str) -> Any | None:
     """The run of a key. Of two, after a branching that was cut short, the one that branched off last."""
-    found = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=10)
-    return max(found, key=_branched, default=None)
+    runs = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=10)
+    return max(runs, key=_branched, default=None)
 
 
 def _branched(run: Any) -> int:
@@ -77,8 +77,8 @@ def branch_off(client: Any, old: Any, record: Mapping[str, Any], why: Mapping[st
     """A run that has what `old` has up to the attempt's `begin`, and its key. May be cut short and called again."""
     experiment, key, attempt, begin = old.info.experiment_id, record["key"], record["attempt"], record["begin"]
     branch = f"{key}:{attempt}"
-    found = client.search_runs([experiment], f"tags.`{BRANCH}` = '{branch}'", max_results=1)
-    new = found[0] if found else None
+    runs = client.search_runs([experiment], f"tags.`{BRANCH}` = '{branch}'", max_results=1)
+    new = runs[0] if runs else None
     if new is None:
         new = client.create_run(
             experiment,
@@ -87,7 +87,7 @@ def branch_off(client: Any, old: Any, record: Mapping[str, Any], why: Mapping[st
             tags={BRANCH: branch, FROM: old.info.run_id},
         )
     for name in old.data.metrics:
-        there = {point.step for point in client.get_metric_history(new.info.run_id, name)} if found else set()
+        there = {point.step for point in client.get_metric_history(new.info.run_id, name)} if runs else set()
         # those of the node go by seconds, not by steps
         points = [
             point
@@ -112,11 +112,11 @@ def branch_off(client: Any, old: Any, record: Mapping[str, Any], why: Mapping[st
 
 
 def _children(client: Any, experiment: str, run_id: str) -> Sequence[Any]:
-    found: list[Any] = []
+    runs: list[Any] = []
     token = None
     while True:
         page = client.search_runs([experiment], f"tags.`{PARENT}` = '{run_id}'", max_results=1000, page_token=token)
-        found += page
+        runs += page
         token = page.token
         if not token:
-            return found
+            return runs

@@ -164,8 +164,8 @@ class Delivery:
 
     def _own(self, path: str) -> Path | None:
         """A file of the journal's folder; others are not uploaded, whatever a line says."""
-        found = Path(path).resolve()
-        return found if found.is_file() and found.is_relative_to(self.journal.folder.resolve()) else None
+        file = Path(path).resolve()
+        return file if file.is_file() and file.is_relative_to(self.journal.folder.resolve()) else None
 
     def _connected(self) -> Any:
         if self._client is None:

@@ -49,10 +49,10 @@ def git_commit() -> str:
 
 def describe(world: World) -> dict[str, Any]:
     """Everything that may matter to whoever repeats the run; as rank 0 sees it."""
-    found = {}
+    facts = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     cuda = world.device.type == "cuda"
@@ -60,7 +60,7 @@ def describe(world: World) -> dict[str, Any]:
         "cmdist": cmdist.__version__,
         "commit": git_commit(),
         "python": platform.python_version(),
-        "packages": found,
+        "packages": facts,
         "host": socket.gethostname(),
         "system": platform.platform(),
         "ranks": world.size,

@@ -25,7 +25,7 @@ class Machine:
         out.
         """
         memory = psutil.virtual_memory()
-        found = {
+        figures = {
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
             "system/system_memory_usage_megabytes": memory.used / 1e6,
             "system/system_memory_usage_percentage": memory.percent,
@@ -33,7 +33,7 @@ class Machine:
         for i, gpu in enumerate(self._gpus):
             try:
                 used = pynvml.nvmlDeviceGetMemoryInfo(gpu)
-                found |= {
+                figures |= {
                     f"system/gpu_{i}_utilization_percentage": float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu),
                     f"system/gpu_{i}_memory_usage_megabytes": used.used / 1e6,
                     f"system/gpu_{i}_memory_usage_percentage": 100 * used.used / used.total,
@@ -41,7 +41,7 @@ class Machine:
                 }
             except pynvml.NVMLError:
                 continue
-        return found
+        return figures
 
 
 def step_aside(session: int, nice: int) -> None:

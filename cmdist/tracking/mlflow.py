@@ -125,8 +125,8 @@ def experiment_of(client: Any, uri: str, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     with _one_at_a_time(uri):
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
             location = (
                 str(Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts")
                 if uri.startswith("sqlite:///")
@@ -135,15 +135,15 @@ def experiment_of(client: Any, uri: str, name: str) -> str:
             try:
                 return str(client.create_experiment(name, artifact_location=location))
             except MlflowException:  # another process was faster
-                found = client.get_experiment_by_name(name)
-                if found is None:
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
                     raise
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
 
 def _evaluation(client: Any, experiment: str, identity: str) -> Any | None:
-    found = client.search_runs([experiment], f"tags.`{_EVALUATION}` = '{identity}'", max_results=1)
-    return found[0] if found else None
+    children = client.search_runs([experiment], f"tags.`{_EVALUATION}` = '{identity}'", max_results=1)
+    return children[0] if children else None
 
 
 def describe(client: Any, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
@@ -217,7 +217,7 @@ def runs(uri: str, experiment: str) -> list[dict[str, Any]]:
         import mlflow
 
         mlflow.set_tracking_uri(uri)
-        found = mlflow.search_runs(experiment_names=[experiment], output_format="list")
+        rows = mlflow.search_runs(experiment_names=[experiment], output_format="list")
     except CmdistError:
         raise
     except Exception as error:
@@ -235,7 +235,7 @@ def runs(uri: str, experiment: str) -> list[dict[str, Any]]:
             "metrics": dict(run.data.metrics),
             "tags": dict(run.data.tags),
         }
-        for run in found
+        for run in rows
     ]
 
 

@@ -62,6 +62,6 @@ def told(document: Document, tags: Mapping[str, str], name: str, run: str) -> Tr
 
 def evaluations(runs: Sequence[dict[str, Any]], parent: str) -> list[dict[str, Any]]:
     """The finished evaluations of a run, in order of step and time."""
-    found = [run for run in runs if run["parent"] == parent and run["status"] == "FINISHED"]
-    found = [run for run in found if "protocol_id" in run["params"]]
-    return sorted(found, key=lambda run: (count(run["tags"], "step", 0), run["start"]))
+    children = [run for run in runs if run["parent"] == parent and run["status"] == "FINISHED"]
+    children = [run for run in children if "protocol_id" in run["params"]]
+    return sorted(children, key=lambda run: (count(run["tags"], "step", 0), run["start"]))

@@ -39,7 +39,7 @@ def make_trainer(
     config: Config,
     world: World,
     data: ShardedImages,
-    found: Checkpoint | None,
+    checkpoint: Checkpoint | None,
     run_url: str,
     run_id: str,
     attempt: Attempt,
@@ -55,7 +55,7 @@ def make_trainer(
     torch.manual_seed(seeding.key(config.run.seed, "weights"))
     module = build.trained(config).to(world.device)
     weights = Weights(world)
-    if found is None:
+    if checkpoint is None:
         build.initialise(opened, network_of(module), weights)
     copies = {"target": Copy(module, build.lowered(module))} if build.needs_target(config) else {}
     teacher = teachers.teacher(opened, data, world.device, weights)
@@ -75,7 +75,7 @@ def make_trainer(
         clip=o.clip,
         loss_scale=t.loss_scale if t.precision == "fp16" else None,
     )
-    step = found.step if found else 0
+    step = checkpoint.step if checkpoint else 0
     objective = build.objective(config, lambda keys: build.distance(config, keys, world.device, world))
     networks = Networks(
         student=build.model(config, engine),
@@ -134,9 +134,9 @@ def make_trainer(
         step=step,
     )
     checked = trainer.self_check(beta1=o.betas[0], clip=o.clip, weight_decay=o.weight_decay) if t.self_check else None
-    if found is not None:
-        resume.load(found, engine, trainer.averages, copies)
-        trainer.clock = Clock.resumed(found.state["clock"], world.size)
+    if checkpoint is not None:
+        resume.load(checkpoint, engine, trainer.averages, copies)
+        trainer.clock = Clock.resumed(checkpoint.state["clock"], world.size)
     return trainer, order, checked
 
 
@@ -146,5 +146,5 @@ def changing_teacher(config: Config, first: Denoise | None, module: nn.Module) -
         raise ConfigError(f"objective.teacher {config.teacher}: its weights are needed, of a run or of a file")
     begun = copy.deepcopy(module)
     network_of(begun).load_state_dict(first.net.state_dict())
-    made = Copy(begun, build.lowered(begun).eval())
-    return made, build.model(config, network_of(made.called))
+    teacher = Copy(begun, build.lowered(begun).eval())
+    return teacher, build.model(config, network_of(teacher.called))

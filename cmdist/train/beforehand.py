@@ -68,12 +68,12 @@ def _check_shapes(config: Config, url: str, teacher: bool) -> None:
     this run's own. Raises CheckpointError, ConfigError.
     """
     if released.is_file(url):
-        found = released.shapes(url, build.head_channels(config))
-        if found is not None:
+        shapes = released.shapes(url, build.head_channels(config))
+        if shapes is not None:
             if teacher:
-                released.check(build.on_meta(config.as_denoiser()), found, f"teacher {url}")
+                released.check(build.on_meta(config.as_denoiser()), shapes, f"teacher {url}")
             else:
-                build.fitting(config, build.on_meta(config), None, found)
+                build.fitting(config, build.on_meta(config), None, shapes)
         return
     run = models.open_run(url)
     if teacher:
@@ -108,15 +108,15 @@ def check_resume(config: Config, run_url: str, mode: str, index_hash: str | None
     entries = search.entries(run_url)
     counting = [entry for entry in entries if entry.counts]
     search.refuse_none(run_url, counting, mode)
-    found = _newest(counting)
-    if found is None and not any("DAMAGED" in entry.names or entry.counts for entry in entries):
+    checkpoint = _newest(counting)
+    if checkpoint is None and not any("DAMAGED" in entry.names or entry.counts for entry in entries):
         elsewhere = mode not in ("auto", "none")
         progress.refuse_lost(run_url, entries, elsewhere)
-        found = models.open_run(storage.absolute(mode)).checkpoint if elsewhere else None
-    if found is not None:
-        documents.TRAINED.check(found.state, f"{found.url}/state.json")
+        checkpoint = models.open_run(storage.absolute(mode)).checkpoint if elsewhere else None
+    if checkpoint is not None:
+        documents.TRAINED.check(checkpoint.state, f"{checkpoint.url}/state.json")
         known = {"data.url": index_hash} if index_hash else {}
-        identity.compared(config, models.config_of(found), found, run_url, known)
+        identity.compared(config, models.config_of(checkpoint), checkpoint, run_url, known)
 
 
 def _newest(counting: list[search.Entry]) -> Checkpoint | None:

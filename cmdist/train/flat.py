@@ -18,8 +18,8 @@ class Flat:
 
     def take_gradients(self) -> Tensor:
         """Move the parameters' gradients into the vector's, and return that; zeros where a parameter has none."""
-        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        self.vector.grad = torch.cat([gradient.reshape(-1) for gradient in found])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        self.vector.grad = torch.cat([gradient.reshape(-1) for gradient in gradients])
         for p in self._parameters:
             p.grad = None
         return self.vector.grad

@@ -79,8 +79,8 @@ class FirstNotFinite:
 
     def sigma(self) -> float | None:
         """The noise level; of several in that micro-batch the highest. Waits for the device."""
-        found = float(self._sigma)
-        return None if found != found else found
+        sigma = float(self._sigma)
+        return None if sigma != sigma else sigma
 
 
 class SigmaBuckets:

@@ -28,8 +28,8 @@ def find(run_url: str, run_ids: Collection[str], mode: str, world: World) -> Che
     another run: start from that, but once the run has a checkpoint of its own, go on from its newest, so that the same
     command may be given again. Raises LookupFailed, CheckpointError, ProgressLost.
     """
-    found = once(world, lambda: search.entries(run_url))
-    counting = [entry for entry in found if entry.counts]
+    folders = once(world, lambda: search.entries(run_url))
+    counting = [entry for entry in folders if entry.counts]
     search.refuse_none(run_url, counting, mode)
     for entry in reversed(counting):
         try:
@@ -42,14 +42,14 @@ def find(run_url: str, run_ids: Collection[str], mode: str, world: World) -> Che
             continue
         if sound is not None:
             return sound
-    spoilt = [entry.url for entry in found if "DAMAGED" in entry.names or entry.counts]
+    spoilt = [entry.url for entry in folders if "DAMAGED" in entry.names or entry.counts]
     if spoilt:
         raise CheckpointError(
             f"{run_url} has committed checkpoints, but none that can be continued (look into {spoilt[-1]}): "
             "the run is not started over; repair one, or start from another with --resume URL under another run.name"
         )
     elsewhere = mode not in ("auto", "none")
-    once(world, lambda: progress.refuse_lost(run_url, found, elsewhere))
+    once(world, lambda: progress.refuse_lost(run_url, folders, elsewhere))
     return _elsewhere(mode, world) if elsewhere else None
 
 
@@ -79,17 +79,17 @@ def _elsewhere(url: str, world: World) -> Checkpoint:
     url = storage.absolute(url)
 
     def open_it() -> Checkpoint:
-        found = search.open_folder(url) if "/checkpoints/step-" in url else search.newest(url)
-        if found is None:
+        checkpoint = search.open_folder(url) if "/checkpoints/step-" in url else search.newest(url)
+        if checkpoint is None:
             raise CheckpointError(
                 f"--resume {url}: no checkpoint is there; give a run folder or RUN/checkpoints/step-..."
             )
-        return found
+        return checkpoint
 
-    found = _fetch(open_it, (), world)
-    if found is None:
+    checkpoint = _fetch(open_it, (), world)
+    if checkpoint is None:
         raise CheckpointError(f"--resume {url}: only averages are left there, with which training cannot go on")
-    return found
+    return checkpoint
 
 
 def once(world: World, look: Callable[[], T]) -> T:

@@ -77,10 +77,10 @@ def self_check(
     `Difference.allowed` says, or if there is no finite gradient.
     """
     weights = _fill_zeros(engine)
-    found, scale, taken = _by_engine(engine, through, beta1, weight_decay)
+    gradient, scale, taken = _by_engine(engine, through, beta1, weight_decay)
     expected, norm = _by_autograd(engine, plain, scale)
     clipping = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
-    different = _difference(found, expected * clipping)
+    different = _difference(gradient, expected * clipping)
     if not taken or different is None:
         raise CmdistError(
             "self-check: the loss or its gradient is not finite before the first step; look at the weights that the "
@@ -133,10 +133,10 @@ def _by_engine(
         if taken:
             break
     device = next(engine.module.parameters()).device
-    found = engine.slice("exp_avg", device) / (1.0 - beta1) - weight_decay * engine.slice("master", device)
+    gradient = engine.slice("exp_avg", device) / (1.0 - beta1) - weight_decay * engine.slice("master", device)
     engine.zero_moments()
     engine.loss_scale = first_scale
-    return found, scale, taken
+    return gradient, scale, taken
 
 
 def _by_autograd(
@@ -171,9 +171,9 @@ def _spread(engine: Engine, losses: Sequence[Callable[[], Tensor]], scale: float
     )
 
 
-def _difference(found: Tensor, expected: Tensor) -> Difference | None:
+def _difference(gradient: Tensor, expected: Tensor) -> Difference | None:
     """Of two vectors of which each rank has a slice; None if one is not finite."""
-    apart = found - expected
+    apart = gradient - expected
     sums = torch.stack(
         [(a * b).sum(dtype=torch.float64) for a, b in ((apart, apart), (expected, expected), (apart, expected))]
     )

@@ -23,7 +23,7 @@ class Start:
     """A run at one of its starts: with the configuration that holds from here on, and what has changed since."""
 
     config: Config
-    found: Checkpoint | None
+    checkpoint: Checkpoint | None
     measured: dict[str, str]  # hashes of what the run learns from
     pinned: dict[str, Pin]  # the weights that it begins with and follows
     changed: list[str]
@@ -46,7 +46,7 @@ def _look_at_run(run_url: str, config: Config) -> dict[str, Any]:
 
 
 def start_from(
-    config: Config, known: Mapping[str, Any], found: Checkpoint | None, run_url: str, index_hash: str, world: World
+    config: Config, known: Mapping[str, Any], checkpoint: Checkpoint | None, run_url: str, index_hash: str, world: World
 ) -> Start:
     """`config` with what the run has fixed, after a comparison with the checkpoint's own. All ranks must call.
 
@@ -55,28 +55,28 @@ def start_from(
     """
 
     def look() -> tuple[Config | None, dict[str, Pin]]:
-        before = models.config_of(found) if found else None
+        before = models.config_of(checkpoint) if checkpoint else None
         old = known.get("pins")
-        if old is None and found and before:  # of the run that it goes on from, as far as the same is named
+        if old is None and checkpoint and before:  # of the run that it goes on from, as far as the same is named
             same = pins.named(before).items() & pins.named(config).items()
-            old = {key: each for key, each in found.state.get("pins", {}).items() if key in dict(same)}
-        return before, pins.pin(config, old or {}, begun=found is not None)
+            old = {key: each for key, each in checkpoint.state.get("pins", {}).items() if key in dict(same)}
+        return before, pins.pin(config, old or {}, begun=checkpoint is not None)
 
     before, pinned = resume.once(world, look)
     measured = sharing.once(world, lambda: models.measured(config, index_hash))
     measured = measured | {key: each["weights"] for key, each in pinned.items()}
-    if found is None or before is None:
+    if checkpoint is None or before is None:
         return Start(configuration.fixed(config), None, measured, pinned, [])
-    config, differences = identity.compared(config, before, found, run_url, measured)
+    config, differences = identity.compared(config, before, checkpoint, run_url, measured)
     for change in differences:
         if change.kind == "warned" and world.first:
             print(
-                f"warning: {change.key} was {change.was} and is {change.now} from step {found.step} on: "
+                f"warning: {change.key} was {change.was} and is {change.now} from step {checkpoint.step} on: "
                 "the same run with other rounding or another pace",
                 file=sys.stderr,
             )
     changed = [f"{change.key}: {change.was} -> {change.now}" for change in differences]
-    return Start(config, found, measured, pinned, sorted(changed))
+    return Start(config, checkpoint, measured, pinned, sorted(changed))
 
 
 def write_config(run_url: str, config: Config) -> None:

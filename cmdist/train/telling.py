@@ -45,7 +45,7 @@ def start_tracker(
     config: Config, world: World, run_url: str, known: dict[str, Any], attempt: int, step: int = 0
 ) -> Tracker:
     """The run in MLflow, with the configuration and the environment of this attempt as artifacts."""
-    found, spool = environment.describe(world), spool_folder(run_url)
+    facts, spool = environment.describe(world), spool_folder(run_url)
     origin = {ORIGIN: json.dumps(known["origins"][0])} if known.get("origins") else {}
     tracker = Tracker.start(
         uri=known["tracking_uri"],
@@ -56,10 +56,10 @@ def start_tracker(
         tags={
             "cmdist.run": run_url,
             "cmdist.world_size": str(world.size),
-            "cmdist.device": found["device"],
+            "cmdist.device": facts["device"],
             NUMBERS: ",".join(build.numbers(config, step)),
             "mlflow.source.name": "pipelines/train.py",
-            "mlflow.source.git.commit": found["commit"],
+            "mlflow.source.git.commit": facts["commit"],
         }
         | origin,
         spool=spool,
@@ -67,7 +67,7 @@ def start_tracker(
         begin=step,
     )
     texts = {
-        f"environment-{attempt:06d}.json": json.dumps(found, indent=1),
+        f"environment-{attempt:06d}.json": json.dumps(facts, indent=1),
         f"config-{attempt:06d}.yaml": configuration.dump(config),
     }
     for name, text in texts.items():
@@ -78,25 +78,25 @@ def start_tracker(
 
 def report(begun: Start, trainer: Trainer, order: Order, checked: Checked | None) -> None:
     """What the run starts from, in a few lines."""
-    config, found, changed = begun.config, begun.found, begun.changed
+    config, checkpoint, changed = begun.config, begun.checkpoint, begun.changed
     at = trainer.objective.at(trainer.step)
     samples = trainer.step * config.train.global_batch
     world = trainer.world.size
     print(f"run          {config.run.name}: {config.kind_name}, {trainer.engine.layout.total:,} parameters")
-    print(f"from         {found.url if found else config.start or 'random weights'}")
+    print(f"from         {checkpoint.url if checkpoint else config.start or 'random weights'}")
     print(
         f"step         {trainer.step:,} of {config.train.steps:,}   epoch {order.epoch(samples):,}  "
         f" samples seen {samples:,}"
     )
     if at:
         print(f"curriculum   {', '.join(f'{name} = {value:.6g}' for name, value in at.items())}")
-    was = f" (was {found.state['world_size']}, ZeRO {found.state['zero_stage']})" if found else ""
+    was = f" (was {checkpoint.state['world_size']}, ZeRO {checkpoint.state['zero_stage']})" if checkpoint else ""
     share = config.micro_batches // world
     print(
         f"ranks        {world} on {trainer.world.device.type}, ZeRO "
         f"{config.train.zero_stage}, {share} micro-batches each{was}"
     )
-    if found:
+    if checkpoint:
         print(f"changed      {'; '.join(changed) or 'nothing'}")
     for sentence in start.ends_of_schedules(config):
         print(f"schedule     {sentence}")

@@ -34,9 +34,11 @@ def trainer_of(config: Config, world: World) -> Iterator[Trainer]:
     as long as real ones; its files are gone afterwards.
     """
     with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
-        made = stood_in(config, Path(folder), world.device)
-        data = build.dataset(made)
-        trainer, _, _ = make_trainer(made, world, data, None, f"{folder}/run", "benchmark", Attempt(folder, 1, None))
+        stand_in = stood_in(config, Path(folder), world.device)
+        data = build.dataset(stand_in)
+        trainer, _, _ = make_trainer(
+            stand_in, world, data, None, f"{folder}/run", "benchmark", Attempt(folder, 1, None)
+        )
         try:
             yield trainer
         finally:

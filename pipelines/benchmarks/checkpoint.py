@@ -204,7 +204,7 @@ def resume(run: str, repeats: int, size: float) -> None:
 def fetch(run: str, rank: int, world: int) -> None:
     """One rank's part, as at a resume."""
     begin = time.perf_counter()
-    found = search.newest(run)
-    assert found is not None
-    found.fetch(rank, world)
-    print(time.perf_counter() - begin, found.held)
+    checkpoint = search.newest(run)
+    assert checkpoint is not None
+    checkpoint.fetch(rank, world)
+    print(time.perf_counter() - begin, checkpoint.held)

@@ -80,11 +80,11 @@ def compare(url: str, encoding: str, seconds: float, rounds: int) -> dict[str, R
         "reader": lambda: in_worker(lambda: reader(url), seconds),
         "webdataset": lambda: in_worker(lambda: plain(url, encoding), seconds),
     }
-    found: dict[str, list[Rate]] = {name: [] for name in ways}
+    by_way: dict[str, list[Rate]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, measure in ways.items():
-            found[name].append(measure())
-    return {name: (max(r[0] for r in rates), max(r[1] for r in rates)) for name, rates in found.items()}
+            by_way[name].append(measure())
+    return {name: (max(r[0] for r in rates), max(r[1] for r in rates)) for name, rates in by_way.items()}
 
 
 def row(encoding: str, size: int, rates: dict[str, Rate]) -> str:

@@ -83,14 +83,14 @@ def main(arguments: Sequence[str]) -> None:
         for title, size, weights, n in rows:
             array = images(folder, size, n)
             for mode, space in SPACES.items():
-                found: dict[str, list[float]] = {"writing": [], "clean-fid": [], "ours": []}
+                rates: dict[str, list[float]] = {"writing": [], "clean-fid": [], "ours": []}
                 for _ in range(options.rounds):
                     files, seconds = written(array)
-                    found["writing"].append(seconds)
-                    found["clean-fid"].append(clean_fid(files, weights, mode, ranks))
-                    found["ours"].append(run(ranks, array, n, weights, space, space, folder)["rate"])
-                theirs, mine = max(found["clean-fid"]), max(found["ours"])
-                both = n / (n / theirs + min(found["writing"]))
+                    rates["writing"].append(seconds)
+                    rates["clean-fid"].append(clean_fid(files, weights, mode, ranks))
+                    rates["ours"].append(run(ranks, array, n, weights, space, space, folder)["rate"])
+                theirs, mine = max(rates["clean-fid"]), max(rates["ours"])
+                both = n / (n / theirs + min(rates["writing"]))
                 print(
                     f"| {title} | {size} | {mode} | {n:,} | {theirs:.1f} | {both:.1f} | {mine:.1f} | "
                     f"{mine / theirs:.2f} "

@@ -32,7 +32,7 @@ def passes(trainer: Trainer, rounds: int) -> dict[str, Any]:
         steps.append(timed(lambda: take(trainer), 1, 0, device))
         for each in calls:
             times[each].append(timed(_alone(each), 1, 0, device))
-    step, medians = statistics.median(steps), {each: statistics.median(found) for each, found in times.items()}
+    step, medians = statistics.median(steps), {each: statistics.median(parts) for each, parts in times.items()}
     whole = sum(medians[each] * count for each, count in calls.items())
     named: Counter[str] = Counter()
     for each, count in calls.items():
@@ -48,14 +48,14 @@ def passes(trainer: Trainer, rounds: int) -> dict[str, Any]:
 
 def _recorded(trainer: Trainer) -> list[Pass]:
     """Every pass of one micro-batch's loss: with gradient, with a tangent, or plain."""
-    found: list[Pass] = []
+    parts: list[Pass] = []
 
     def recorder(call: Callable[..., Tensor], net: nn.Module) -> Callable[..., Tensor]:
         def recorded(*inputs: Tensor | None) -> Tensor:
             given = [each for each in inputs if each is not None]
             carry = tuple(tangent_of(each)[1] is not None for each in given)
             kind = "with a tangent" if any(carry) else "with gradient" if torch.is_grad_enabled() else "plain"
-            found.append((kind, net, tuple(tuple(each.shape) for each in given), carry))
+            parts.append((kind, net, tuple(tuple(each.shape) for each in given), carry))
             return call(*inputs)
 
         return recorded
@@ -78,7 +78,7 @@ def _recorded(trainer: Trainer) -> list[Pass]:
     generator = torch.Generator(trainer.world.device)
     draw = trainer.objective.draw(images.shape, trainer.objective.at(trainer.step), generator)
     trainer.objective.loss(dataclasses.replace(networks, **changed), images, labels, draw)
-    return found
+    return parts
 
 
 def _alone(each: Pass) -> Callable[[], None]:

@@ -59,9 +59,9 @@ def main(arguments: Sequence[str]) -> None:
 
             with trainer_of(config, world) as trainer:
                 take(trainer)
-                results[0]["passes"] = found = passes(trainer, options.steps)
-            each = ", ".join(f"{n} {kind} of {found['seconds'][kind]:.3g} s" for kind, n in found["counts"].items())
-            print(f"passes alone: {each}; a step takes {found['ratio']:.3f} of their sum, {found['sum']:.3g} s")
+                results[0]["passes"] = parts = passes(trainer, options.steps)
+            each = ", ".join(f"{n} {kind} of {parts['seconds'][kind]:.3g} s" for kind, n in parts["counts"].items())
+            print(f"passes alone: {each}; a step takes {parts['ratio']:.3f} of their sum, {parts['sum']:.3g} s")
         distributed.stop(world)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
@@ -97,9 +97,9 @@ def measure(config: configuration.Config, world: World, steps: int, warm_up: int
     """Figures of whole optimizer steps of one micro-batch, as training takes them."""
     t, device, begin = config.train, world.device, time.perf_counter()
     with trainer_of(config, world) as trainer:
-        made = time.perf_counter() - begin
+        to_make = time.perf_counter() - begin
         take(trainer)
-        first = time.perf_counter() - begin - made  # kernels are chosen or compiled in it
+        first = time.perf_counter() - begin - to_make  # kernels are chosen or compiled in it
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds = timed(lambda: take(trainer), steps, max(0, warm_up - 1), device)
@@ -121,7 +121,7 @@ def measure(config: configuration.Config, world: World, steps: int, warm_up: int
         "micro_batch": t.micro_batch,
         "steps": steps,
         "seconds_per_step": seconds,
-        "seconds_to_make": made,
+        "seconds_to_make": to_make,
         "seconds_of_first_step": first,
         "images_per_second": t.micro_batch / seconds,
         "peak_memory_gb": peak / 1e9,

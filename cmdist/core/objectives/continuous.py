@@ -67,7 +67,7 @@ class Continuous:
                 return Losses(weight * growth * tangent.abs().flatten(1).mean(1), {"tangent": size})
             return Losses(weight * growth**2 * tangent.square().flatten(1).mean(1), {"tangent": size})
         with same_dropout(draw.dropout_seed, images.device):
-            found = networks.student(x, draw.sigma, labels)
-        bent = self.curvature(found.detach(), tangent)
-        pseudo = ((found - found.detach() + tangent / 2) * bent).flatten(1).sum(1)
+            output = networks.student(x, draw.sigma, labels)
+        bent = self.curvature(output.detach(), tangent)
+        pseudo = ((output - output.detach() + tangent / 2) * bent).flatten(1).sum(1)
         return Losses(weight * growth * pseudo, {"tangent": size})

@@ -65,10 +65,10 @@ class Scm:
         tangent = self.tangent(networks, x, images, labels, draw)
         size = tangent.flatten(1).norm(dim=1) if self.norm == "l2" else tangent.flatten(1).square().mean(1).sqrt()
         with same_dropout(draw.dropout_seed, images.device):
-            found = -networks.student.raw(x, draw.sigma, labels)
-        goal = found.detach() + tangent / expand(size + self.c, tangent)
+            output = -networks.student.raw(x, draw.sigma, labels)
+        goal = output.detach() + tangent / expand(size + self.c, tangent)
         weight = networks.extra(draw.sigma)
-        error = (found - goal).square().flatten(1).mean(1)
+        error = (output - goal).square().flatten(1).mean(1)
         root_mean_square = tangent.flatten(1).square().mean(1).sqrt()
         return Losses(weight.exp() * error - weight, {"tangent": root_mean_square, "weight": weight})
 

@@ -46,7 +46,7 @@ def noisy(line: Line, sigma: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
 
 def loss(
     line: Line,
-    made: Student,
+    model: Student,
     sigmas: Tensor,
     step: Step | None,
     target: Student | None = None,
@@ -59,7 +59,7 @@ def loss(
     x, chance = noisy(line, sigmas[:-1], nodes[0])
     sigma, sigma_next = (s[:, None].expand_as(x).flatten() for s in (sigmas[:-1], sigmas[1:]))
     x, chances = x.flatten(), chance.repeat(len(sigmas) - 1) / (len(sigmas) - 1)
-    nets = Networks(made.f, made.f, target.f if target else None, line.denoiser)
+    nets = Networks(model.f, model.f, target.f if target else None, line.denoiser)
     if step is not None:
         images, noise = torch.zeros_like(x), x / sigma  # distillation sees x only
     else:
@@ -77,13 +77,13 @@ def loss(
     return expected
 
 
-def gradient(line: Line, made: Student, sigmas: Tensor, step: Step | None, target: Student | None = None) -> float:
+def gradient(line: Line, model: Student, sigmas: Tensor, step: Step | None, target: Student | None = None) -> float:
     """d loss / d parameter."""
-    return float(torch.autograd.grad(loss(line, made, sigmas, step, target), made.parameter)[0])
+    return float(torch.autograd.grad(loss(line, model, sigmas, step, target), model.parameter)[0])
 
 
 def limit_gradient(
-    line: Line, made: Student, levels: Callable[[Tensor], Tensor], points: int = 2000, nodes: int = 24
+    line: Line, model: Student, levels: Callable[[Tensor], Tensor], points: int = 2000, nodes: int = 24
 ) -> float:
     """The limit of (N - 1) gradient with the student as its own target, for distillation and training alike (Theorems 5
     and 6, weight 1, squared distance): E over u of 2 (df/dparameter) (df/dsigma + (x - D)/sigma df/dx) dsigma/du.
@@ -100,9 +100,9 @@ def limit_gradient(
     velocity = (flat - line.denoiser(flat, s)) / s[:, None]
 
     def frozen(x: Tensor, sigma: Tensor) -> Tensor:
-        return made.f(x, sigma)
+        return model.f(x, sigma)
 
     tangent = torch.func.jvp(frozen, (flat, s), (velocity, torch.ones_like(s)))[1].detach()
     weights = (chance * growth[:, None] / points).flatten()
-    pseudo = 2 * weights @ (made.f(flat, s) * tangent)[:, 0]
-    return float(torch.autograd.grad(pseudo, made.parameter)[0])
+    pseudo = 2 * weights @ (model.f(flat, s) * tangent)[:, 0]
+    return float(torch.autograd.grad(pseudo, model.parameter)[0])

@@ -37,8 +37,8 @@ class Line:
     def tail(self, x: Tensor, sigma: float, upper: Tensor) -> Tensor:
         """P(X_sigma < x) for x (...), and P(X_sigma > x) where `upper`."""
         scores = (x[..., None] - self.means) / self.spread(sigma)
-        found: Tensor = ndtr(torch.where(upper[..., None], -scores, scores)) @ self.weights
-        return found
+        probability: Tensor = ndtr(torch.where(upper[..., None], -scores, scores)) @ self.weights
+        return probability
 
     def quantile(self, z: Tensor, sigma: float) -> Tensor:
         """The x (...) with P(X_sigma < x) = Phi(z): bisection between the components' quantiles, then Newton's
@@ -46,14 +46,14 @@ class Line:
         """
         spread, upper = self.spread(sigma), z > 0
         low, high = (v + spread * z for v in (self.means.min(), self.means.max()))
-        width, wanted, sign = float(self.means.max() - self.means.min()), ndtr(-z.abs()), torch.where(upper, -1.0, 1.0)
+        width, mass, sign = float(self.means.max() - self.means.min()), ndtr(-z.abs()), torch.where(upper, -1.0, 1.0)
         for _ in range(max(1, ceil(log2(max(width, 1e-300) / (0.02 * spread))))):
             middle = (low + high) / 2
-            below = sign * (self.tail(middle, sigma, upper) - wanted) < 0
+            below = sign * (self.tail(middle, sigma, upper) - mass) < 0
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         x = (low + high) / 2
         for _ in range(4):
-            x = x - sign * (self.tail(x, sigma, upper) - wanted) / self.density(x, sigma).clamp_min(1e-300)
+            x = x - sign * (self.tail(x, sigma, upper) - mass) / self.density(x, sigma).clamp_min(1e-300)
             x = torch.minimum(torch.maximum(x, low), high)
         return x
 
@@ -102,8 +102,8 @@ def masses(z: Tensor) -> Tensor:
     table.
     """
     edges = ndtr(torch.cat([z.new_tensor([-torch.inf]), (z[1:] + z[:-1]) / 2, z.new_tensor([torch.inf])]))
-    found: Tensor = edges.diff()
-    return found
+    mass: Tensor = edges.diff()
+    return mass
 
 
 def interpolate(x: Tensor, values: Tensor, at: Tensor) -> Tensor:

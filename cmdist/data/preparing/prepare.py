@@ -40,7 +40,7 @@ def warn(text: str) -> None:
 class Writing:
     """How a source is written; `asked` is what was asked for, as the index keeps it."""
 
-    asked: dict[str, Any]
+    settings: dict[str, Any]
     per_shard: int
     encoding: str = "png"
     quality: int = 95
@@ -55,7 +55,7 @@ class Writing:
             per_shard=self.per_shard,
             encoding=self.encoding,
             quality=self.quality,
-            prepared=self.asked,
+            prepared=self.settings,
         )
 
 
@@ -65,7 +65,7 @@ def prepare(out: str, make: Callable[[], Source], how: Writing, part: tuple[int,
 
     Raises DataError, also for a finished data set whose source has changed since.
     """
-    if is_finished(out, how.asked):
+    if is_finished(out, how.settings):
         return compared(out, lambda: how.plan(make()))
     source = make()
     plan = how.plan(source)
@@ -92,18 +92,19 @@ def prepare(out: str, make: Callable[[], Source], how: Writing, part: tuple[int,
             )
         return summary(out, finish(out, plan, max_bad=how.max_bad))
     except (DataError, FileNotFoundError):
-        if not is_finished(out, how.asked):  # the same command beside this one may have been faster
+        if not is_finished(out, how.settings):  # the same command beside this one may have been faster
             raise
         return f"{out} is prepared already"
 
 
 def finish_parts(out: str, how: Writing) -> str:
     """Write the index once all parts are there. Returns a sentence on it. Raises DataError."""
-    if is_finished(out, how.asked):
+    if is_finished(out, how.settings):
         return f"{out} is prepared already"
     plan = preparation.read_plan(out)
-    if plan.described["prepared"] != how.asked:
-        raise DataError(f"{out} is being prepared with other arguments ({plan.described['prepared']}, now {how.asked})")
+    if plan.described["prepared"] != how.settings:
+        there = plan.described["prepared"]
+        raise DataError(f"{out} is being prepared with other arguments ({there}, now {how.settings})")
     return summary(out, finish(out, plan, max_bad=how.max_bad))
 
 
@@ -111,7 +112,7 @@ def prepare_digits(out: str, how: Writing, train: Train) -> str:
     """Write scikit-learn's digits, with the classifier that evaluation needs, which `train` makes. Returns a sentence
     on it.
     """
-    if is_finished(out, how.asked):
+    if is_finished(out, how.settings):
         return f"{out} is prepared already"
     source = digits()
     preparation.begin(out, how.plan(source))
@@ -123,13 +124,13 @@ def prepare_digits(out: str, how: Writing, train: Train) -> str:
             seed=SEED,
             per_shard=how.per_shard,
             extractor=extractor,
-            prepared=how.asked,
+            prepared=how.settings,
             progress=shown.update,
         )
     return summary(out, index)
 
 
-def is_finished(out: str, asked: dict[str, Any]) -> bool:
+def is_finished(out: str, settings: dict[str, Any]) -> bool:
     """Whether a data set is there, prepared as asked. Raises DataError for a damaged one, and one asked otherwise."""
     if not storage.exists(storage.join(out, INDEX)):
         return False
@@ -139,9 +140,9 @@ def is_finished(out: str, asked: dict[str, Any]) -> bool:
         raise DataError(
             f"{out} was prepared, but is damaged: {error}; restore it, or remove the folder and prepare it again"
         ) from error
-    if there != asked:
+    if there != settings:
         raise DataError(
-            f"{out} was prepared with other arguments ({there}, now {asked}): give another --out, or remove it"
+            f"{out} was prepared with other arguments ({there}, now {settings}): give another --out, or remove it"
         )
     preparation.end(out)  # if it was killed between the index and its end
     return True

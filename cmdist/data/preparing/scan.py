@@ -39,7 +39,7 @@ def scan_shard(path: Path, size: int | None, channels: int = 3, bad: list[str] |
     left out and named there; without, it is ours and only its headers are looked at. Raw images have no header: theirs
     is the size of a square of `channels`. Raises DataError.
     """
-    found: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     kinds: set[bool] = set()  # raw or not
     left_out: set[str] = set()
     if path.is_dir():
@@ -70,7 +70,7 @@ def scan_shard(path: Path, size: int | None, channels: int = 3, bad: list[str] |
                         f"shard {path.name} holds {name}: members that may run code "
                         f"when read ({', '.join(PICKLES)}) are refused"
                     )
-                sample = found.setdefault(key, {})
+                sample = entries.setdefault(key, {})
                 if extension == "cls":
                     if "label" in sample:
                         raise DataError(f"shard {path.name} has two labels for sample {key}")
@@ -91,25 +91,25 @@ def scan_shard(path: Path, size: int | None, channels: int = 3, bad: list[str] |
                             left_out.add(key)
                     with memoryview(data)[offset : offset + length] as view:
                         sample.update(offset=offset, length=length, checksum=xxhash.xxh3_64_intdigest(view))
-    for key, sample in found.items():
+    for key, sample in entries.items():
         if "offset" not in sample:
             raise DataError(
                 f"shard {path.name}: sample {key} has no image member (one that ends in "
                 f"{', '.join((*EXTENSIONS, RAW))})"
             )
-    if not found:
+    if not entries:
         raise DataError(f"shard {path.name} is empty: it has no sample")
-    found = {key: sample for key, sample in found.items() if key not in left_out}
-    if not found:
+    entries = {key: sample for key, sample in entries.items() if key not in left_out}
+    if not entries:
         return nothing(path.name, size or 0, kinds.pop())
     if len(kinds) > 1:
         raise DataError(
             f"shard {path.name} holds raw images beside others: either all images of a data set are raw or none is"
         )
-    entry = {"name": path.name, "size": path.stat().st_size, "checksum": checksum_of(path), "count": len(found)}
-    rows = list(found.values())
+    entry = {"name": path.name, "size": path.stat().st_size, "checksum": checksum_of(path), "count": len(entries)}
+    rows = list(entries.values())
     samples = {
-        "keys": np.array([key.encode() for key in found]),
+        "keys": np.array([key.encode() for key in entries]),
         "offsets": np.array([row["offset"] for row in rows], np.int64),
         "lengths": np.array([row["length"] for row in rows], np.int64),
         "checksums": np.array([row["checksum"] for row in rows], np.uint64),

@@ -38,9 +38,9 @@ class Moments:
     @classmethod
     def of(cls, n: int, mean: Tensor, scatter: Tensor) -> "Moments":
         """Those that another one had."""
-        made = cls(len(mean))
-        made.n, made.mean, made.scatter = n, mean.clone(), scatter.clone()
-        return made
+        moments = cls(len(mean))
+        moments.n, moments.mean, moments.scatter = n, mean.clone(), scatter.clone()
+        return moments
 
     def add(self, features: Tensor) -> None:
         """Add features (B,D) of any precision."""

@@ -22,21 +22,23 @@ class Rows(Protocol):
     def __getitem__(self, index: Tensor, /) -> Tensor: ...
 
 
-def kernel_distance(made: Rows, real: Rows, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = 0) -> float:
+def kernel_distance(
+    generated: Rows, real: Rows, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = 0
+) -> float:
     """Mean over random subsets of the unbiased squared discrepancy under k(x, y) = (x.y / D + 1)^3.
 
     Subsets have `size` rows of each, or as many as there are; those of all rows are all the same, so one is enough.
     Raises DataError if that is less than two rows.
     """
-    m = min(len(made), len(real), size)
+    m = min(len(generated), len(real), size)
     if m < 2:
         raise DataError(
-            f"a kernel distance needs at least 2 images of both kinds, and there are {len(made)} and {len(real)}"
+            f"a kernel distance needs at least 2 images of both kinds, and there are {len(generated)} and {len(real)}"
         )
-    total, subsets = 0.0, subsets if m < max(len(made), len(real)) else 1
+    total, subsets = 0.0, subsets if m < max(len(generated), len(real)) else 1
     for subset in range(subsets):
         generator = seeding.generator("cpu", seed, "kernel distance", subset)
-        x = made[torch.randperm(len(made), generator=generator)[:m]].double()
+        x = generated[torch.randperm(len(generated), generator=generator)[:m]].double()
         y = real[torch.randperm(len(real), generator=generator)[:m]].double()
         total += float(_within(x) + _within(y) - 2 * _kernel(x, y).mean())
     return total / subsets

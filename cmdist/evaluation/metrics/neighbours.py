@@ -15,18 +15,18 @@ BLOCK = 2048  # rows at a time: memory grows with n only by n radii
 
 
 def precision_recall(
-    made: Rows, real: Rows, k: int = NEIGHBOURS, device: str | torch.device = "cpu"
+    generated: Rows, real: Rows, k: int = NEIGHBOURS, device: str | torch.device = "cpu"
 ) -> tuple[float, float]:
-    """(share of `made` inside the manifold of `real`, share of `real` inside the manifold of `made`).
+    """(share of `generated` inside the manifold of `real`, share of `real` inside the manifold of `generated`).
 
     Raises DataError if there are not more than k of either.
     """
-    if min(len(made), len(real)) <= k:
+    if min(len(generated), len(real)) <= k:
         raise DataError(
             f"precision and recall with {k} neighbours need more images than that: there "
-            f"are {len(made)} and {len(real)}"
+            f"are {len(generated)} and {len(real)}"
         )
-    return _covered(made, real, k, device), _covered(real, made, k, device)
+    return _covered(generated, real, k, device), _covered(real, generated, k, device)
 
 
 def _covered(rows: Rows, manifold: Rows, k: int, device: str | torch.device) -> float:
@@ -43,7 +43,7 @@ def _covered(rows: Rows, manifold: Rows, k: int, device: str | torch.device) -> 
 
 def _radii(rows: Rows, k: int, device: str | torch.device) -> Tensor:
     """Squared distance (n,) of each row to its k-th nearest other row."""
-    found = []
+    radii = []
     for first, x in _blocks(rows, device):
         nearest = torch.full((len(x), k), torch.inf, dtype=torch.float64, device=device)
         for second, y in _blocks(rows, device):
@@ -51,8 +51,8 @@ def _radii(rows: Rows, k: int, device: str | torch.device) -> Tensor:
             if first == second:
                 distances.fill_diagonal_(torch.inf)
             nearest = torch.cat([nearest, distances], dim=1).topk(k, dim=1, largest=False).values
-        found.append(nearest[:, -1])
-    return torch.cat(found)
+        radii.append(nearest[:, -1])
+    return torch.cat(radii)
 
 
 def _blocks(rows: Rows, device: str | torch.device) -> Iterator[tuple[int, Tensor]]:

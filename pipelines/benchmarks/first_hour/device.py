@@ -97,5 +97,5 @@ class _Features(nn.Module):
         self.body = torch.jit.trace(body.eval(), torch.zeros(1, 3, 299, 299))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.body(x)
-        return found
+        features: Tensor = self.body(x)
+        return features

@@ -32,8 +32,8 @@ def machine(setup: Setup, tell: Tell) -> None:
     from cmdist.tracking import environment as surroundings
 
     device = torch.device(setup.device)
-    found = surroundings.describe(World(device=device))
-    tell({"device": found["device"], **found["packages"], "CUDA": found["CUDA"] or "none", "environment": found})
+    facts = surroundings.describe(World(device=device))
+    tell({"device": facts["device"], **facts["packages"], "CUDA": facts["CUDA"] or "none", "environment": facts})
     data = digits_data(setup)
     overrides = [f"data.url={data}", f"run.root={setup.out / 'runs'}"]
     done = _python("pipelines/preflight.py", setup, EDM, *overrides)
@@ -50,8 +50,13 @@ def digits(setup: Setup, tell: Tell) -> None:
     """The teacher's first steps, read by forked processes, saved twice from pinned memory while it goes on."""
     begin = time.monotonic()
     steps = 30 if setup.small else 300
-    wanted = ["data.workers=2", "train.precision=bf16", f"train.steps={steps}", f"train.checkpoint_every={steps // 2}"]
-    said = train(setup, EDM, "edm", *wanted)
+    overrides = [
+        "data.workers=2",
+        "train.precision=bf16",
+        f"train.steps={steps}",
+        f"train.checkpoint_every={steps // 2}",
+    ]
+    said = train(setup, EDM, "edm", *overrides)
     tell({"steps": steps, "seconds": time.monotonic() - begin} | _lines(said))
     tell({"committed": ", ".join(path.parent.name for path in _commits(setup, "edm"))})
 
@@ -90,8 +95,8 @@ def overflow(setup: Setup, tell: Tell) -> None:
     """fp16 from the largest loss scale, which overflows until it has been halved often enough. Raises CmdistError if
     it never was.
     """
-    wanted = ["train.precision=fp16", f"train.loss_scale={LARGEST_SCALE}", "train.steps=10", "data.workers=0"]
-    train(setup, EDM, "fp16", *wanted)
+    overrides = ["train.precision=fp16", f"train.loss_scale={LARGEST_SCALE}", "train.steps=10", "data.workers=0"]
+    train(setup, EDM, "fp16", *overrides)
     state = json.loads((_commits(setup, "fp16")[-1].parent / "state.json").read_text())
     scale = state["loss_scale"]["value"]
     tell({"first scale": LARGEST_SCALE, "scale after 10 steps": scale})

@@ -46,13 +46,13 @@ class Setup:
 
     def teller(self, name: str) -> Tell:
         """A function that adds to what part `name` has found and writes it at once."""
-        found: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
 
         def tell(more: Mapping[str, Any]) -> None:
-            found.update(more)
+            facts.update(more)
             path = self.out / "parts" / f"{name}.found"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".new").write_text(json.dumps(found, default=str))
+            path.with_suffix(".new").write_text(json.dumps(facts, default=str))
             path.with_suffix(".new").replace(path)
 
         return tell
@@ -73,8 +73,8 @@ def run_all(
     end, rows = time.monotonic() + seconds, []
     few = max(1.0, 1.0 / sum(part.share for part in parts))  # shares of a few parts are shares of the whole time
     for part in parts:
-        wanted = max(part.share * few * seconds, SHORTEST)
-        row = _run(part, command(part), wanted, end - time.monotonic(), seconds, setup)
+        most = max(part.share * few * seconds, SHORTEST)
+        row = _run(part, command(part), most, end - time.monotonic(), seconds, setup)
         rows.append(row)
         (setup.out / "parts" / f"{part.name}.json").write_text(json.dumps(row, indent=1))
         (setup.out / "table.json").write_text(json.dumps(rows, indent=1))
@@ -83,8 +83,8 @@ def run_all(
     return rows
 
 
-def _run(part: Part, command: list[str], wanted: float, left: float, whole: float, setup: Setup) -> dict[str, Any]:
-    limit = min(wanted, left)
+def _run(part: Part, command: list[str], most: float, left: float, whole: float, setup: Setup) -> dict[str, Any]:
+    limit = min(most, left)
     row: dict[str, Any] = {
         "part": part.name,
         "title": part.title,
@@ -93,7 +93,7 @@ def _run(part: Part, command: list[str], wanted: float, left: float, whole: floa
         "seconds": 0.0,
         "found": {},
     }
-    if left <= 0 or limit < min(SHORTEST, 0.5 * wanted, 0.1 * whole):
+    if left <= 0 or limit < min(SHORTEST, 0.5 * most, 0.1 * whole):
         return row | {"reason": f"{max(left, 0.0):.0f} s were left"}
     log, begin, used = setup.out / "logs" / f"{part.name}.log", time.monotonic(), _used()
     with log.open("wb") as output:
@@ -129,8 +129,8 @@ def _run(part: Part, command: list[str], wanted: float, left: float, whole: floa
 
 def _used() -> float:
     """CPU seconds of all processes that were started and are done."""
-    found = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return found.ru_utime + found.ru_stime
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def first_error(text: str) -> str:

@@ -44,10 +44,10 @@ def step(setup: Setup, tell: Tell, recipe: str, *overrides: str) -> None:
     """images/s, MFU, and peak memory beside what --plan says."""
     config = load(setup, recipe, *overrides)
     with alone() as world:
-        found = measure(config, world, *((1, 1) if setup.small else (10, 4)))
-    tell({key: found[key] for key in ("images_per_second", "seconds_per_step", "mfu", "tflops", "micro_batch")})
-    tell({key: found[key] for key in ("seconds_to_make", "seconds_of_first_step")})
-    tell({"peak GB": found["peak_memory_gb"], "plan GB": found["planned_memory_gb"], "all": found})
+        figures = measure(config, world, *((1, 1) if setup.small else (10, 4)))
+    tell({key: figures[key] for key in ("images_per_second", "seconds_per_step", "mfu", "tflops", "micro_batch")})
+    tell({key: figures[key] for key in ("seconds_to_make", "seconds_of_first_step")})
+    tell({"peak GB": figures["peak_memory_gb"], "plan GB": figures["planned_memory_gb"], "all": figures})
 
 
 def others(setup: Setup, tell: Tell) -> None:
@@ -59,13 +59,13 @@ def others(setup: Setup, tell: Tell) -> None:
     with alone() as world:
         for name in new:
             try:
-                found = measure(of_kind(setup, name), world, *((1, 1) if setup.small else (6, 3)))
+                figures = measure(of_kind(setup, name), world, *((1, 1) if setup.small else (6, 3)))
             except Exception as error:  # the others' figures are wanted all the same
                 tell({name: f"{type(error).__name__}: {error}"})
                 failed.append(name)
             else:
                 keys = ("images_per_second", "mfu", "peak_memory_gb", "planned_memory_gb")
-                tell({f"{name} {key}": found[key] for key in keys})
+                tell({f"{name} {key}": figures[key] for key in keys})
             gc.collect()  # what one engine leaves behind must not count as the next one's
             torch.cuda.empty_cache()
     if failed:
@@ -79,10 +79,10 @@ def of_kind(setup: Setup, kind: str) -> Config:
     for path in sorted((REPOSITORY / "configs/imagenet64").glob("*.yaml")):
         if configuration.load(path).kind_name == kind:
             return load(setup, str(path))
-    made = load(setup, _CD)
+    config = load(setup, _CD)
     for path in sorted((REPOSITORY / "configs/digits").glob("*.yaml")):
         if (small := configuration.load(path)).kind_name == kind:
-            tree, theirs = made.model_dump(mode="json"), small.model_dump(mode="json")
+            tree, theirs = config.model_dump(mode="json"), small.model_dump(mode="json")
             tree["objective"], tree["noise"] = theirs["objective"], theirs["noise"]
             told = ("time_factor", "fourier_scale", "double_norm", "second_time")
             tree["network"] |= {key: theirs["network"][key] for key in told}
@@ -127,10 +127,10 @@ def checked(name: str, config: Config, world: World, folder: Path) -> dict[str, 
     changed = {"global_batch": config.train.micro_batch, "self_check": True}
     config = config.model_copy(update={"train": config.train.model_copy(update=changed)})
     data = build.dataset(config)
-    trainer, _, found = make_trainer(config, world, data, None, str(folder), "check", Attempt(str(folder), 1, None))
+    trainer, _, check = make_trainer(config, world, data, None, str(folder), "check", Attempt(str(folder), 1, None))
     trainer.batches.close()
-    assert found is not None
-    return {name: found.difference, f"{name}, autograd's passes": found.spread}
+    assert check is not None
+    return {name: check.difference, f"{name}, autograd's passes": check.spread}
 
 
 def profile(setup: Setup, tell: Tell, recipe: str) -> None:
@@ -140,12 +140,12 @@ def profile(setup: Setup, tell: Tell, recipe: str) -> None:
         plain = timed(lambda: take(trainer), 1 if setup.small else 3, 1 if setup.small else 3, world.device)
         activities = [torch.profiler.ProfilerActivity.CPU]
         activities += [torch.profiler.ProfilerActivity.CUDA] if cuda else []
-        with torch.profiler.profile(activities=activities) as found:
+        with torch.profiler.profile(activities=activities) as profiler:
             for _ in range(2):
                 take(trainer)
             if cuda:
                 torch.cuda.synchronize()
-    averages = found.key_averages()
+    averages = profiler.key_averages()
     column = "self_device_time_total" if cuda else "self_cpu_time_total"
     (setup.out / "profile.txt").write_text(averages.table(sort_by=column, row_limit=60, max_name_column_width=90))
     rows = sorted(averages, key=lambda row: -getattr(row, column))
@@ -154,7 +154,7 @@ def profile(setup: Setup, tell: Tell, recipe: str) -> None:
     tell({"first": [[row.key[:90], getattr(row, column) / 2e6, row.count // 2] for row in rows[:20]]})
     if cuda:
         trace = setup.out / "trace.json"
-        found.export_chrome_trace(str(trace))
+        profiler.export_chrome_trace(str(trace))
         with trace.open("rb") as plain_file, gzip.open(f"{trace}.gz", "wb", compresslevel=3) as packed:
             shutil.copyfileobj(plain_file, packed)
         trace.unlink()
@@ -164,9 +164,9 @@ def waits(setup: Setup, tell: Tell, recipe: str) -> None:
     """Lines of ours and of DeepSpeed at which the host waits for the device in one step, and how often."""
     with alone() as world, trainer_of(load(setup, recipe), world) as trainer:
         take(trainer)
-        with Waits(world.device) as found:
+        with Waits(world.device) as counter:
             take(trainer)
-    tell({"waits per step": sum(found.places.values()), "places": dict(found.places.most_common())})
+    tell({"waits per step": sum(counter.places.values()), "places": dict(counter.places.most_common())})
 
 
 class Waits(TorchDispatchMode):

@@ -123,12 +123,12 @@ def stat_of(entry: "os.DirEntry[str]") -> Stat | None:
     Raises OSError for what cannot be looked at: a disk that fails for a moment must not change the listing.
     """
     try:
-        found = entry.stat()
+        status = entry.stat()
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
             raise
         return Stat(0, 0)
-    return Stat(found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+    return Stat(status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def changed_at(times: Sequence[int] | Path) -> str:
@@ -144,10 +144,10 @@ def read_file(path: Path) -> bytes:
     try:
         number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for who writes
         with open(number, "rb") as file:
-            found = os.fstat(number)
-            if not stat.S_ISREG(found.st_mode):
+            status = os.fstat(number)
+            if not stat.S_ISREG(status.st_mode):
                 raise BadImageError(f"{path} is no file")
-            check_length(found.st_size, path)
+            check_length(status.st_size, path)
             return file.read()
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENOTDIR):

@@ -169,10 +169,10 @@ def _unpickle(where: str, data: bytes) -> dict[bytes, Any]:
 
 
 def _names(where: str, data: bytes, binary: bool) -> tuple[str, ...]:
-    found = data.splitlines() if binary else _unpickle(where, data).get(b"label_names", [])
-    if not isinstance(found, list) or not all(isinstance(name, (bytes, str)) for name in found):
+    lines = data.splitlines() if binary else _unpickle(where, data).get(b"label_names", [])
+    if not isinstance(lines, list) or not all(isinstance(name, (bytes, str)) for name in lines):
         raise DataError(f"{where}: label_names is not a list of names")
-    texts = [name.decode(errors="replace") if isinstance(name, bytes) else name for name in found]
+    texts = [name.decode(errors="replace") if isinstance(name, bytes) else name for name in lines]
     names = tuple(text.strip() for text in texts if text.strip())
     if len(names) != CLASSES:
         raise DataError(f"{where} names {len(names)} classes, not {CLASSES}")

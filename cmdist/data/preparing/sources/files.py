@@ -53,13 +53,13 @@ def labelled(listing: Listing, classes: Path | None) -> Labelled:
         table, read = listing.json
         base = "/".join(parts_of(table)[:-1])
         below = [(name, "/".join(parts_of(name)).removeprefix(f"{base}/" if base else "")) for name in listing.names]
-        found = by_dataset_json(read(), [name for _, name in below], f"{listing.root}/{table}", order)
-        if found is not None:
-            return found
-    found = by_folder(listing.names, listing.root, listing.folders, order)
-    if classes and found.labels is None:
+        labelling = by_dataset_json(read(), [name for _, name in below], f"{listing.root}/{table}", order)
+        if labelling is not None:
+            return labelling
+    labelling = by_folder(listing.names, listing.root, listing.folders, order)
+    if classes and labelling.labels is None:
         raise DataError(f"{listing.root} has no sub-folders and no dataset.json, so --classes {classes} names nothing")
-    return found
+    return labelling
 
 
 def _source(

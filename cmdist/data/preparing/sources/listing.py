@@ -40,7 +40,7 @@ def in_folder(path: str | Path) -> Listing:
     root = Path(path)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give a folder of images, with labels as sub-folders if there are any")
-    found: list[tuple[str, int, int]] = []  # name, size, time
+    members: list[tuple[str, int, int]] = []  # name, size, time
     folders: set[str] = set()
     tables: list[str] = []
     others = 0
@@ -60,19 +60,19 @@ def in_folder(path: str | Path) -> Listing:
                         folders.add(name)
                         todo.append((f"{name}/", (*above, here)))
                 elif ends_in(name, READ) and (file := stat_of(entry)) is not None:
-                    found.append((name, file.size, file.modified))
+                    members.append((name, file.size, file.modified))
                 elif entry.name == DATASET_JSON:
                     tables.append(name)
                 else:
                     others += ends_in(name, OTHERS)
-    found.sort(key=lambda entry: entry[0].split("/"))
+    members.sort(key=lambda entry: entry[0].split("/"))
     table = first_table(tables)
     return Listing(
         title=root.resolve().name,
         root=root,
-        names=[name for name, _, _ in found],
-        numbers=np.array([size for _, size, _ in found], np.int64),
-        modified=changed_at([time for _, _, time in found]),
+        names=[name for name, _, _ in members],
+        numbers=np.array([size for _, size, _ in members], np.int64),
+        modified=changed_at([time for _, _, time in members]),
         read=lambda i, name: read_file(root / name),
         others=others,
         folders=frozenset(folders),
@@ -96,13 +96,13 @@ def ends_in(name: str, endings: Collection[str]) -> bool:
 
 def folders_of(names: Collection[str]) -> frozenset[str]:
     """The folders above these members of an archive, and members that are folders; hidden ones are left out."""
-    found = set()
+    folders = set()
     for name in names:
         parts = parts_of(name)
         stop = len(parts) if name.endswith(("/", "\\")) else len(parts) - 1
         if not any(part.startswith(".") or part == _NO_CLASSES for part in parts[:stop]):
-            found |= {"/".join(parts[:n]) for n in range(1, stop + 1)}
-    return frozenset(found)
+            folders |= {"/".join(parts[:n]) for n in range(1, stop + 1)}
+    return frozenset(folders)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
