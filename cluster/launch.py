@@ -163,8 +163,8 @@ def jobs(run_url: str) -> list[str]:
 
 
 def status(run_url: str) -> None:
-    """How a run is doing: Slurm's jobs that launch.py submitted for it, the last committed step, speed, time left,
-    figures.
+    """How a run is doing: Slurm's jobs that launch.py submitted for it, the last committed step, speed,
+    time left, figures.
     """
     print(f"run          {run_url}")
     try:

@@ -63,8 +63,8 @@ def trained(config: Config) -> nn.Module:
 
 
 def lowered(module: nn.Module) -> nn.Module:
-    """A copy of what is trained for calls without gradient: the same output, from weights in the precision that they
-    are used in.
+    """A copy of what is trained for calls without gradient:
+    the same output, from weights in the precision that they are used in.
     """
     twin = copy.deepcopy(module).requires_grad_(False)
     lower(network_of(twin))
@@ -78,8 +78,8 @@ def lower(net: nn.Module) -> None:
 
 
 def compiled(config: Config, net: nn.Module) -> nn.Module:
-    """`net`, compiled in place if `train.compile` says so; names of weights stay, and a copy of it is not compiled
-    yet.
+    """`net`, compiled in place if `train.compile` says so;
+    names of weights stay, and a copy of it is not compiled yet.
     """
     if config.train.compile:
         # torch's own random numbers, so that dropout masks are those of `same_dropout` in every graph: with and without
@@ -153,8 +153,8 @@ def lr_schedule(config: Config) -> Callable[[int], float]:
 
 
 def dataset(config: Config, world: World | None = None) -> ShardedImages:
-    """The data set of a run; all ranks of a `world` must call. Raises DataError if its index is not what the
-    configuration says.
+    """The data set of a run; all ranks of a `world` must call.
+    Raises DataError if its index is not what the configuration says.
     """
     d = config.data
     folder = Path(d.cache) if d.cache else default_folder()
@@ -183,8 +183,8 @@ def dataset(config: Config, world: World | None = None) -> ShardedImages:
 def load_denoiser(
     run: TrainedRun, ema: float | None = None, device: torch.device | str = "cpu"
 ) -> preconditioning.Model:
-    """The network of a checkpoint with the weights of an average, ready to call; evaluation mode, no gradient to the
-    weights.
+    """The network of a checkpoint with the weights of an average, ready to call;
+    evaluation mode, no gradient to the weights.
     """
     return ready(run.config, ema_weights(run, ema), run.checkpoint.url, device)
 
@@ -220,8 +220,8 @@ class Model:
 def open_model(
     url: str, ema: float | None = None, file: str | None = None, qkv_order: released.QkvOrder | None = None
 ) -> Model:
-    """A run folder's average or, given `file`, its weights under the configuration file `url`. Raises CheckpointError,
-    ConfigError.
+    """A run folder's average or, given `file`, its weights under the configuration file `url`.
+    Raises CheckpointError, ConfigError.
     """
     if file is None:
         if qkv_order:

@@ -21,8 +21,8 @@ _KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply `dotted.key=value` overrides. Raises ConfigError with one sentence that names the
-    key.
+    """Read a YAML file and apply `dotted.key=value` overrides.
+    Raises ConfigError with one sentence that names the key.
     """
     try:
         text = files.text(Path(path))

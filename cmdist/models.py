@@ -75,8 +75,8 @@ class TrainedRun:
 
 
 def open_run(url: str, step: int | None = None) -> TrainedRun:
-    """The newest (or a given) committed checkpoint of a run folder, or the checkpoint whose own folder is given. Raises
-    CheckpointError.
+    """The newest (or a given) committed checkpoint of a run folder, or the checkpoint whose own folder is given.
+    Raises CheckpointError.
     """
     run_url, _, name = url.rstrip("/").rpartition("/checkpoints/")
     chosen, url = (url, run_url) if run_url and name.startswith("step-") else ("", url)
@@ -136,8 +136,8 @@ def measured(config: Config, index_hash: str) -> dict[str, str]:
 
 
 def ema_weights(run: TrainedRun, ema: float | None = None) -> dict[str, torch.Tensor]:
-    """The weights of an average by name; the first of train.ema unless a decay is given. Raises CheckpointError if it
-    is not there.
+    """The weights of an average by name; the first of train.ema unless a decay is given.
+    Raises CheckpointError if it is not there.
     """
     decay = run.config.train.ema[0] if ema is None else ema
     if decay not in run.checkpoint.emas:

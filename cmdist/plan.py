@@ -1,5 +1,5 @@
-"""What a run would need, without a GPU: one micro-batch of the real objective on tensors without data, its FLOPs and
-live bytes counted.
+"""What a run would need, without a GPU:
+one micro-batch of the real objective on tensors without data, its FLOPs and live bytes counted.
 """
 
 import collections
@@ -59,8 +59,8 @@ class Plan:
 
 
 def plan(config: Config, ranks: int) -> Plan:
-    """Count everything for `ranks` ranks. The network runs as written (not compiled), on the CPU's operators in the
-    given precision.
+    """Count everything for `ranks` ranks.
+    The network runs as written (not compiled), on the CPU's operators in the given precision.
     """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build.network(config).parameters())

@@ -97,8 +97,8 @@ def shape(config: Config) -> tuple[int, int, int]:
 
 
 def check(config: Config, request: Request) -> None:
-    """What is asked for can be measured, as far as can be seen without weights or a device. Raises ConfigError,
-    DataError.
+    """What is asked for can be measured, as far as can be seen without weights or a device.
+    Raises ConfigError, DataError.
     """
     data = build.dataset(config)
     by_space = extractors.spaces(request.metrics or extractors.usual(data))
@@ -138,8 +138,8 @@ def measure_run(
 def measure_file(
     model: Model, file: str, folder: str, request: Request, world: World, tell: Callable[[str], object]
 ) -> None:
-    """Figures of a file of weights, opened as `model`, into `folder`; all ranks must call. Raises ConfigError,
-    DataError.
+    """Figures of a file of weights, opened as `model`, into `folder`; all ranks must call.
+    Raises ConfigError, DataError.
     """
     source = {"url": storage.absolute(file), "weights": f"xxh3:{checksum([storage.read(file)])}"}
     subject = Subject(model.title, None, model.denoiser(world.device), source)
@@ -151,8 +151,8 @@ def measure_file(
 def assembled(
     config: Config, folder: str, step: int, subjects: Sequence[Subject], request: Request, world: World
 ) -> Evaluation:
-    """All that is asked for, with what the configuration says of it; all ranks must call. Raises ConfigError,
-    DataError.
+    """All that is asked for, with what the configuration says of it; all ranks must call.
+    Raises ConfigError, DataError.
     """
     data = build.dataset(config, world)
     by_space = extractors.spaces(request.metrics or extractors.usual(data))

@@ -169,8 +169,8 @@ class Optimizer(Section):
 
 
 class Train(Section):
-    """The size of a step and how it is computed; `micro_batch` is the unit of identity, so both batches belong to the
-    run.
+    """The size of a step and how it is computed;
+    `micro_batch` is the unit of identity, so both batches belong to the run.
     """
 
     steps: Annotated[Positive, free("when the run is finished")]

@@ -16,8 +16,8 @@ from cmdist.nets import released
 def teacher(
     config: Config, data: ShardedImages, device: torch.device, weights: Weights | None = None
 ) -> Denoise | None:
-    """The denoiser that distillation follows: a trained run, a file, or the data's closed form. Raises CheckpointError,
-    ConfigError.
+    """The denoiser that distillation follows: a trained run, a file, or the data's closed form.
+    Raises CheckpointError, ConfigError.
 
     A file has no configuration of its own: it is a denoiser with EDM's scalings and this run's `network.*`.
     """

@@ -1,5 +1,5 @@
-"""Measure a part of cmdist beside what it competes with, in one run: `benchmark.py PART`, one file of
-pipelines/benchmarks/ for each.
+"""Measure a part of cmdist beside what it competes with, in one run:
+`benchmark.py PART`, one file of pipelines/benchmarks/ for each.
 """
 
 import sys

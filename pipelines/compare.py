@@ -1,5 +1,5 @@
-"""Compare runs: a table in the terminal, and a report (one HTML file). Figures come from MLflow (evaluate.py puts them
-there).
+"""Compare runs: a table in the terminal, and a report (one HTML file).
+Figures come from MLflow (evaluate.py puts them there).
 
 python pipelines/compare.py runs/digits/edm runs/digits/cd runs/digits/ct
 python pipelines/compare.py --experiment cmdist --uri sqlite:///runs/digits/mlflow.db --html report.html
@@ -131,8 +131,8 @@ def of_experiment(uri: str | None, experiment: str) -> list[Row]:
 
 
 def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """The rows as aligned text; in a mixed column a figure of another protocol than A has its letter, a teacher's
-    stands in brackets.
+    """The rows as aligned text; in a mixed column a figure of another protocol than A has its letter,
+    a teacher's stands in brackets.
     """
     letters = comparison.protocols(rows)
     cells = [[*HEADS, *(column.title for column in columns), "wall time"]]
@@ -179,8 +179,8 @@ def references(rows: Sequence[Row]) -> list[str]:
 
 
 def samples(rows: Sequence[Row]) -> bytes | None:
-    """The sample grids of all runs below each other, titled; those of another image size or class count are left
-    out.
+    """The sample grids of all runs below each other, titled;
+    those of another image size or class count are left out.
     """
     blocks, layout, named = [], None, False
     for row in rows:

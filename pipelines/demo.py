@@ -1,5 +1,5 @@
-"""The whole system on real digits: shards, teacher, CD and CT under DeepSpeed, evaluation jobs, comparison; what is
-there is reused.
+"""The whole system on real digits: shards, teacher, CD and CT under DeepSpeed, evaluation jobs, comparison;
+what is there is reused.
 """
 
 import argparse
@@ -121,8 +121,8 @@ def start_side_by_side(root: Path, what: str, jobs: Sequence[Job]) -> None:
 
 
 def run(root: Path, what: str, jobs: Sequence[Job]) -> None:
-    """Run commands at the same time: the first one's output here, the others' in log files. Raises CmdistError if one
-    fails.
+    """Run commands at the same time: the first one's output here, the others' in log files.
+    Raises CmdistError if one fails.
     """
     environment = THREADS | dict(os.environ) | {"PATH": f"{BINARIES}:{os.environ['PATH']}"}
     root.mkdir(parents=True, exist_ok=True)

@@ -200,8 +200,8 @@ def import_file(
 def describe(
     data: ShardedImages, metrics: list[str] | None, files: dict[str, str | None], n: int, seed: int, world: World
 ) -> None:
-    """Statistics of a data set in each space, and in its own one the scores of resampled images and of a matched
-    Gaussian.
+    """Statistics of a data set in each space,
+    and in its own one the scores of resampled images and of a matched Gaussian.
     """
     spaces = extractors.spaces(metrics or extractors.usual(data))
     for extractor in extractors.load(list(spaces), data, files, world.device):

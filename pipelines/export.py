@@ -61,8 +61,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def to_safetensors(model: Model, out: str) -> None:
-    """The weights under their own names, and the configuration; `teacher:`, `init:` and --weights read the file
-    again.
+    """The weights under their own names, and the configuration;
+    `teacher:`, `init:` and --weights read the file again.
     """
     with torch.device("meta"):
         released.check(build.network(model.config), model.weights, model.where)

@@ -1,5 +1,5 @@
-"""A quick look at a committed checkpoint, beside training: validation figures, sample grids, one-step quality from few
-images.
+"""A quick look at a committed checkpoint, beside training:
+validation figures, sample grids, one-step quality from few images.
 
 python pipelines/glance.py RUN --checkpoint STEP
 

@@ -1,5 +1,5 @@
-"""Look, in seconds and on every rank, whether a run could train here; the step before pipelines/train.py in the jobs of
-cluster/.
+"""Look, in seconds and on every rank, whether a run could train here;
+the step before pipelines/train.py in the jobs of cluster/.
 
 srun python pipelines/preflight.py CONFIG [key=value ...]
 
@@ -142,8 +142,8 @@ class Failures:
 
     @contextlib.contextmanager
     def noted(self, what: str, code: int) -> Iterator[None]:
-        """A failure inside the block is printed, unless another rank of the node prints the same; `code` is that of one
-        that lasts.
+        """A failure inside the block is printed, unless another rank of the node prints the same;
+        `code` is that of one that lasts.
         """
         try:
             yield
@@ -256,8 +256,8 @@ STARTS = Document(Starts)
 
 
 def count_start(path: Path, step: int, most: int) -> None:
-    """Count this start from committed step `step` in a local file. Raises ConfigError if there were too many in a
-    row.
+    """Count this start from committed step `step` in a local file.
+    Raises ConfigError if there were too many in a row.
     """
     before = {"step": -1, "starts": 0}
     with contextlib.suppress(FileNotFoundError, DataError):  # what a full disk or a kill has left counts for nothing

@@ -1,5 +1,5 @@
-"""Make a picture of samples: a block for each run and number of steps, column c of class c, the same seeds at the same
-places.
+"""Make a picture of samples: a block for each run and number of steps, column c of class c,
+the same seeds at the same places.
 
 python pipelines/sample.py runs/digits/edm runs/digits/cd runs/digits/ct --out samples.png
 python pipelines/sample.py RUN --seeds 3 14 15 --labels 0 9 --out samples.png

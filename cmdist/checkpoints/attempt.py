@@ -173,8 +173,8 @@ class Attempt:
 
 @contextlib.contextmanager
 def attempt_at(run_url: str, world: World) -> Iterator[Attempt]:
-    """An attempt of all ranks at a run, until the block ends. Raises RunInUse on all of them if another one is
-    alive.
+    """An attempt of all ranks at a run, until the block ends.
+    Raises RunInUse on all of them if another one is alive.
     """
     attempt: Attempt | None = None
     error: CmdistError | None = None

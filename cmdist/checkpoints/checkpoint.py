@@ -107,8 +107,8 @@ def pack(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint. `commit` lists its files; reading is by blocks, each verified, and nothing of it is
-    executed.
+    """A committed checkpoint. `commit` lists its files;
+    reading is by blocks, each verified, and nothing of it is executed.
     """
 
     url: str
@@ -153,8 +153,8 @@ class Checkpoint:
         return bool(self.state["slices"]) and kind in self._header(self.state["slices"][0]["file"])[1]
 
     def read_file(self, name: str) -> bytes:
-        """A whole file, verified. Raises CheckpointError if there is none, Damaged naming it if it is not what was
-        committed.
+        """A whole file, verified. Raises CheckpointError if there is none,
+        Damaged naming it if it is not what was committed.
         """
         return self._read(name, 0, self._entry(name)["size"])
 
@@ -166,8 +166,8 @@ class Checkpoint:
                 self._read(name, start, min(size, start + WINDOW))
 
     def fetch(self, rank: int, world: int) -> None:
-        """Read this rank's part, about 1/world of all bytes, verified, and hold it in host memory for the reads that
-        follow.
+        """Read this rank's part, about 1/world of all bytes, verified,
+        and hold it in host memory for the reads that follow.
 
         The parts of the ranks together are everything that training needs. Raises Damaged.
         """
@@ -189,8 +189,8 @@ class Checkpoint:
         self._held.clear()
 
     def read_state(self, kind: str, start: int, stop: int) -> Tensor:
-        """The numbers [start, stop) of a vector (master, exp_avg, exp_avg_sq, target), fp32, read from the slices that
-        hold them.
+        """The numbers [start, stop) of a vector (master, exp_avg, exp_avg_sq,
+        target), fp32, read from the slices that hold them.
         """
         parts = [np.frombuffer(self._read(*place), dtype="<f4") for place in self._places(kind, start, stop)]
         return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0)

@@ -1,5 +1,5 @@
-"""Saving in the background: the loop waits only for the copy to host memory; COMMIT is written when every rank's files
-are there.
+"""Saving in the background: the loop waits only for the copy to host memory;
+COMMIT is written when every rank's files are there.
 
 One save is under way at a time. A save that falls due meanwhile waits for it (up to WAIT seconds) as long as it goes
 well; if it does not, the new one is skipped. What a store may do later is tried again until the next commit; errors are
@@ -56,8 +56,8 @@ class _Job:
 
 
 class Saver:
-    """Writes snapshots of all ranks, one at a time; commits as long as `attempt` is the newest (None: nobody else
-    writes here).
+    """Writes snapshots of all ranks, one at a time;
+    commits as long as `attempt` is the newest (None: nobody else writes here).
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Saver:
         self._failure: BaseException | None = None
 
     def ready(self, step: int, last: bool) -> bool:
-        """Whether step `step` can be saved now, the save before being done; if not, the step is missed. All ranks must
-        call.
+        """Whether step `step` can be saved now, the save before being done; if not, the step is missed.
+        All ranks must call.
         """
         job = self._job
         if job is not None and last:
@@ -173,8 +173,8 @@ class Saver:
             self._thin(job, averages, last)
 
     def _try(self, job: _Job, averages: dict[float, Tensor]) -> tuple[list[str], bool]:
-        """Write what is not there yet, and COMMIT: what went wrong, and whether another try makes sense; the same on
-        all ranks.
+        """Write what is not there yet, and COMMIT: what went wrong, and whether another try makes sense;
+        the same on all ranks.
         """
         error = self._mark(job)
         try:
@@ -304,8 +304,8 @@ class Saver:
             storage.remove(storage.join(job.url, checkpoint.UNFINISHED))
 
     def _thin(self, job: _Job, averages: dict[float, Tensor], last: bool) -> None:
-        """Read the new checkpoint back, each rank its own files, and remove what the rule leaves over once all of it is
-        right.
+        """Read the new checkpoint back, each rank its own files,
+        and remove what the rule leaves over once all of it is right.
         """
         problem = None
         try:

@@ -52,8 +52,8 @@ class Entry:
 
 
 def entries(run_url: str) -> list[Entry]:
-    """All checkpoint folders, by step and attempt; [] if there are none. Raises LookupFailed if the store could not be
-    searched.
+    """All checkpoint folders, by step and attempt; [] if there are none.
+    Raises LookupFailed if the store could not be searched.
     """
     return list(_entries(run_url))
 
@@ -87,15 +87,15 @@ def _refuse_dangling(url: str) -> None:
 
 
 def steps(run_url: str) -> list[int]:
-    """Steps of the checkpoints that count, ascending; [] if there are none. Raises LookupFailed if the store could not
-    be searched.
+    """Steps of the checkpoints that count, ascending; [] if there are none.
+    Raises LookupFailed if the store could not be searched.
     """
     return sorted({entry.step for entry in entries(run_url) if entry.counts})
 
 
 def open_checkpoint(run_url: str, step: int) -> Checkpoint:
-    """The checkpoint of a step. Raises CheckpointError if there is none that counts, Damaged if its COMMIT is not
-    one.
+    """The checkpoint of a step. Raises CheckpointError if there is none that counts,
+    Damaged if its COMMIT is not one.
     """
     at_step = [entry for entry in entries(run_url) if entry.step == step]
     counting = [entry for entry in at_step if entry.counts]
@@ -127,8 +127,8 @@ def refuse_none(run_url: str, counting: Sequence[Entry], mode: str) -> None:
 
 
 def open_folder(url: str) -> Checkpoint:
-    """The checkpoint in RUN/checkpoints/step-..., with or without the attempt at the end of the name. Raises
-    CheckpointError.
+    """The checkpoint in RUN/checkpoints/step-..., with or without the attempt at the end of the name.
+    Raises CheckpointError.
     """
     run_url, _, name = url.rstrip("/").rpartition("/checkpoints/")
     match = _FOLDER.fullmatch(name)
@@ -140,8 +140,8 @@ def open_folder(url: str) -> Checkpoint:
 
 
 def open_entry(entry: Entry) -> Checkpoint:
-    """A committed folder. Raises Damaged if its COMMIT is empty, unreadable or of another step, CheckpointError if of a
-    newer version.
+    """A committed folder. Raises Damaged if its COMMIT is empty, unreadable or of another step,
+    CheckpointError if of a newer version.
     """
     where = f"{entry.url}/COMMIT"
     try:

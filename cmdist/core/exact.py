@@ -1,5 +1,5 @@
-"""Truth: data distributions whose denoiser E[x_0 | x] is known in closed form, as ordinary callables (x, sigma, labels)
--> denoised.
+"""Truth: data distributions whose denoiser E[x_0 | x] is known in closed form,
+as ordinary callables (x, sigma, labels) -> denoised.
 
 They are the oracle of the tests, and `FiniteDataSet` is a teacher for small data (`teacher: exact`). With the denoiser
 the probability-flow ODE is known, and with that the consistency function: in closed form for a Gaussian, else to any
@@ -69,8 +69,8 @@ class GaussianMixture:
 
 
 class FiniteDataSet:
-    """Data = one of `images` (K, C, H, W), each as likely, and with `labels` (K,) one of the class that is asked
-    for.
+    """Data = one of `images` (K, C, H, W), each as likely,
+    and with `labels` (K,) one of the class that is asked for.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:

@@ -30,8 +30,8 @@ def karras_sigmas(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """n >= 2 noise levels from sigma_max down to sigma_min, evenly spaced in sigma^(1/rho) (EDM eq. 5), both ends
-    exact.
+    """n >= 2 noise levels from sigma_max down to sigma_min, evenly spaced in sigma^(1/rho) (EDM eq. 5),
+    both ends exact.
     """
     if n < 2:
         raise ValueError(f"a grid needs at least 2 noise levels, not {n}")
@@ -55,8 +55,8 @@ def karras_growth(sigma: Tensor, sigma_min: float = 0.002, sigma_max: float = 80
 
 
 def onto(values: Tensor, device: torch.device) -> Tensor:
-    """`values` of the host on `device`; the host does not wait for a GPU, which it would for memory that is not
-    pinned.
+    """`values` of the host on `device`;
+    the host does not wait for a GPU, which it would for memory that is not pinned.
     """
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
@@ -114,8 +114,8 @@ def uniform_index(n: int, sigmas: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def lognormal_probabilities(sigmas: Tensor, mean: float, std: float) -> Tensor:
-    """(N - 1,) probability of each pair: the mass of a log-normal between its two noise levels (improved CT, section
-    3.5).
+    """(N - 1,) probability of each pair:
+    the mass of a log-normal between its two noise levels (improved CT, section 3.5).
     """
     cdf = torch.erf((sigmas.double().log() - mean) / (sqrt(2) * std))
     mass = cdf[:-1] - cdf[1:]

@@ -1,5 +1,5 @@
-"""Images from noise: one step and several steps of a consistency function, and the ODE of a denoiser. Noise is an
-argument.
+"""Images from noise: one step and several steps of a consistency function, and the ODE of a denoiser.
+Noise is an argument.
 """
 
 from collections.abc import Callable
@@ -61,8 +61,8 @@ def multistep(
 def ode(
     denoise: Denoise, noise: Tensor, sigmas: Tensor, step: Step, labels: Tensor | None = None, clip: bool = True
 ) -> Tensor:
-    """The probability-flow ODE from sigmas[0] noise through the grid sigmas (n,), whose last entry may be 0 (EDM,
-    Algorithm 1).
+    """The probability-flow ODE from sigmas[0] noise through the grid sigmas (n,),
+    whose last entry may be 0 (EDM, Algorithm 1).
     """
     x = integrate(step, denoise, float(sigmas[0]) * noise, sigmas, labels)
     return x.clamp(-1, 1) if clip else x

@@ -1,5 +1,5 @@
-"""Shards of a remote store on this node's disk: fetched whole, verified, by one process at a time, and within a limit
-of space.
+"""Shards of a remote store on this node's disk:
+fetched whole, verified, by one process at a time, and within a limit of space.
 
 Everything is agreed on through files, since the readers are processes of several ranks and runs: a lock for each shard
 that is being fetched, a lock for the bookkeeping of space, and a shared lock on every shard that is open for reading,
@@ -50,16 +50,16 @@ class Remote:
 
 
 def default_folder() -> Path:
-    """Where fetched shards go unless told otherwise: a folder of this user below the system's folder for temporary
-    files.
+    """Where fetched shards go unless told otherwise:
+    a folder of this user below the system's folder for temporary files.
     """
     return Path(tempfile.gettempdir()) / f"cmdist-shards-{os.getuid()}"
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Copies of shards in a folder of this node, at most `limit` bytes of them (None: no limit); the least recently
-    opened go first.
+    """Copies of shards in a folder of this node, at most `limit` bytes of them (None: no limit);
+    the least recently opened go first.
     """
 
     folder: Path
@@ -179,8 +179,8 @@ class Cache:
             )
 
     def _clear(self, name: str) -> None:
-        """Remove what a process that was killed while it fetched left: its reservation and its download (named after
-        the part).
+        """Remove what a process that was killed while it fetched left:
+        its reservation and its download (named after the part).
         """
         for stale in self.folder.glob(f".*{name}.*"):
             stale.unlink(missing_ok=True)

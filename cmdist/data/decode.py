@@ -120,8 +120,8 @@ def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> None:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """(width, height) from the header alone. Raises BadImageError, also for what `decode` would refuse by the
-    header.
+    """(width, height) from the header alone.
+    Raises BadImageError, also for what `decode` would refuse by the header.
     """
     with readable():
         return opened(data).size

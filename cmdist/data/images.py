@@ -126,8 +126,8 @@ class ShardedImages:
         return torch.from_numpy(self._labels[np.asarray(ids, np.int64)])
 
     def expect(self, blocks: Blocks) -> None:
-        """The shards of these blocks are read now and next, in this order: of a remote store they are fetched ahead,
-        all others closed.
+        """The shards of these blocks are read now and next, in this order:
+        of a remote store they are fetched ahead, all others closed.
 
         To be called by the process that reads; local shards need nothing.
         """

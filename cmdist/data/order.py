@@ -26,8 +26,8 @@ class _Epoch:
 
 
 class Order:
-    """Sample ids in the order of a run: `counts` are samples per shard, and ids count through the shards as they stand
-    in the index.
+    """Sample ids in the order of a run:
+    `counts` are samples per shard, and ids count through the shards as they stand in the index.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, block_shards: int = 8) -> None:
@@ -46,8 +46,8 @@ class Order:
         return position // self.samples
 
     def ids(self, start: int, n: int) -> Ids:
-        """Ids (n,) of the samples at global positions start ... start + n - 1; takes the same time wherever
-        `start` is.
+        """Ids (n,) of the samples at global positions start ...
+        start + n - 1; takes the same time wherever `start` is.
         """
         parts: list[Ids] = []
         while n > 0:
@@ -60,8 +60,8 @@ class Order:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def blocks(self, position: int, n: int = 2) -> list[list[int]]:
-        """The shards of each of n blocks, from that at a global position on, in the order in which they come; each
-        shard once.
+        """The shards of each of n blocks, from that at a global position on, in the order in which they come;
+        each shard once.
         """
         blocks: list[list[int]] = []
         for _ in range(n):
@@ -91,8 +91,8 @@ class Order:
 
 
 def schedule(first_step: int, micro_batches: int, rank: int, world: int) -> Iterator[int]:
-    """Without end, the micro-batch numbers g = step * M + m that one of `world` ranks computes: m = rank, rank + world,
-    ... < M.
+    """Without end, the micro-batch numbers g = step * M + m that one of `world` ranks computes:
+    m = rank, rank + world, ... < M.
     """
     for step in itertools.count(first_step):
         for m in range(rank, micro_batches, world):

@@ -1,5 +1,5 @@
-"""Arrays that forked processes fill ahead of their use, in memory shared with them: pixels are neither copied nor sent
-on their way.
+"""Arrays that forked processes fill ahead of their use, in memory shared with them:
+pixels are neither copied nor sent on their way.
 
 torch's DataLoader could do it, but copies each batch into a file of shared memory, and hands that over in a thread of
 the reading process, which takes turns with the decoder: a quarter of the time that a JPEG of 64x64 takes.

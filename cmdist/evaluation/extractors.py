@@ -125,8 +125,8 @@ def inception(url: str | None, space: str, device: torch.device) -> Extractor:
 
 
 def dinov2(url: str | None, device: torch.device) -> Extractor:
-    """A TorchScript file that maps images normalized as ImageNet's (B,3,224,224) to features (B,D). Raises
-    ConfigError.
+    """A TorchScript file that maps images normalized as ImageNet's (B,3,224,224) to features (B,D).
+    Raises ConfigError.
     """
     if url is None:
         raise ConfigError(f"fd_dinov2 needs --dinov2 FILE or evaluation.dinov2, a file made by {DINOV2}")

@@ -158,8 +158,8 @@ def labels_of(labels: Sequence[int] | None, classes: int) -> Sequence[int | None
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to make images: `draws` noises each, and what the protocol record says of it; metrics have its name in
-    theirs.
+    """A way to make images: `draws` noises each, and what the protocol record says of it;
+    metrics have its name in theirs.
     """
 
     name: str

@@ -56,8 +56,8 @@ def sample_grids(
     stem: str,
     spool: Path,
 ) -> list[Path]:
-    """Grids of the same seeds at every step, beside `stem` (.png, and .npz for comparisons); local copies of the
-    pictures.
+    """Grids of the same seeds at every step, beside `stem` (.png, and .npz for comparisons);
+    local copies of the pictures.
     """
     columns, grids = pictures.columns(classes), []
     for sampler in samplers:

@@ -36,8 +36,8 @@ def set_arithmetic() -> None:
 
 
 class Features:
-    """Rows (n,D) float32 in a file that no folder shows; taken row by row, so that n does not fit into memory need not
-    matter.
+    """Rows (n,D) float32 in a file that no folder shows;
+    taken row by row, so that n does not fit into memory need not matter.
     """
 
     def __init__(self, dimensions: int) -> None:
@@ -71,8 +71,8 @@ class Collected:
 
 @dataclass(frozen=True)
 class Measured:
-    """What rank 0 knows after a measurement: figures by metric, the first `keep` images uint8, and one hash over all
-    images.
+    """What rank 0 knows after a measurement:
+    figures by metric, the first `keep` images uint8, and one hash over all images.
     """
 
     figures: dict[str, float]
@@ -119,8 +119,8 @@ def collect(
     keep: int = 0,
     progress: Callable[[int], object] = lambda images: None,
 ) -> Collected | None:
-    """Generate the task's images on all ranks and gather what the wanted metrics need; all ranks must call. The result
-    is rank 0's.
+    """Generate the task's images on all ranks and gather what the wanted metrics need; all ranks must call.
+    The result is rank 0's.
 
     `measures`: for each space its extractor, its metrics and, on rank 0, its reference. Parts below `folder` outlive a
     kill: the same call goes on from them, on any number of ranks; the caller removes them when the figures are safe.
@@ -234,8 +234,8 @@ def bootstrap(images: Tensor, n: int, seed: int) -> Tensor:
 
 
 def matched_gaussian(images: Tensor, n: int, seed: int) -> Tensor:
-    """Draw n uint8 images from the Gaussian with the pixels' mean and covariance: what knowing two moments alone would
-    score.
+    """Draw n uint8 images from the Gaussian with the pixels' mean and covariance:
+    what knowing two moments alone would score.
     """
     flat = images.flatten(1).double()
     weights = torch.randn(

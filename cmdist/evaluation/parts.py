@@ -30,8 +30,8 @@ class Parts:
     count: int
 
     def complete(self, make: Callable[[int], Arrays], world: distributed.World, tell: Callable[[int], object]) -> None:
-        """Make the parts that are not there, shared among the ranks; all ranks must call. `tell` is told those that
-        are, shared, too.
+        """Make the parts that are not there, shared among the ranks; all ranks must call.
+        `tell` is told those that are, shared, too.
         """
         listed = set(storage.names(self.folder)) if world.first else set()
         there = distributed.gather({part for part in range(self.count) if self._name(part) in listed}, world.control)[0]

@@ -86,8 +86,8 @@ def write(stem: str, images: Tensor, columns: int) -> bytes:
 
 
 def for_page(images: Tensor, columns: int, most: int = 64) -> tuple[bytes, str]:
-    """A grid, clear between its images, as a small file for a web page, and its kind: up to `most` pixels a side PNG,
-    else reduced WebP.
+    """A grid, clear between its images, as a small file for a web page, and its kind:
+    up to `most` pixels a side PNG, else reduced WebP.
     """
     size, kind = images.shape[2:], "png"
     if max(size) > most:

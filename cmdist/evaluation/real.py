@@ -50,8 +50,8 @@ def given(
 
 
 def progress(total: int, title: str, world: World) -> tuple[tqdm, Callable[[int], None]]:  # type: ignore[type-arg]
-    """A bar on rank 0, and what moves it by as much for all ranks as this one has made; the last blocks may be fewer
-    than the ranks.
+    """A bar on rank 0, and what moves it by as much for all ranks as this one has made;
+    the last blocks may be fewer than the ranks.
     """
     bar = tqdm(total=total, desc=title, unit=" images", disable=not world.first, leave=False, file=sys.stderr)
 

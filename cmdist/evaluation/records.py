@@ -33,8 +33,8 @@ class Subject:
 
 @dataclass(frozen=True)
 class Images:
-    """The images (C,H,W) that each sampler makes: n of them, image i from seed `seed` + i, of class seed % classes (0:
-    unlabelled).
+    """The images (C,H,W) that each sampler makes:
+    n of them, image i from seed `seed` + i, of class seed % classes (0: unlabelled).
 
     `batch` of them are held on the device at once, which changes none.
     """

@@ -1,5 +1,5 @@
-"""What generated images are measured against: moments and some features of real images, made once from shards, or
-imported.
+"""What generated images are measured against:
+moments and some features of real images, made once from shards, or imported.
 """
 
 import hashlib
@@ -44,8 +44,8 @@ DESCRIBED = Document(_Described, DataError, REMEDY)
 
 @dataclass(frozen=True)
 class Reference:
-    """Moments of all real images in a space, features (k,D) float32 of some of them or None, and where they come
-    from.
+    """Moments of all real images in a space, features (k,D) float32 of some of them or None,
+    and where they come from.
     """
 
     statistics: Statistics

@@ -14,8 +14,8 @@ FEATURES = 64
 
 
 class Classifier(nn.Module):
-    """uint8 images (B, channels, H, W), H and W at least 4 -> logits (B, classes) fp32; `features` gives the 64 numbers
-    below them.
+    """uint8 images (B, channels, H, W), H and W at least 4 -> logits (B, classes) fp32;
+    `features` gives the 64 numbers below them.
     """
 
     def __init__(self, channels: int, classes: int) -> None:

@@ -1,5 +1,5 @@
-"""The U-Net in the words of the diffusers library: its UNet2DModel's configuration and names of weights, for
-ConsistencyModelPipeline.
+"""The U-Net in the words of the diffusers library:
+its UNet2DModel's configuration and names of weights, for ConsistencyModelPipeline.
 
 Nothing of diffusers is imported: its folders are JSON and safetensors. Where its network cannot be ours, a ConfigError
 says why.

@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """(B,) -> (B, width), in fp32 or wider: cosines, then sines, of t * 10000^(-i/half) (Vaswani et al. 2017); a 0 pads
-    an odd width.
+    """(B,) -> (B, width), in fp32 or wider: cosines, then sines, of t * 10000^(-i/half) (Vaswani et al. 2017);
+    a 0 pads an odd width.
     """
     t = t.to(torch.promote_types(t.dtype, torch.float32))  # bf16 cannot tell t = 1096 from t = 1092
     half = width // 2
@@ -19,8 +19,8 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
 
 def fourier_features(c_noise: Tensor, width: int, scale: float) -> Tensor:
-    """(B,) -> (B, width): cosines, then sines, of 2 pi f c_noise for frequencies f of a normal law of standard
-    deviation `scale`.
+    """(B,) -> (B, width): cosines, then sines,
+    of 2 pi f c_noise for frequencies f of a normal law of standard deviation `scale`.
 
     Where others draw the frequencies and keep them with the weights (EDM, table 1), these are the law's quantiles; a
     negative one would say what its positive does.

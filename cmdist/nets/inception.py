@@ -20,8 +20,8 @@ FILE = "inception-2015-12-05.pt"  # clean-fid looks for this name
 
 
 def resizer(size: int) -> Callable[[Tensor], Tensor]:
-    """uint8 images (B, 1 or 3, H, W) -> float32 (B, 3, size, size) in 0..255 by clean-fid's bicubic resizing, in
-    threads.
+    """uint8 images (B, 1 or 3, H, W) -> float32 (B, 3, size, size) in 0..255 by clean-fid's bicubic resizing,
+    in threads.
     """
     torchvision_ops.declare_missing()
     from cleanfid.resize import make_resizer  # here, since it imports torchvision
@@ -38,8 +38,8 @@ def resizer(size: int) -> Callable[[Tensor], Tensor]:
 
 
 class Inception:
-    """The TorchScript network of `url`: uint8 images (B, 1 or 3, H, W) -> features (B, 2048) or class probabilities (B,
-    1008).
+    """The TorchScript network of `url`:
+    uint8 images (B, 1 or 3, H, W) -> features (B, 2048) or class probabilities (B, 1008).
 
     `clean`: clean-fid's resizing to 299. `legacy_tensorflow`: the images go as they are into the network, which has
     TensorFlow's bilinear resizing inside. Raises ConfigError if the file cannot be used.
@@ -87,7 +87,7 @@ class Inception:
         return self._net(prepared)  # type: ignore[no-any-return]
 
     def probabilities(self, prepared: Tensor) -> Tensor:
-        """Softmax over the 1008 classes, without the last bias, as the original Inception score has it. Only in
-        legacy_tensorflow mode.
+        """Softmax over the 1008 classes, without the last bias, as the original Inception score has it.
+        Only in legacy_tensorflow mode.
         """
         return self._net.base(prepared, no_output_bias=True)  # type: ignore[no-any-return]

@@ -31,8 +31,8 @@ def is_file(url: str) -> bool:
 
 
 def check_kind(url: str, denoising: bool) -> None:
-    """Raise ConfigError if a file's name says that it is of the other kind: `edm_*` a denoiser, `cd_*` and `ct_*`
-    consistency models.
+    """Raise ConfigError if a file's name says that it is of the other kind:
+    `edm_*` a denoiser, `cd_*` and `ct_*` consistency models.
     """
     name = url.rpartition("/")[2]
     if denoising and name.startswith(("cd_", "ct_")):
@@ -165,8 +165,8 @@ def _torch(url: str, compare: bool) -> Any:
 
 
 def _compare_checksums(url: str, archive: zipfile.ZipFile) -> None:
-    """Raise CheckpointError for a wrong one. torch does not compare them: it takes a flipped bit for a weight. The file
-    is read once.
+    """Raise CheckpointError for a wrong one. torch does not compare them: it takes a flipped bit for a weight.
+    The file is read once.
 
     A file without any right checksum was saved without them (torch.serialization.set_crc32_options).
     """
@@ -188,8 +188,8 @@ def _safetensors(url: str) -> dict[str, Tensor]:
 
 
 def _attention(name: str, value: Tensor, head_channels: int, legacy: bool) -> Tensor:
-    """guided-diffusion's weights of a 1x1 convolution over places, (out, in, 1), as a 2-D one, and its qkv in the order
-    (3, heads, ...).
+    """guided-diffusion's weights of a 1x1 convolution over places, (out, in, 1), as a 2-D one,
+    and its qkv in the order (3, heads, ...).
     """
     if legacy and name.endswith((".qkv.weight", ".qkv.bias")):
         if len(value) % (3 * head_channels):

@@ -27,8 +27,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ResBlock(nn.Module):
-    """BigGAN residual block, (B, in, H, W) and embedding (B, 4c) -> (B, out, H', W'); H' is 2H for 'up' and H/2 for
-    'down'.
+    """BigGAN residual block, (B, in, H, W) and embedding (B, 4c) -> (B, out, H', W');
+    H' is 2H for 'up' and H/2 for 'down'.
 
     The embedding scales and shifts the second normalization (scale_shift) or is added before it. `double_norm`: scale
     and shift are normalised at each place themselves (sCM, Lu & Song 2024, section 4.1).
@@ -77,8 +77,8 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the H*W places, (B, C, H, W) -> the same. The channels of `qkv` are ordered (3, heads,
-    head_channels).
+    """Self-attention over the H*W places, (B, C, H, W) -> the same.
+    The channels of `qkv` are ordered (3, heads, head_channels).
     """
 
     def __init__(self, channels: int, head_channels: int) -> None:

@@ -11,8 +11,8 @@ LARGEST = 20.0  # of |w|: it multiplies gradients by exp(w)
 
 
 class Weighting(nn.Module):
-    """w(sigma) of a loss exp(w) error - w, which is smallest where exp(-w) is the mean error at that noise level; 0 at
-    initialization.
+    """w(sigma) of a loss exp(w) error - w, which is smallest where exp(-w) is the mean error at that noise level;
+    0 at initialization.
     """
 
     def __init__(self, width: int = 128) -> None:

@@ -1,5 +1,5 @@
-"""Runs side by side, read from MLflow: figures by metric and protocol, histories, and what is different between
-them.
+"""Runs side by side, read from MLflow:
+figures by metric and protocol, histories, and what is different between them.
 """
 
 import contextlib
@@ -83,8 +83,8 @@ class Row:
         return self.run["tags"].get("cmdist.run")
 
     def newest(self, metric: str, protocol: str | None = None) -> Figure | None:
-        """The figure of the newest evaluated checkpoint: of several the one of the most images, and of those the last
-        one made.
+        """The figure of the newest evaluated checkpoint:
+        of several the one of the most images, and of those the last one made.
         """
         figures = [f for f in self.figures if f.metric == metric and protocol in (None, f.protocol)]
         return max(figures, key=lambda f: (f.step, f.n, f.made), default=None)
@@ -192,8 +192,8 @@ def title(metric: str) -> str:
 
 
 def order(metric: str) -> tuple[int, int, str]:
-    """A key that sorts metrics as METRICS does, Frechet distances before the others; fewer steps first, the ODE
-    last.
+    """A key that sorts metrics as METRICS does, Frechet distances before the others;
+    fewer steps first, the ODE last.
     """
     names = sorted(METRICS, key=lambda name: not METRICS[name].distance)
     what, _, sampler = metric.rpartition("_")

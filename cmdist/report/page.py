@@ -1,5 +1,5 @@
-"""The look of the report: one style sheet for light and dark, and the little script that shows values under the
-pointer.
+"""The look of the report: one style sheet for light and dark,
+and the little script that shows values under the pointer.
 """
 
 CSS = """

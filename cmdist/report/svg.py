@@ -1,5 +1,5 @@
-"""Line charts as inline SVG whose colours are CSS variables, so that a page may be light or dark: no scripts, no fonts,
-no files.
+"""Line charts as inline SVG whose colours are CSS variables, so that a page may be light or dark:
+no scripts, no fonts, no files.
 """
 
 import itertools
@@ -20,8 +20,8 @@ _DASHES = ("", "6 3", "2 3")  # after COLOURS series the same colours come again
 
 @dataclass(frozen=True)
 class Series:
-    """A curve; `number` gives its colour and marker, `steps` draws the value until the next one, `marks` are points to
-    be marked.
+    """A curve; `number` gives its colour and marker, `steps` draws the value until the next one,
+    `marks` are points to be marked.
     """
 
     name: str

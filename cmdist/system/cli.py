@@ -1,5 +1,5 @@
-"""The frame around every command in pipelines/: one sentence and an exit code for a failure, a traceback only with
---debug.
+"""The frame around every command in pipelines/:
+one sentence and an exit code for a failure, a traceback only with --debug.
 """
 
 import contextlib

@@ -165,8 +165,8 @@ def free_port() -> int:
 
 
 def gloo_group(size: int, longer: float = 0.0) -> Any:
-    """A new gloo group of all `size` ranks, `longer` seconds more patient than the others; None for one rank. All ranks
-    must call.
+    """A new gloo group of all `size` ranks, `longer` seconds more patient than the others; None for one rank.
+    All ranks must call.
     """
     timeout = dist.distributed_c10d.default_pg_timeout + datetime.timedelta(seconds=longer)  # type: ignore[attr-defined]
     return dist.new_group(backend="gloo", timeout=timeout) if size > 1 else None
@@ -191,8 +191,8 @@ def agree(flag: bool, group: Any) -> bool:
 
 
 def check_apart(world: World) -> None:
-    """No two ranks compute on one GPU, which NCCL refuses; all ranks must call, and find the same. Raises
-    ConfigError.
+    """No two ranks compute on one GPU, which NCCL refuses; all ranks must call, and find the same.
+    Raises ConfigError.
     """
     gpu = str(torch.cuda.get_device_properties(world.device).uuid) if world.device.type == "cuda" else None
     users: dict[str, list[str]] = {}
@@ -235,8 +235,8 @@ class Vote:
 
 
 class StopRequest:
-    """Remembers a request to stop (SIGTERM, SIGUSR1, SIGUSR2, SIGINT), to be looked at between steps; a second Ctrl-C
-    stops at once.
+    """Remembers a request to stop (SIGTERM, SIGUSR1, SIGUSR2, SIGINT), to be looked at between steps;
+    a second Ctrl-C stops at once.
     """
 
     def __init__(self) -> None:
@@ -259,8 +259,8 @@ class PeerFailed(CmdistError):
 
 @contextlib.contextmanager
 def failing_together(world: World) -> Iterator[None]:
-    """Whatever ends one rank ends all: the first failure's sentence is put where the others find it, and they repeat
-    it.
+    """Whatever ends one rank ends all:
+    the first failure's sentence is put where the others find it, and they repeat it.
     """
     try:
         yield

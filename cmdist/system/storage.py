@@ -111,8 +111,8 @@ def absolute(url: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder is there. Errors of the store (no permission, no bucket, no answer) are raised, never
-    'no'.
+    """Whether a file or folder is there.
+    Errors of the store (no permission, no bucket, no answer) are raised, never 'no'.
     """
     try:
         _info(url)
@@ -177,8 +177,8 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
 
 
 def write(url: str, data: bytes | Sequence[bytes | memoryview]) -> None:
-    """Write a whole file so that a reader sees all of it or none: temporary name, fsync and rename on a disk, one put
-    elsewhere.
+    """Write a whole file so that a reader sees all of it or none:
+    temporary name, fsync and rename on a disk, one put elsewhere.
     """
     fs, path = _resolve(url)
     parts = [data] if isinstance(data, bytes) else data
@@ -253,8 +253,8 @@ def _create_local(target: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary file beside `target` that takes its place, on disk for sure, if nothing fails, and is removed
-    otherwise.
+    """A temporary file beside `target` that takes its place, on disk for sure, if nothing fails,
+    and is removed otherwise.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -322,8 +322,8 @@ def abort_uploads(url: str, match: Callable[[str], bool]) -> int:
 
 
 def forget() -> None:
-    """Close the file systems that this process has opened. Called before a fork: a child must neither use them nor
-    close them.
+    """Close the file systems that this process has opened.
+    Called before a fork: a child must neither use them nor close them.
     """
     for kind in set(fsspec.registry.values()):
         kind.clear_instance_cache()

@@ -15,8 +15,8 @@ _QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"?#]*[?#])[^\s'\")\]}>]+
 
 
 def refuse_secrets(url: str) -> None:
-    """Refuse a URL that runs commands, names no place, or holds a password or a signature, which would end in logs and
-    files. Raises CmdistError.
+    """Refuse a URL that runs commands, names no place, or holds a password or a signature,
+    which would end in logs and files. Raises CmdistError.
     """
     if url.startswith("pipe:"):
         raise CmdistError(

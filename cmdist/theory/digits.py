@@ -24,8 +24,8 @@ def images_given(data: Tensor, x: Tensor, sigma: float, generator: torch.Generat
 
 
 class Truth:
-    """A finite data set `images` (K, C, H, W) of classes `labels` (K,), asked class by class: what is exact about
-    it.
+    """A finite data set `images` (K, C, H, W) of classes `labels` (K,), asked class by class:
+    what is exact about it.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, steps: int = 60) -> None:
@@ -56,8 +56,8 @@ class Truth:
         )
 
     def training(self, levels: int, walks: int = 32, seed: int = 3) -> Denoise:
-        """Training's fixed point on a grid of so many levels, as a model at these levels: the mean of `walks` walks of
-        the chain.
+        """Training's fixed point on a grid of so many levels, as a model at these levels:
+        the mean of `walks` walks of the chain.
         """
         sigmas, generator = grid(levels), torch.Generator().manual_seed(seed)
 
@@ -138,8 +138,8 @@ def _rms(x: Tensor) -> float:
 def over_tau(
     name: str, model: Denoise, shape: Sequence[int], classes: int, times: Sequence[float], measure: Measure, n: int
 ) -> list[Row]:
-    """Frechet distance of n images of one step (tau 0) and of two with the second at each of `times`; the same noises
-    everywhere.
+    """Frechet distance of n images of one step (tau 0) and of two with the second at each of `times`;
+    the same noises everywhere.
     """
     noises = torch.randn(2, n, *shape, generator=torch.Generator().manual_seed(2))
     labels = torch.arange(n) % classes

@@ -243,8 +243,8 @@ def theorems(counts: Sequence[int]) -> list[Row]:
 
 
 def through(counts: Sequence[int], std: float = 0.5) -> list[Row]:
-    """Standard deviation of the output at sigma_max for Gaussian data, with the target held fixed and with gradient
-    through it.
+    """Standard deviation of the output at sigma_max for Gaussian data,
+    with the target held fixed and with gradient through it.
     """
     return [
         {

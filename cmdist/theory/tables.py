@@ -1,5 +1,5 @@
-"""The tables behind a page of docs/studies: CSV files whose numbers have four digits, so that other machines write the
-same ones.
+"""The tables behind a page of docs/studies:
+CSV files whose numbers have four digits, so that other machines write the same ones.
 """
 
 import csv

@@ -13,8 +13,8 @@ _GRACE = 60.0  # seconds for which a courier goes on trying after its run has en
 
 
 def deliver(folder: Path, patience: float = 20.0) -> bool:
-    """Deliver what is left in a journal; True if nothing is left. A courier that is still at it has the same
-    patience.
+    """Deliver what is left in a journal; True if nothing is left.
+    A courier that is still at it has the same patience.
     """
     deadline = time.monotonic() + patience
     journal = Journal(folder)

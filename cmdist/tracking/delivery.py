@@ -14,8 +14,8 @@ _BEGIN = "cmdist.begin"  # the step that the newest attempt started from
 
 
 class Delivery:
-    """Moves the records of a journal to MLflow, in order; `step` raises what the server raises, and may then be called
-    again.
+    """Moves the records of a journal to MLflow, in order;
+    `step` raises what the server raises, and may then be called again.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -182,6 +182,6 @@ class Delivery:
 
 
 class StoreGone(Exception):
-    """The run is not in the store although an earlier attempt put it there: somebody removed the store or took
-    another.
+    """The run is not in the store although an earlier attempt put it there:
+    somebody removed the store or took another.
     """

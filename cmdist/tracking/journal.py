@@ -101,8 +101,8 @@ class Journal:
 
     @contextmanager
     def lock(self, wait: bool) -> Iterator[bool]:
-        """Hold the right to deliver; gives False if another process has it and `wait` is off. A killed process loses
-        it.
+        """Hold the right to deliver; gives False if another process has it and `wait` is off.
+        A killed process loses it.
         """
         with (self.folder / "lock").open("a") as file:
             try:

@@ -1,5 +1,5 @@
-"""This node: how busy its CPU, memory and GPUs are, under the names that MLflow shows as system metrics; what may wait
-for others.
+"""This node: how busy its CPU, memory and GPUs are, under the names that MLflow shows as system metrics;
+what may wait for others.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ class Machine:
             self._gpus = []
 
     def look(self) -> dict[str, float]:
-        """Percentages, megabytes and watts; of CPUs the mean since the last look. A GPU that does not answer is left
-        out.
+        """Percentages, megabytes and watts; of CPUs the mean since the last look.
+        A GPU that does not answer is left out.
         """
         memory = psutil.virtual_memory()
         figures = {

@@ -177,8 +177,8 @@ def log_evaluation(
     params: Mapping[str, object],
     artifacts: Sequence[Path] = (),
 ) -> None:
-    """Write figures into the run `key` at the checkpoint's step, and into a child run that holds their protocol as
-    parameters.
+    """Write figures into the run `key` at the checkpoint's step,
+    and into a child run that holds their protocol as parameters.
 
     `identity` names the figures: logging them again does nothing. `when` is their time in ms. Raises TrackingError.
     """

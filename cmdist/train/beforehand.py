@@ -100,8 +100,8 @@ def default_tracking_uri(config: Config) -> str:
 
 
 def check_resume(config: Config, run_url: str, mode: str, index_hash: str | None = None) -> None:
-    """The run can go on from what it has, or begin, with a data set of this hash (None: it is not looked at). Raises
-    CheckpointError, LookupFailed, ProgressLost.
+    """The run can go on from what it has, or begin, with a data set of this hash (None: it is not looked at).
+    Raises CheckpointError, LookupFailed, ProgressLost.
     """
     if storage.exists(record.url(run_url)):
         record.read(run_url)

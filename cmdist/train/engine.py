@@ -1,5 +1,5 @@
-"""DeepSpeed, behind one class: forward, backward, step, and this rank's slice of the training state. The only door to
-deepspeed.
+"""DeepSpeed, behind one class: forward, backward, step, and this rank's slice of the training state.
+The only door to deepspeed.
 """
 
 import logging
@@ -122,8 +122,8 @@ class Engine:
         return self._engine(*inputs)  # type: ignore[no-any-return]
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a micro-batch's mean loss; the division by `accumulation` and the loss scale
-        happen here.
+        """Accumulate the gradient of a micro-batch's mean loss;
+        the division by `accumulation` and the loss scale happen here.
         """
         if self._stage == 0:
             loss = loss * self.loss_scale.value
@@ -184,8 +184,8 @@ class Engine:
         )
 
     def since_overflow(self) -> int | None:
-        """How many steps ago the first one was whose gradient was not finite, None without one; waits for the
-        device.
+        """How many steps ago the first one was whose gradient was not finite, None without one;
+        waits for the device.
         """
         since = int(self.since_first_overflow)
         return None if since < 0 else since

@@ -1,5 +1,5 @@
-"""Starts a glance at a checkpoint that was just committed: a process of lowest priority, of which training takes no
-further notice.
+"""Starts a glance at a checkpoint that was just committed:
+a process of lowest priority, of which training takes no further notice.
 """
 
 import os
@@ -14,8 +14,8 @@ from cmdist.tracking.machine import step_aside
 
 
 class Glances:
-    """Runs `command --checkpoint STEP` at the first commit at or past each multiple of `every` steps, beginning after
-    step `start`.
+    """Runs `command --checkpoint STEP` at the first commit at or past each multiple of `every` steps,
+    beginning after step `start`.
 
     One at a time; while one runs the newest one due waits. `device` is "cpu" or the number of a GPU among those that
     this process sees (ConfigError if there are fewer). The process is in no group of the job: signals to the ranks do
@@ -35,8 +35,8 @@ class Glances:
         }
 
     def after(self, committed: int | None) -> None:
-        """Told at every step which commit is the last; costs nothing unless a glance is due, and never waits or
-        raises.
+        """Told at every step which commit is the last;
+        costs nothing unless a glance is due, and never waits or raises.
         """
         if committed is not None and committed > self._seen:
             if committed // self._every > self._seen // self._every:

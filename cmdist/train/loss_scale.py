@@ -1,5 +1,5 @@
-"""fp16's dynamic loss scale (Micikevicius et al. 2018, section 3.2): small gradients are lifted into the range of half
-precision.
+"""fp16's dynamic loss scale (Micikevicius et al. 2018, section 3.2):
+small gradients are lifted into the range of half precision.
 """
 
 from dataclasses import asdict, dataclass
@@ -9,8 +9,8 @@ GOOD_STEPS = 1000  # without an overflow before the scale is doubled
 
 @dataclass
 class LossScale:
-    """A power of two where it starts as one, so that scaling changes no digit; `good_steps` counts from the last
-    change.
+    """A power of two where it starts as one, so that scaling changes no digit;
+    `good_steps` counts from the last change.
     """
 
     value: float = 1.0

@@ -103,8 +103,8 @@ def _compiled_pass() -> Callable[..., None]:
 
 
 def learning_rate(step: int, lr: float, total_steps: int, warmup_steps: int = 0, decay_fraction: float = 0.0) -> float:
-    """lr of step `step` (from 0): linear warm-up, constant, then linear to 0 over the last `decay_fraction` of the
-    run.
+    """lr of step `step` (from 0): linear warm-up, constant,
+    then linear to 0 over the last `decay_fraction` of the run.
     """
     factor = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     tail = decay_fraction * total_steps

@@ -1,5 +1,5 @@
-"""Coming back: which checkpoint can be continued, may it be under this configuration, what has changed, and the state
-itself.
+"""Coming back: which checkpoint can be continued, may it be under this configuration, what has changed,
+and the state itself.
 """
 
 import sys

@@ -43,8 +43,8 @@ class Schedule:
 
 @dataclass
 class Trainer:
-    """All that a step needs. `step` is k, the number of optimizer steps that really happened: with it, everything else
-    follows.
+    """All that a step needs. `step` is k, the number of optimizer steps that really happened:
+    with it, everything else follows.
     """
 
     world: World
@@ -228,8 +228,8 @@ class Trainer:
         )
 
     def save(self, last: bool) -> None:
-        """Copy this rank's state to host memory and hand it to the saver; skipped if that is in trouble with the step
-        before.
+        """Copy this rank's state to host memory and hand it to the saver;
+        skipped if that is in trouble with the step before.
         """
         self.world.alive(LONGEST_LAST if last else WAIT)  # the saver's own patience is no hang
         with self.clock.count("checkpoint_stall"):

@@ -1,5 +1,5 @@
-"""How long the loop stalls for a checkpoint, how long it is until COMMIT, and what a resume reads: `benchmark.py
-checkpoint`.
+"""How long the loop stalls for a checkpoint, how long it is until COMMIT, and what a resume reads:
+`benchmark.py checkpoint`.
 
 Beside it, in the same run: a plain multipart upload of the same bytes by s3fs, and DeepSpeed's own save_checkpoint with
 an upload of its files. The store is --url, or an `rclone serve s3` that is started for it (extra `dev`), with its data

@@ -71,8 +71,8 @@ Rate = tuple[float, float]  # images/s by the clock, and by the CPU time of the 
 
 
 def compare(url: str, encoding: str, seconds: float, rounds: int) -> dict[str, Rate]:
-    """The best of the rounds, in each of which every way is measured once: others on the machine can only make a round
-    slower.
+    """The best of the rounds, in each of which every way is measured once:
+    others on the machine can only make a round slower.
     """
     coded = members(url, encoding)
     ways: dict[str, Callable[[], Rate]] = {
@@ -143,8 +143,8 @@ def reader(url: str, first: int = 0) -> Iterator[torch.Tensor]:
 
 
 def plain(url: str, encoding: str) -> Iterator[torch.Tensor]:
-    """As webdataset's documentation shows it: shuffled shards, a shuffle buffer, PIL, tensors, batches in the
-    worker.
+    """As webdataset's documentation shows it:
+    shuffled shards, a shuffle buffer, PIL, tensors, batches in the worker.
     """
 
     def tensors(sample: tuple[Any, int]) -> tuple[torch.Tensor, int]:
@@ -171,8 +171,8 @@ def plain(url: str, encoding: str) -> Iterator[torch.Tensor]:
 
 
 def resumes(url: str) -> None:
-    """Seconds to the first batch from positions of this data set, and microseconds to look up 64 samples of three
-    million.
+    """Seconds to the first batch from positions of this data set,
+    and microseconds to look up 64 samples of three million.
     """
     print(
         f"\n| first micro-batch (of {BATCH}) | seconds to it | of position 0 | 64 ids out of 3,000,000, ms "

@@ -1,5 +1,5 @@
-"""Features of images for FID: this path on all ranks, and clean-fid's own path through a folder, on the same images in
-one run.
+"""Features of images for FID: this path on all ranks, and clean-fid's own path through a folder,
+on the same images in one run.
 
 python pipelines/benchmark.py evaluate                                  (some minutes on two cores)
 python pipelines/benchmark.py evaluate --inception inception-2015-12-05.pt

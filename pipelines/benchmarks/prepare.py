@@ -142,8 +142,8 @@ def many(count: int, encoding: str, workers: int) -> None:
 
 @contextlib.contextmanager
 def measured(what: str, images: int) -> Iterator[None]:
-    """Print time, rate, and the highest memory of this process and its children together, shared pages counted once
-    (PSS).
+    """Print time, rate, and the highest memory of this process and its children together,
+    shared pages counted once (PSS).
     """
     highest, over = [0], threading.Event()
 

@@ -1,5 +1,5 @@
-"""Training steps of a recipe on one device, with made-up images: images/s, peak memory, MFU against a measured matrix
-product.
+"""Training steps of a recipe on one device, with made-up images:
+images/s, peak memory, MFU against a measured matrix product.
 """
 
 import argparse

@@ -17,8 +17,8 @@ Norm = Literal["l1", "l2"]
 
 @dataclass(frozen=True)
 class Continuous:
-    """The loss of the derivative g = df/dsigma along the teacher's ODE (`distillation`), or along the line between
-    image and noise.
+    """The loss of the derivative g = df/dsigma along the teacher's ODE (`distillation`),
+    or along the line between image and noise.
 
     With a `curvature` H of the distance, the target is the student held fixed: the gradient is that of factor f^T H g
     with g and H g constants (Theorem 5; Theorem 6 without a teacher), and the value is factor g^T H g / 2, where the

@@ -12,8 +12,8 @@ from cmdist.core.objectives.base import Acts, At, Draw, Losses, Networks, draw_n
 
 @dataclass(frozen=True)
 class Denoising:
-    """E (sigma^-2 + sigma_data^-2) |D(x + sigma z, sigma) - x|^2, the mean over pixels, with ln sigma ~ N(sigma_mean,
-    sigma_std^2).
+    """E (sigma^-2 + sigma_data^-2) |D(x + sigma z, sigma) - x|^2, the mean over pixels,
+    with ln sigma ~ N(sigma_mean, sigma_std^2).
     """
 
     sigma_mean: float = -1.2

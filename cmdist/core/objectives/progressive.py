@@ -61,8 +61,8 @@ class ProgressiveDistillation:
         return {"n_steps": float(n), "lr_factor": max(1 - (step - begin) / length, 0.0)}
 
     def acts(self, step: int) -> Acts:
-        """Before a stage other than the first, the teacher takes the student's weights and the optimizer starts
-        afresh.
+        """Before a stage other than the first,
+        the teacher takes the student's weights and the optimizer starts afresh.
         """
         boundary = step > 0 and self.stages.at(step)[1] == step
         return Acts(teacher_is_student=boundary, zero_moments=boundary)

@@ -1,5 +1,5 @@
-"""sCM, continuous-time consistency models made stable (Lu & Song 2024, arXiv:2410.11081, Algorithm 1): distillation and
-training.
+"""sCM, continuous-time consistency models made stable (Lu & Song 2024, arXiv:2410.11081, Algorithm 1):
+distillation and training.
 
 In the paper's words y = cos(theta) x with theta = arctan(sigma / sigma_data), and its network is ours with the sign
 turned, so f = cos(theta) y - sin(theta) sigma_data F. Everything is computed from sigma, of which theta at 80 has no

@@ -19,8 +19,8 @@ from cmdist.core.studies.line import Line, interpolate, masses
 
 
 def hermite(nodes: int) -> tuple[Tensor, Tensor]:
-    """Points h and weights w (nodes,) with sum w g(h) = E g(Z) for polynomials g up to degree 2 nodes - 1, Z ~ N(0, 1)
-    (Golub and Welsch).
+    """Points h and weights w (nodes,) with sum w g(h) = E g(Z) for polynomials g up to degree 2 nodes - 1,
+    Z ~ N(0, 1) (Golub and Welsch).
     """
     off = torch.arange(1, nodes, dtype=torch.float64).sqrt()
     points, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
@@ -28,8 +28,8 @@ def hermite(nodes: int) -> tuple[Tensor, Tensor]:
 
 
 def chain_moments(line: Line, x: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, Tensor, float]:
-    """X_next given X = x (...), a mixture: weights (..., K), means (..., K), the standard deviation of its
-    components.
+    """X_next given X = x (...), a mixture:
+    weights (..., K), means (..., K), the standard deviation of its components.
     """
     weights, means, std = line.posterior(x, sigma)
     ratio = sigma_next / sigma
@@ -69,8 +69,8 @@ def variance_by_level(tables: Sequence[Tensor], z: Tensor) -> Tensor:
 
 
 def gaussian_correlations(std: float, sigmas: Sequence[float]) -> Tensor:
-    """(N - 1,) correlation of x and x_next in training's pairs for data ~ N(m, std^2), the last pair of the grid
-    first.
+    """(N - 1,) correlation of x and x_next in training's pairs for data ~ N(m, std^2),
+    the last pair of the grid first.
     """
     up = torch.tensor(sigmas[::-1], dtype=torch.float64)
     total = std**2 + up**2

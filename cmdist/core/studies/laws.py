@@ -1,5 +1,5 @@
-"""Probability laws on a line and the distances between them: what several steps of sampling do to a distribution,
-without samples.
+"""Probability laws on a line and the distances between them:
+what several steps of sampling do to a distribution, without samples.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,5 @@
-"""How fast consistency training gets to its fixed point: a learner that keeps a table for every noise level, for data
-on a line.
+"""How fast consistency training gets to its fixed point:
+a learner that keeps a table for every noise level, for data on a line.
 
 An update draws a pair of neighbours and moves the table of the upper level by a part `rate` of the way to the mean of
 its target, the level below as it is now. So what is known near the data wanders up one level after the other, and the

@@ -41,8 +41,8 @@ class Line:
         return probability
 
     def quantile(self, z: Tensor, sigma: float) -> Tensor:
-        """The x (...) with P(X_sigma < x) = Phi(z): bisection between the components' quantiles, then Newton's
-        method.
+        """The x (...) with P(X_sigma < x) = Phi(z):
+        bisection between the components' quantiles, then Newton's method.
         """
         spread, upper = self.spread(sigma), z > 0
         low, high = (v + spread * z for v in (self.means.min(), self.means.max()))
@@ -58,8 +58,8 @@ class Line:
         return x
 
     def consistency(self, x: Tensor, sigma: float, sigma_min: float) -> Tensor:
-        """The exact consistency function: the point at sigma_min with the quantile that x (...) has at sigma; scores
-        up to 8.
+        """The exact consistency function: the point at sigma_min with the quantile that x (...) has at sigma;
+        scores up to 8.
         """
         upper = x > self.quantile(x.new_zeros(()), sigma)
         z = torch.special.ndtri(self.tail(x, sigma, upper).clamp_min(1e-16))
@@ -98,8 +98,8 @@ class Line:
 
 
 def masses(z: Tensor) -> Tensor:
-    """(Z,) probability that a normal score is nearest to each of the ascending z: the weights of a mean over the
-    table.
+    """(Z,) probability that a normal score is nearest to each of the ascending z:
+    the weights of a mean over the table.
     """
     edges = ndtr(torch.cat([z.new_tensor([-torch.inf]), (z[1:] + z[:-1]) / 2, z.new_tensor([torch.inf])]))
     mass: Tensor = edges.diff()

@@ -28,8 +28,8 @@ def index_shards(
     progress: Progress | None = None,
     say: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """Make a data set of WebDataset shards that are there already (all .tar files of a folder): read them, write the
-    index beside them.
+    """Make a data set of WebDataset shards that are there already (all .tar files of a folder):
+    read them, write the index beside them.
 
     Labels are the numbers in the .cls members, if there are any. Every image is decoded once: at most `max_bad` that
     cannot be, or of which a part is missing, are left out and named in a report. What else the folder holds is told to

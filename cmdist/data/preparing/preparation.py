@@ -1,5 +1,5 @@
-"""A preparation that may be interrupted, and shared out to many jobs: its plan, and one small record for each finished
-shard.
+"""A preparation that may be interrupted, and shared out to many jobs:
+its plan, and one small record for each finished shard.
 
 While it lasts the folder holds preparing.json (the plan) and preparing/shard-NNNNNN.npz (what is known of a shard that
 is there whole). Both are gone at the end. Shard and record are pure functions of the plan and the source, so anything
@@ -194,8 +194,8 @@ def report_so_far(url: str, bad: list[Bad]) -> str:
 
 
 def report(url: str, bad: list[Bad]) -> str:
-    """Write the report of unreadable images, in their order in the source, one line for each, and return its URL; none
-    bad, no report.
+    """Write the report of unreadable images, in their order in the source, one line for each, and return its URL;
+    none bad, no report.
     """
     where = storage.join(url, REPORT)
     lines = [f"{i}\t{_printable(text)}\n" for i, text in sorted(bad)]
@@ -212,8 +212,8 @@ def _printable(text: str) -> str:
 
 
 def end(url: str) -> None:
-    """Remove what only an unfinished preparation needs, the marker last; nothing happens to a folder without an
-    index.
+    """Remove what only an unfinished preparation needs, the marker last;
+    nothing happens to a folder without an index.
     """
     if not storage.exists(storage.join(url, INDEX)):
         return

@@ -60,8 +60,8 @@ class Writing:
 
 
 def prepare(out: str, make: Callable[[], Source], how: Writing, part: tuple[int, int] | None = None) -> str:
-    """Write a source, or the k-th of n parts of it, to the URL `out`; what is there is not written again. Returns a
-    sentence on it.
+    """Write a source, or the k-th of n parts of it, to the URL `out`; what is there is not written again.
+    Returns a sentence on it.
 
     Raises DataError, also for a finished data set whose source has changed since.
     """
@@ -109,8 +109,8 @@ def finish_parts(out: str, how: Writing) -> str:
 
 
 def prepare_digits(out: str, how: Writing, train: Train) -> str:
-    """Write scikit-learn's digits, with the classifier that evaluation needs, which `train` makes. Returns a sentence
-    on it.
+    """Write scikit-learn's digits, with the classifier that evaluation needs, which `train` makes.
+    Returns a sentence on it.
     """
     if is_finished(out, how.settings):
         return f"{out} is prepared already"
@@ -149,8 +149,8 @@ def is_finished(out: str, settings: dict[str, Any]) -> bool:
 
 
 def compared(out: str, plan_now: Callable[[], Plan]) -> str:
-    """Compare the source as it is now with that of a finished data set. Returns a sentence. Raises DataError if it has
-    changed.
+    """Compare the source as it is now with that of a finished data set. Returns a sentence.
+    Raises DataError if it has changed.
     """
     there = open_dataset(out).index.get("origin")
     if there is None:

@@ -1,5 +1,5 @@
-"""The data set folder: WebDataset shards (tar files of key.png, key.cls), index.npz (where each image lies) and
-index.json, written last.
+"""The data set folder: WebDataset shards (tar files of key.png, key.cls),
+index.npz (where each image lies) and index.json, written last.
 
 A folder without index.json is no data set. Tars are never unpacked, and only image and label members are ever looked
 into.
@@ -38,8 +38,8 @@ def write_dataset(
     prepared: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a source in one go as shards of equal size (within one image) of PNGs, shuffled once by `seed`, and return
-    the index.
+    """Write a source in one go as shards of equal size (within one image) of PNGs, shuffled once by `seed`,
+    and return the index.
 
     The same arguments give the same bytes. `extractor` (a file that lies there already) and `prepared` (what made this)
     go into the index as they are. Raises DataError for an empty source or an image that is not what the source says.
@@ -153,8 +153,8 @@ def _finished(url: str, plan: Plan) -> list[Finished | None]:
 
 
 def finish(url: str, plan: Plan, extractor: dict[str, Any] | None = None, max_bad: int = 0) -> dict[str, Any]:
-    """Write the index of a plan whose shards are all there, and the report of unreadable images, if any; needs neither
-    source nor shards.
+    """Write the index of a plan whose shards are all there, and the report of unreadable images, if any;
+    needs neither source nor shards.
 
     A shard of which no image could be read has no place in the index. Raises DataError if shards are missing, or if
     more than `max_bad` images, or all, could not be read.

@@ -12,8 +12,8 @@ SLAB = 512  # rows of a covariance that are summed together, right of its diagon
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean (D,) and unbiased covariance (D,D), float64 on the CPU, of the features of n images (0: nobody knows how
-    many).
+    """Mean (D,) and unbiased covariance (D,D), float64 on the CPU,
+    of the features of n images (0: nobody knows how many).
     """
 
     n: int
@@ -22,8 +22,8 @@ class Statistics:
 
 
 class Moments:
-    """Mean and scatter of features, added piece by piece (Chan, Golub and LeVeque 1983); memory does not grow with the
-    images.
+    """Mean and scatter of features, added piece by piece (Chan, Golub and LeVeque 1983);
+    memory does not grow with the images.
 
     The last bits depend on how the features are cut into pieces, so the caller cuts them in one way whatever the number
     of ranks. Large pieces are faster. `device` must know float64.
@@ -86,8 +86,8 @@ def check_count(n: int, dimensions: int) -> None:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|m_a - m_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)), squared 2-Wasserstein distance of two Gaussians (Heusel et al.
-    2017, eq. 6).
+    """|m_a - m_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)),
+    squared 2-Wasserstein distance of two Gaussians (Heusel et al. 2017, eq. 6).
 
     With C = R R^T from symmetric eigenvalues, the last trace is the sum of the singular values of R_a^T R_b. Nothing
     has to be positive definite, no root of a general matrix is taken, and singular covariances lose no digits. Raises

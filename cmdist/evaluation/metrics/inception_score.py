@@ -9,8 +9,8 @@ SPLITS = 10
 
 
 class InceptionScore:
-    """Running sums over `splits` consecutive parts of n images; memory does not grow with n. Raises DataError if n is
-    below the splits.
+    """Running sums over `splits` consecutive parts of n images; memory does not grow with n.
+    Raises DataError if n is below the splits.
     """
 
     def __init__(self, n: int, classes: int, splits: int = SPLITS) -> None:

@@ -1,5 +1,5 @@
-"""Kernel inception distance (Binkowski et al. 2018): a polynomial kernel's squared maximum mean discrepancy,
-unbiased.
+"""Kernel inception distance (Binkowski et al. 2018):
+a polynomial kernel's squared maximum mean discrepancy, unbiased.
 """
 
 from typing import Protocol

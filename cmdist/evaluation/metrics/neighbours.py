@@ -1,5 +1,5 @@
-"""Improved precision and recall (Kynkaanniemi et al. 2019): manifolds of balls that reach to each feature's k-th
-neighbour.
+"""Improved precision and recall (Kynkaanniemi et al. 2019):
+manifolds of balls that reach to each feature's k-th neighbour.
 """
 
 from collections.abc import Iterator

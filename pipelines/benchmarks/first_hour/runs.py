@@ -62,8 +62,8 @@ def digits(setup: Setup, tell: Tell) -> None:
 
 
 def deterministic(setup: Setup, tell: Tell) -> None:
-    """With train.deterministic=true a run that is killed and goes on ends with the bytes of one that was not. Raises
-    CmdistError if not.
+    """With train.deterministic=true a run that is killed and goes on ends with the bytes of one that was not.
+    Raises CmdistError if not.
     """
     common = ["train.deterministic=true", "train.precision=bf16", f"train.checkpoint_every={FIRST}"]
     common += ["optimizer.decay_fraction=0", "network.attention_resolutions=[8]", "network.dropout=0.1"]
@@ -92,8 +92,8 @@ def deterministic(setup: Setup, tell: Tell) -> None:
 
 
 def overflow(setup: Setup, tell: Tell) -> None:
-    """fp16 from the largest loss scale, which overflows until it has been halved often enough. Raises CmdistError if
-    it never was.
+    """fp16 from the largest loss scale, which overflows until it has been halved often enough.
+    Raises CmdistError if it never was.
     """
     overrides = ["train.precision=fp16", f"train.loss_scale={LARGEST_SCALE}", "train.steps=10", "data.workers=0"]
     train(setup, EDM, "fp16", *overrides)

@@ -30,8 +30,8 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Images that can be read one by one in any order, so that shuffling needs no memory and shards can be written
-    apart.
+    """Images that can be read one by one in any order,
+    so that shuffling needs no memory and shards can be written apart.
 
     `image` raises BadImageError for an image that cannot be had, and is called in several processes after a fork.
     """
@@ -56,8 +56,8 @@ class Source:
         return self.picture(i) if self.picture else Picture(self.image(i))
 
     def sample(self) -> str:
-        """A hash of the content of at most SAMPLED images, evenly spread: proof of a change that keeps names and
-        sizes.
+        """A hash of the content of at most SAMPLED images, evenly spread:
+        proof of a change that keeps names and sizes.
         """
         digest = xxhash.xxh3_128()
         for i in np.linspace(0, self.count - 1, min(SAMPLED, self.count)).astype(int).tolist():
@@ -93,8 +93,8 @@ class Names:
 
 
 def refuse_unsafe(name: str, where: object) -> None:
-    """Raise DataError for a member whose name leads out of its archive. Nothing is unpacked, but such an archive is not
-    to be trusted.
+    """Raise DataError for a member whose name leads out of its archive.
+    Nothing is unpacked, but such an archive is not to be trusted.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if ".." in parts or name.startswith(("/", "\\")) or (parts and parts[0].endswith(":")):
@@ -117,8 +117,8 @@ class Stat(NamedTuple):
 
 
 def stat_of(entry: "os.DirEntry[str]") -> Stat | None:
-    """Of a file in a folder, or None for anything else; zeros for a link that leads nowhere, which `read_file` will
-    name.
+    """Of a file in a folder, or None for anything else;
+    zeros for a link that leads nowhere, which `read_file` will name.
 
     Raises OSError for what cannot be looked at: a disk that fails for a moment must not change the listing.
     """
@@ -138,8 +138,8 @@ def changed_at(times: Sequence[int] | Path) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of one image. Raises BadImageError if it is not there, not to be read, or too long; OSError where the
-    disk fails.
+    """The bytes of one image. Raises BadImageError if it is not there, not to be read, or too long;
+    OSError where the disk fails.
     """
     try:
         number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for who writes

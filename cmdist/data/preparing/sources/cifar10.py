@@ -32,8 +32,8 @@ _ALLOWED = {
 
 
 def cifar10(path: str | Path, split: str = "train", records: int = RECORDS) -> Source:
-    """50,000 training or 10,000 test images, 32x32 RGB, kept in memory (150 MB). The published files have 10,000
-    `records` each.
+    """50,000 training or 10,000 test images, 32x32 RGB, kept in memory (150 MB).
+    The published files have 10,000 `records` each.
 
     Raises DataError for missing or truncated files, other labels than 0 ... 9, pickles that name anything but numpy
     arrays, and archives with links or unsafe names.

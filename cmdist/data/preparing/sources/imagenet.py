@@ -1,5 +1,5 @@
-"""ImageNet (ILSVRC 2012), as published: the train folder of synset folders, or ILSVRC2012_img_train.tar, read in
-place.
+"""ImageNet (ILSVRC 2012), as published:
+the train folder of synset folders, or ILSVRC2012_img_train.tar, read in place.
 """
 
 import os
@@ -28,8 +28,8 @@ _SYNSET = re.compile(r"n\d{8}")
 
 
 def imagenet(path: str | Path, size: int = 64, synsets: int = SYNSETS, enlarge: bool = False) -> Source:
-    """The training images, cropped to `size` as in ADM; the label is the place of the synset in their sorted list, as
-    in ADM.
+    """The training images, cropped to `size` as in ADM;
+    the label is the place of the synset in their sorted list, as in ADM.
 
     Raises DataError if there are not exactly `synsets` synsets (labels would shift), for an empty synset, for anything
     that lies in no synset, and for tars that are truncated or hold links or unsafe names.

@@ -1,5 +1,5 @@
-"""The official downsampled ImageNet64 (Chrabaszcz et al., 2017): npz batches of 64x64 images, one row of channel-first
-bytes for each.
+"""The official downsampled ImageNet64 (Chrabaszcz et al., 2017):
+npz batches of 64x64 images, one row of channel-first bytes for each.
 
 Its pixels are another variant than ADM's crop of the full images, and its label numbers follow map_clsloc.txt, not the
 sorted synsets.
@@ -126,8 +126,8 @@ def _batch(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _header(archive: zipfile.ZipFile, name: str, file: Path) -> tuple[tuple[int, ...], bool, np.dtype]:  # type: ignore[type-arg]
-    """(shape, Fortran order, dtype) of an array in a zip file. Raises DataError for Python objects, which only a pickle
-    could hold.
+    """(shape, Fortran order, dtype) of an array in a zip file.
+    Raises DataError for Python objects, which only a pickle could hold.
     """
     with archive.open(name) as member:
         shape, fortran, kind = _read_header(member)
@@ -142,8 +142,8 @@ def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:  
 
 
 def _rows(archive: zipfile.ZipFile, file: Path, n: int) -> NDArray[np.uint8]:
-    """The array 'data' mapped from the disk: from its place in the zip file if it is stored there as it is, else from
-    an expanded copy.
+    """The array 'data' mapped from the disk:
+    from its place in the zip file if it is stored there as it is, else from an expanded copy.
     """
     info = archive.getinfo("data.npy")
     with archive.open(info) as member:

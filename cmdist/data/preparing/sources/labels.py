@@ -38,8 +38,8 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 def by_folder(
     names: Sequence[str], where: object, folders: Collection[str] = (), order: tuple[str, ...] | None = None
 ) -> Labelled:
-    """Classes and labels of relative paths: the first folder is the class, in natural order or in that of `order`; no
-    folders, no labels.
+    """Classes and labels of relative paths: the first folder is the class, in natural order or in that of `order`;
+    no folders, no labels.
 
     Folders that hold all images, each of them in a deeper folder, are passed over: of pics/cat/0.png and pics/dog/1.png
     the classes are cat and dog. `folders` are those that are there, with images or without. Raises DataError if only

@@ -86,8 +86,8 @@ def first_table(names: Collection[str]) -> str | None:
 
 
 def ends_in(name: str, endings: Collection[str]) -> bool:
-    """By its extension; what is hidden does not, e.g. ._a.png, which macOS puts into every zip file, or
-    .ipynb_checkpoints/a.png.
+    """By its extension; what is hidden does not, e.g.
+    ._a.png, which macOS puts into every zip file, or .ipynb_checkpoints/a.png.
     """
     if any(part.startswith(".") and part != "." for part in name.replace("\\", "/").split("/")):
         return False

@@ -1,5 +1,5 @@
-"""LSUN's LMDB folders (Yu et al., 2015): one database for each category, values are WebP or JPEG files. The only door
-to lmdb.
+"""LSUN's LMDB folders (Yu et al., 2015): one database for each category, values are WebP or JPEG files.
+The only door to lmdb.
 """
 
 import os
@@ -15,8 +15,8 @@ from cmdist.errors import DataError
 
 
 def lsun(path: str | Path, size: int = 256, enlarge: bool = False) -> Source:
-    """The images of one category, unlabelled, cropped to `size` as in ADM; they are numbered in the order of their
-    keys.
+    """The images of one category, unlabelled, cropped to `size` as in ADM;
+    they are numbered in the order of their keys.
 
     At size 256 this crop and ADM's own LSUN script (one box resize) agree for images with a short side of 256, as
     LSUN's are.

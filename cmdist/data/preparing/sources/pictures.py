@@ -110,8 +110,8 @@ def square(data: bytes, where: str, size: int, crop: bool, enlarge: bool, readin
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The centre square of an image at `size` pixels: halved by boxes while both sides allow it, then bicubic (ADM's
-    variant).
+    """The centre square of an image at `size` pixels:
+    halved by boxes while both sides allow it, then bicubic (ADM's variant).
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

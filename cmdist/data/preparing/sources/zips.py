@@ -80,8 +80,8 @@ def _refuse_member(info: zipfile.ZipInfo, file: Path) -> None:
 
 
 def _member(number: int, place: list[int], where: str) -> bytes:
-    """The bytes of one member by pread, since a ZipFile has one position for all processes; never more than its size in
-    the directory.
+    """The bytes of one member by pread, since a ZipFile has one position for all processes;
+    never more than its size in the directory.
     """
     offset, packed, size, checksum, method = place
     header = os.pread(number, _LOCAL.size, offset) if offset >= 0 else b""
