@@ -163,9 +163,12 @@ class Delivery:
             print(f"artifact {record['path']} is gone, or none of this run", file=sys.stderr)
 
     def _own(self, path: str) -> Path | None:
-        """A file of the journal's folder; others are not uploaded, whatever a line says."""
-        file = Path(path).resolve()
-        return file if file.is_file() and file.is_relative_to(self.journal.folder.resolve()) else None
+        """A file of the journal's folder, or of the run folder it lies in; others are not uploaded, whatever a line
+        says.
+        """
+        folder, file = self.journal.folder.resolve(), Path(path).resolve()
+        own = folder.parent if (folder.parent / "run.json").is_file() else folder
+        return file if file.is_file() and file.is_relative_to(own) else None
 
     def _connected(self) -> Any:
         if self._client is None:

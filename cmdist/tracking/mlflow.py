@@ -213,11 +213,13 @@ def log_evaluation(
 def runs(uri: str, experiment: str) -> list[dict[str, Any]]:
     """All runs of an experiment as plain dicts; an evaluation's `parent` is the id of its run. Raises TrackingError."""
     try:
-        connect(uri)
-        import mlflow
-
-        mlflow.set_tracking_uri(uri)
-        rows = mlflow.search_runs(experiment_names=[experiment], output_format="list")
+        client = connect(uri)  # and not mlflow.search_runs, which needs a global URI and leaves it in the environment
+        of_name = client.get_experiment_by_name(experiment)
+        rows, token = [], None if of_name is None else ""
+        while token is not None:
+            page = client.search_runs([of_name.experiment_id], max_results=1000, page_token=token or None)
+            rows += page
+            token = page.token or None
     except CmdistError:
         raise
     except Exception as error:

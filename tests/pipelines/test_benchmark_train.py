@@ -17,7 +17,8 @@ teacher: runs/nowhere
 init: teacher
 run: {name: small}
 data: {url: nowhere, image_size: 16, channels: 3, classes: 10}
-network: {model_channels: 32, channel_mult: [1, 2], num_res_blocks: 1, attention_resolutions: [8], head_channels: 32}
+network: {norm_groups: by_width, model_channels: 32, channel_mult: [1, 2], num_res_blocks: 1,
+  attention_resolutions: [8], head_channels: 32}
 loss: {distance: lpips, lpips_weights: nowhere.pth}
 curriculum: {kind: constant, n_timesteps: 18, mu: 0.9}
 optimizer: {lr: 1.0e-4}

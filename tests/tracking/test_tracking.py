@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cmdist.errors import CmdistError
+from cmdist.errors import CmdistError, ConfigError
 from cmdist.tracking import courier
 from cmdist.tracking import mlflow as tracking
 from cmdist.tracking.journal import Journal, Watch, now
@@ -393,10 +393,21 @@ def test_evaluation_of_an_unknown_run_or_store_is_a_sentence(tmp_path):
     with pytest.raises(tracking.TrackingError, match="key-9 is not in experiment 'tests'"):
         tracking.log_evaluation(f"sqlite:///{tmp_path}/mlflow.db", "tests", "key-9", "abc", 1, 1, {"fd": 1.0}, {})
     obstacle = _blocked(tmp_path)
-    with pytest.raises(tracking.TrackingError, match="did not take the figures"):
-        tracking.log_evaluation(f"sqlite:///{obstacle}/mlflow.db", "tests", "key-9", "abc", 1, 1, {"fd": 1.0}, {})
-    with pytest.raises(tracking.TrackingError, match="cannot be searched"):
-        tracking.runs(f"sqlite:///{obstacle}/mlflow.db", "tests")
+    for look in (
+        lambda uri: tracking.log_evaluation(uri, "tests", "key-9", "abc", 1, 1, {"fd": 1.0}, {}),
+        lambda uri: tracking.runs(uri, "tests"),
+    ):
+        with pytest.raises(ConfigError, match=f"{obstacle} is no folder"):
+            look(f"sqlite:///{obstacle}/mlflow.db")
+
+
+def test_a_search_leaves_nothing_in_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    start(tmp_path).close()
+    courier.deliver(tmp_path / "tracking")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert len(tracking.runs(uri, "tests")) == 1 and tracking.runs(uri, "no such experiment") == []
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 def test_two_processes_may_make_the_same_store(tmp_path):
