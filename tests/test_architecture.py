@@ -48,6 +48,7 @@ LAYERS = [
     {"plan", "quality", "train.assembly", "train.beforehand", "theory"},
     {"cost", "train.start", "tuning"},
     {"train.telling"},
+    {"studies"},
 ]
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 
@@ -189,7 +190,11 @@ def test_the_package_itself_imports_nothing() -> None:
     } == set()
 
 
-TRAINING = ("pipelines/train.py", "pipelines/benchmark.py")  # a benchmark times training, too
+TRAINING = (
+    "pipelines/train.py",
+    "pipelines/benchmark.py",
+    "pipelines/study.py",
+)  # a benchmark times training, a study plans it
 COMMANDS = [p.relative_to(ROOT).as_posix() for f in ("pipelines", "cluster") for p in sorted((ROOT / f).glob("*.py"))]
 
 
@@ -261,6 +266,12 @@ setattr(Trainer, "fit", later)
     assert [found.partition(":")[0] for found in patches(ast.parse(text))] == ["line 6", "line 7"]
     found = {path: list(patches(ast.parse(path.read_text()))) for path in sources("cmdist", "pipelines", "cluster")}
     assert {str(path.relative_to(ROOT)): lines for path, lines in found.items() if lines} == {}
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports them by their names alone."""
+    names = [path.name for path in sources("tests") if path.name.startswith("test_")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
 
 
 def test_lines_are_not_too_long() -> None:

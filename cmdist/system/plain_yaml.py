@@ -86,3 +86,12 @@ def load(text: str) -> Any:
 def dump(tree: Any) -> str:
     """A text that `load` gives back, keys in their order."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def line(value: Any) -> str:
+    """A value in one line that `load` gives back, as an override takes it."""
+    return (
+        yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**6)
+        .removesuffix("...\n")
+        .strip()
+    )

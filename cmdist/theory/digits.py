@@ -11,8 +11,8 @@ from cmdist.core import exact
 from cmdist.core.exact import FiniteDataSet
 from cmdist.core.noise import Denoise, add_noise
 from cmdist.core.sampling import multistep
+from cmdist.report.tables import Row
 from cmdist.theory.limit import SIGMA_MAX, SIGMA_MIN, grid
-from cmdist.theory.tables import Row
 
 Measure = Callable[[Tensor], float]  # images (B, C, H, W) in [-1, 1] -> Frechet distance to the data
 

@@ -19,7 +19,7 @@ from cmdist.core.studies.fixed_points import (
 )
 from cmdist.core.studies.learning import learn
 from cmdist.core.studies.line import Line, masses
-from cmdist.theory.tables import Row
+from cmdist.report.tables import Row
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 

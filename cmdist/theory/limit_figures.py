@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from cmdist.theory.drawing import Theme, note, save
-from cmdist.theory.tables import Table, pick, points, read
+from cmdist.report.drawing import Theme, note, save
+from cmdist.report.tables import Table, pick, points, read
 
 LABELS = {"training": "training", "euler": "distillation, Euler", "heun": "distillation, Heun", "exact": "exact"}
 

@@ -1,7 +1,7 @@
 """docs/studies/limit.md: its sentences, and where their numbers come from."""
 
-from cmdist.theory.drawing import picture
-from cmdist.theory.tables import Table, one, pick, read
+from cmdist.report.drawing import picture
+from cmdist.report.tables import Table, one, pick, read
 
 NAME = "limit"
 

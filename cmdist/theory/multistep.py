@@ -11,8 +11,8 @@ from torch import Tensor
 from cmdist.core.studies import laws
 from cmdist.core.studies.fixed_points import distillation, training
 from cmdist.core.studies.laws import Law, total_variation, wasserstein
+from cmdist.report.tables import Row
 from cmdist.theory.limit import APART, METHODS, SIGMA_MAX, SIGMA_MIN, STEPS, grid
-from cmdist.theory.tables import Row
 
 Function = Callable[[float], tuple[Tensor, Tensor]]  # noise level -> ascending x, f there
 DISTANCES = (("w1", 1), ("w2", 2))

@@ -2,9 +2,9 @@
 
 from matplotlib.axes import Axes
 
+from cmdist.report.drawing import Theme, note, save
+from cmdist.report.tables import Table, one, points, read
 from cmdist.system import storage
-from cmdist.theory.drawing import Theme, note, save
-from cmdist.theory.tables import Table, one, points, read
 
 LEVELS = (18, 80)
 

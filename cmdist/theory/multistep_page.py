@@ -1,8 +1,8 @@
 """docs/studies/multistep.md: its sentences, and where their numbers come from."""
 
+from cmdist.report.drawing import picture
+from cmdist.report.tables import Table, one, pick, read
 from cmdist.system import storage
-from cmdist.theory.drawing import picture
-from cmdist.theory.tables import Table, one, pick, read
 
 NAME = "multistep"
 

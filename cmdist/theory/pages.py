@@ -6,6 +6,8 @@ import torch
 
 from cmdist.data.preparing.sources.digits import digits as digits_source
 from cmdist.errors import ConfigError
+from cmdist.report import tables
+from cmdist.report.tables import Row
 from cmdist.system import storage
 from cmdist.theory import (
     digits,
@@ -15,11 +17,9 @@ from cmdist.theory import (
     multistep,
     multistep_figures,
     multistep_page,
-    tables,
 )
 from cmdist.theory import trained as trained_runs
 from cmdist.theory.multistep import Study
-from cmdist.theory.tables import Row
 
 COUNTS = (18, 20, 40, 80, 160, 320, 640, 1280)
 FEW, MANY = 18, 80  # levels of distillation in the paper; a stage on training's way

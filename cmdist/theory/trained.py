@@ -12,10 +12,10 @@ from cmdist.evaluation import extractors
 from cmdist.evaluation.generation import to_uint8
 from cmdist.evaluation.metrics.frechet import Moments, frechet_distance
 from cmdist.models import open_run
+from cmdist.report.tables import Row
 from cmdist.theory import digits
 from cmdist.theory.digits import Truth
 from cmdist.theory.limit import grid
-from cmdist.theory.tables import Row
 
 CPU = torch.device("cpu")
 LEVELS = 21  # of the grid whose times are tried: the last one of consistency training in configs/digits/ct.yaml

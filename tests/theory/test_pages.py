@@ -12,9 +12,10 @@ from cmdist.core.exact import FiniteDataSet
 from cmdist.core.studies.fixed_points import training
 from cmdist.core.studies.line import Line, interpolate
 from cmdist.errors import ConfigError
-from cmdist.theory import digits, limit, limit_page, multistep, multistep_page, pages, tables
+from cmdist.report import tables
+from cmdist.report.tables import Row
+from cmdist.theory import digits, limit, limit_page, multistep, multistep_page, pages
 from cmdist.theory.digits import Truth
-from cmdist.theory.tables import Row
 from pipelines import exact
 
 STUDIES = Path(__file__).parents[2] / "docs" / "studies"

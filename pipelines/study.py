@@ -1,0 +1,61 @@
+"""A study: a grid of runs with seeds, trained, measured and told of by one command, which goes on where it was stopped.
+
+python pipelines/study.py configs/studies/figure4.yaml                what is missing, and the page
+python pipelines/study.py configs/studies/figure4.yaml --dry-run      the grid, what it costs and what is there
+python pipelines/study.py configs/studies/figure4.yaml --page         the page again, from what is there
+python pipelines/study.py configs/studies/figure4.yaml --slurm        one array task for each run
+
+A run that is there already, also as another study made it, is not made again.
+"""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+
+from cmdist.errors import CmdistError, ConfigError
+from cmdist.studies import grid, page, running, slurm
+from cmdist.system import cli, storage
+
+tell = partial(print, flush=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="a study file, e.g. configs/studies/figure4.yaml")
+    parser.add_argument(
+        "--root", default="runs/studies", help="of the data and runs of all studies (default %(default)s)"
+    )
+    parser.add_argument("--out", default="docs/studies", help="where the page and its tables go (default %(default)s)")
+    parser.add_argument("--width", type=int, help="runs side by side; default: one for each GPU, or for each CPU core")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="print the grid and its cost, make nothing")
+    what.add_argument("--page", action="store_true", help="tables, figure and page from what is there")
+    what.add_argument("--slurm", action="store_true", help="submit an array for each generation of runs")
+    what.add_argument("--task", type=int, metavar="N", help="the run of number N alone, as an array's task does")
+    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="with --slurm, of sbatch")
+    options = parser.parse_args(arguments)
+    if options.width is not None and not 1 <= options.width <= 1024:
+        raise ConfigError(f"--width must be 1 to 1024, not {options.width}")
+    if options.sbatch and not options.slurm:
+        raise ConfigError("--sbatch is of --slurm")
+    study, name = grid.load(options.study), options.study.rpartition("/")[2].partition(".")[0]
+    if options.dry_run:
+        return running.print_plan(study, options.root, tell)
+    if not options.page:
+        running.prepare(study, options.root, tell)
+    cells = grid.cells(study, options.root)
+    if options.task is not None:
+        if not 0 <= options.task < len(cells):
+            raise ConfigError(f"--task {options.task}: the study has the runs 0 ... {len(cells) - 1}")
+        return running.make(cells[options.task], options.root, tell)
+    if options.slurm:
+        return slurm.submit(options.study, cells, options.root, options.out, options.sbatch, tell)
+    failed = [] if options.page else running.make_all(cells, options.root, options.width, tell)
+    if failed:
+        raise CmdistError(f"{len(failed)} of {len(cells)} runs failed, first {failed[0]}; the same command tries again")
+    tell(f"page: {page.write(study, name, cells, options.out)}")
+    tell(f"runs: {storage.join(options.root, 'runs')}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
