@@ -53,7 +53,7 @@ def test_no_secret_gets_out(tmp_path: Path, digits: str, own: Rclone) -> None:
     assert "the bucket does not exist" in missing.text and "Traceback" in missing.text
     os.environ["AWS_SECRET_ACCESS_KEY"] = f"not-{SECRET}"
     refused = train(1, tmp_path / "c.log", settings, ROOT, tracking, "--debug")
-    assert refused.join() == [3]
+    assert refused.join() == [2]
     assert "refuses access" in refused.text
     said = train(1, tmp_path / "url.log", settings, f"run.root=s3://KEY:{SECRET}@bucket/runs", "--debug")
     assert said.join() == [2]
