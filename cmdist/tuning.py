@@ -105,7 +105,7 @@ def search_times(
     }
     if world.first:
         what = dataclasses.asdict(search) | {"weights": subject.source["weights"], "ema": decay}
-        name = f"times-{run.step:010d}-{search.steps}-{measurement.identity(what)}.json"
+        name = f"times-{run.step:010d}-{search.steps}-{measurement.digest(what)}.json"
         storage.write(storage.join(evaluation.folder, name), json.dumps(result, indent=1).encode())
     return result
 

@@ -34,7 +34,7 @@ class Thinning:
         return bool(self.remove or self.strip)
 
 
-def plan(folders: Sequence[Entry], newest: Entry, keep: Keep, evaluated: Iterable[int]) -> Thinning:
+def choose(folders: Sequence[Entry], newest: Entry, keep: Keep, evaluated: Iterable[int]) -> Thinning:
     """What the rule leaves over below `newest`, which is committed and verified.
 
     Damaged folders, set aside, are never removed; nor is anything complete that does not count: it has lost its COMMIT,
@@ -80,7 +80,7 @@ def thinning(run_url: str, step: int, attempt: int, keep: Keep) -> Thinning:
     """The plan for a run whose newest checkpoint, committed and verified, is that of `step` by `attempt`."""
     folders = entries(run_url)
     newest = next(e for e in folders if (e.step, e.attempt) == (step, attempt))
-    return plan(folders, newest, keep, evaluated(run_url))
+    return choose(folders, newest, keep, evaluated(run_url))
 
 
 def thin(what: Thinning) -> None:

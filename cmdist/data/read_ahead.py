@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from cmdist.data.preparing.workers import sendable
 from cmdist.errors import DataError
 
-AHEAD = 3  # arrays of each process: one with the caller, one being filled, one filled before
-PATIENCE = 2.0  # seconds that a process has for ending by itself
+ARRAYS = 3  # arrays of each process: one with the caller, one being filled, one filled before
+GRACE = 2.0  # seconds that a process has for ending by itself
 
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
@@ -51,7 +51,7 @@ def filled(
     def end() -> None:
         for worker in crew:
             worker.connection.close()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + GRACE
         for worker in crew:
             worker.process.join(max(0.0, deadline - time.monotonic()))
             worker.process.kill()
@@ -65,7 +65,7 @@ def filled(
             crew.append(_Worker(fill, shape, crew))
         turns: deque[tuple[_Worker, int]] = deque()
         places: Iterator[tuple[int, _Worker]] = itertools.product(
-            range(AHEAD), crew
+            range(ARRAYS), crew
         )  # free ones: first one of each process, then the next of each
         while True:
             for (place, worker), number in zip(places, numbers, strict=False):
@@ -86,9 +86,9 @@ class _Worker:
 
     def __init__(self, fill: Callable[[int, Pixels], Any], shape: Sequence[int], others: Sequence["_Worker"]) -> None:
         memory = mmap.mmap(
-            -1, AHEAD * int(np.prod(shape, dtype=np.int64))
+            -1, ARRAYS * int(np.prod(shape, dtype=np.int64))
         )  # shared after a fork; not of /dev/shm, which may be small
-        self.arrays: Pixels = np.frombuffer(memory, np.uint8).reshape(AHEAD, *shape)
+        self.arrays: Pixels = np.frombuffer(memory, np.uint8).reshape(ARRAYS, *shape)
         self.connection, theirs = _context.Pipe()
         # what a child holds of these ends would keep its brothers from noticing that this process is gone
         ours = [self.connection, *(other.connection for other in others)]
@@ -112,7 +112,7 @@ class _Worker:
         try:
             yield
         except (EOFError, OSError) as gone:
-            self.process.join(PATIENCE)
+            self.process.join(GRACE)
             raise DataError(
                 f"a reading process died (exit code {self.process.exitcode}); if the node ran out of memory, lower "
                 "data.workers"

@@ -73,10 +73,10 @@ class Task:
         return slice(max(0, self.seeds.start - group * size), min(size, self.seeds.stop - group * size))
 
     def blocks(self, images: int = 128) -> list[range]:
-        """The groups in runs of at least so many images, cut at multiples of such a run on the line of seeds."""
-        run = -(-images // group_size(*self.shape[1:]))
-        numbers = range(self.groups.start // run, (self.groups.stop - 1) // run + 1)
-        return [range(max(self.groups.start, i * run), min(self.groups.stop, (i + 1) * run)) for i in numbers]
+        """The groups in stretches of at least so many images, cut at their multiples on the line of seeds."""
+        stretch = -(-images // group_size(*self.shape[1:]))
+        numbers = range(self.groups.start // stretch, (self.groups.stop - 1) // stretch + 1)
+        return [range(max(self.groups.start, i * stretch), min(self.groups.stop, (i + 1) * stretch)) for i in numbers]
 
     def before(self, group: int) -> int:
         """How many of the task's images come before a group."""

@@ -246,7 +246,7 @@ def matched_gaussian(images: Tensor, n: int, seed: int) -> Tensor:
     return (pixels + 0.5).clamp(0, 255).to(torch.uint8).view(n, *images.shape[1:])
 
 
-def identity(content: Mapping[str, object]) -> str:
+def digest(content: Mapping[str, object]) -> str:
     """16 hexadecimal digits that name a JSON content: two figures may be compared if their protocols have the same."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

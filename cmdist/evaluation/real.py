@@ -66,7 +66,7 @@ def statistics(data: ShardedImages, extractor: Extractor, scratch: str, world: W
     """Statistics of all real images, on rank 0; made once, on all ranks, which must all call, and kept beside them.
     Raises DataError.
     """
-    name = measurement.identity(references.describe(extractor) | {"data": data.index_hash})
+    name = measurement.digest(references.describe(extractor) | {"data": data.index_hash})
     url = storage.join(data.url, f"statistics-{name}.npz")
     if distributed.gather(storage.exists(url) if world.first else None, world.control)[0]:
         with cli.before_start():

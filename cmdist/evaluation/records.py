@@ -131,13 +131,13 @@ def describe(
         "title": sampler.title,
         "step": evaluation.step,
         "protocol": protocol,
-        "protocol_id": measurement.identity(protocol),
+        "protocol_id": measurement.digest(protocol),
         "sampling": sampler.described | {"ema": subject.ema, "precision": evaluation.precision, "group": group},
         "checkpoint": subject.source,
     }
     # the weights and not their place: a run may be moved
     content = record | {"checkpoint": subject.source["weights"]}
-    return record | {"measured": measurement.identity(content)}
+    return record | {"measured": measurement.digest(content)}
 
 
 def read(folder: str, step: int) -> list[dict[str, Any]]:
@@ -170,7 +170,7 @@ def make(
         "of": [base["measured"] for base in bases],
         "probabilities": any(table.need(metrics, "probabilities") for _, metrics, _ in todo),
     }
-    parts = storage.join(folder, f"parts-{distributed.gather(measurement.identity(content), world.control)[0]}")
+    parts = storage.join(folder, f"parts-{distributed.gather(measurement.digest(content), world.control)[0]}")
     keep = (pictures.ROWS + 1) * columns
     bar, advance = real.progress(images.n, sampler.name, world)
     with bar:
@@ -192,7 +192,7 @@ def make(
     records = []
     for base, (_, metrics, _) in zip(bases, todo, strict=True):
         record = base | {"metrics": {f"{metric}_{sampler.name}": outcome.figures[metric] for metric in metrics}} | how
-        record["identity"] = measurement.identity({"measured": base["measured"], "metrics": list(metrics)})
+        record["identity"] = measurement.digest({"measured": base["measured"], "metrics": list(metrics)})
         name = f"step-{base['step']:010d}-{metrics[0]}_{sampler.name}-{record['identity']}"
         record["stem"] = storage.join(folder, name)
         pictures.write(record["stem"], shown, columns)

@@ -208,7 +208,7 @@ def cells(study: Study, root: str) -> list[Cell]:
                 followed = {key: by_place[other, seed] for key, other in group.after.items()}
                 config = _config(study, name, group.keys | keys, seed, root, followed)
                 known = {key: cell.name for key, cell in followed.items()} | models.measured(config, index_hash)
-                label = f"{config.kind_name}-{identity(config, known)}"
+                label = f"{config.kind_name}-{digest(config, known)}"
                 config = configuration.replaced(config, {"run.name": label})
                 needs = tuple(dict.fromkeys(cell.name for cell in followed.values()))
                 cell = Cell(name, axes, seed, config, group.measure, needs)
@@ -219,7 +219,7 @@ def cells(study: Study, root: str) -> list[Cell]:
     return list(made.values())
 
 
-def identity(config: Config, known: Mapping[str, str]) -> str:
+def digest(config: Config, known: Mapping[str, str]) -> str:
     """12 digits for all that a run is: every key but those of places, and `known` for keys that name a content."""
     values = configuration.by_key(configuration.fixed(config))
     for key, mark in configuration.marks(config).items():

@@ -9,7 +9,7 @@ import time
 
 from cmdist.system import cli
 
-AHEAD = 0.5  # seconds before the end, for the sentence
+EARLY = 0.5  # seconds before the end, for the sentence
 
 
 class Watchdog:
@@ -44,6 +44,6 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        while (left := self._deadline - AHEAD - time.monotonic()) > 0:
+        while (left := self._deadline - EARLY - time.monotonic()) > 0:
             time.sleep(min(left, 1.0))
         cli.say_failure(f"nothing has happened for {self.seconds / 60:g} min ({self._limit}); where it is stuck:")

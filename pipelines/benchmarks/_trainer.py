@@ -88,9 +88,9 @@ def _images(config: Config, folder: Path) -> str:
     names = tuple(f"{label:04d}" for label in range(d.classes))
     labels = np.arange(count) % d.classes if d.classes else None
     source = Source("made up", d.image_size, d.channels, "none", count, image, labels, names)
-    plan = preparation.make_plan(source, seed=0, per_shard=-(-count // 4), encoding=RAW)
-    write_shards(str(folder), source, plan)
-    finish(str(folder), plan)
+    division = preparation.divide(source, seed=0, per_shard=-(-count // 4), encoding=RAW)
+    write_shards(str(folder), source, division)
+    finish(str(folder), division)
     return str(folder)
 
 

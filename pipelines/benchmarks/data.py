@@ -62,9 +62,9 @@ def main(arguments: Sequence[str]) -> None:
 def prepare(url: str, size: int, encoding: str) -> None:
     """Photographs of the size, enough that nothing is kept decoded in memory."""
     source = photos(size, 20_000 if size <= 64 else 1_500)
-    plan = preparation.make_plan(source, seed=0, per_shard=source.count // 10, encoding=encoding)
-    write_shards(url, source, plan, processes=os.cpu_count() or 1)
-    finish(url, plan)
+    division = preparation.divide(source, seed=0, per_shard=source.count // 10, encoding=encoding)
+    write_shards(url, source, division, processes=os.cpu_count() or 1)
+    finish(url, division)
 
 
 Rate = tuple[float, float]  # images/s by the clock, and by the CPU time of the process that decodes

@@ -122,13 +122,13 @@ def many(count: int, encoding: str, workers: int) -> None:
     )
     source = photos(64, count)
     with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
-        plan = preparation.make_plan(source, encoding=encoding)
+        division = preparation.divide(source, encoding=encoding)
         with measured("prepared", count):
-            write_shards(folder, source, plan, processes=workers)
+            write_shards(folder, source, division, processes=workers)
         with measured("checked again, as a rerun does", count):
-            write_shards(folder, source, plan, processes=workers)
+            write_shards(folder, source, division, processes=workers)
         with measured("index written", count):
-            finish(folder, plan)
+            finish(folder, division)
         print(f"bytes: {sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file()):,}", flush=True)
         dataset = open_dataset(folder, memory=0)
         order, batches = Order(dataset.counts, seed=0), count // BATCH

@@ -8,7 +8,7 @@ import torch
 
 from cmdist.checkpoints import checkpoint, retention, search
 from cmdist.checkpoints.layout import Layout
-from cmdist.checkpoints.retention import Keep, plan, thin, thinning
+from cmdist.checkpoints.retention import Keep, choose, thin, thinning
 from cmdist.checkpoints.saver import Saver, Snapshot
 from cmdist.checkpoints.search import Entry
 from cmdist.system import storage
@@ -40,7 +40,7 @@ def steps(entries: Any) -> list[int]:
 )
 def test_the_rule(keep: Keep, evaluated: list[int], removed: list[int], stripped: list[int]) -> None:
     found = [entry(step) for step in (10, 20, 30, 40, 50)]
-    what = plan(found, found[-1], keep, evaluated)
+    what = choose(found, found[-1], keep, evaluated)
     assert steps(what.remove) == removed and steps(what.strip) == stripped
 
 
@@ -66,7 +66,7 @@ def test_remains_of_dead_attempts_go_and_what_was_set_aside_or_is_complete_stays
         entry(60, 3, partial),
         entry(45, 4, partial),
     ]
-    what = plan(found, entry(50, 3), Keep(3), [30])
+    what = choose(found, entry(50, 3), Keep(3), [30])
     # attempt 4's folder may be in the making; nothing above the newest is touched; step 30 of attempt 1 is complete and
     # another branch: a person may still want it
     assert {e.url for e in what.remove} == {"step-10-1", "step-20-1", "step-40-2"} and not what.strip
@@ -81,7 +81,7 @@ def test_complete_data_without_commit_stay_unless_they_are_known_to_be_a_rest() 
     goes = [entry(20, names=lost | {"UNFINISHED"}), entry(21, names=lost | {"VERIFIED", "REMOVING"})]
     goes += [entry(22, names=rank_missing), entry(23, names=lost - {"state.json"})]
     newest = entry(50, 2)
-    assert steps(plan([*stays, *goes, newest], newest, Keep(1), []).remove) == [20, 21, 22, 23]
+    assert steps(choose([*stays, *goes, newest], newest, Keep(1), []).remove) == [20, 21, 22, 23]
     assert steps(retention.remains([*stays, *goes, newest], 3)[0]) == [20, 21]
     assert steps(retention.remains([*stays, *goes, newest], 3)[1]) == [10, 11, 12]
 

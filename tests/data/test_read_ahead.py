@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from cmdist.data.read_ahead import AHEAD, filled
+from cmdist.data.read_ahead import ARRAYS, filled
 from cmdist.errors import DataError
 
 SHAPE = (2, 3)
@@ -52,7 +52,7 @@ def test_an_array_stays_until_the_next_is_asked_for_and_no_more_than_promised_ar
             time.sleep(0.005)  # for the processes to be as far ahead as they get
             assert (array == expected).all()
             assert (
-                len(taken) == expected + 2 * AHEAD
+                len(taken) == expected + 2 * ARRAYS
             )  # with this one: all places are taken, and each process has two to go on with
 
 
@@ -79,7 +79,7 @@ def test_a_process_that_dies_is_noticed_at_once_and_named(children):
     os.kill(pid, signal.SIGKILL)
     start = time.monotonic()
     with pytest.raises(DataError, match=r"^a reading process died \(exit code -9\); if the node ran out of memory"):
-        for _ in range(2 * AHEAD + 1):  # what it had filled before may still come
+        for _ in range(2 * ARRAYS + 1):  # what it had filled before may still come
             next(arrays)
     assert time.monotonic() - start < 2
     assert not children()

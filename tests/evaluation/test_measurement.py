@@ -23,8 +23,8 @@ WORLD = distributed.World()
 
 
 def test_identity_depends_on_content_and_not_on_order():
-    assert measurement.identity({"a": 1, "b": [1, 2]}) == measurement.identity({"b": [1, 2], "a": 1})
-    assert measurement.identity({"a": 1}) != measurement.identity({"a": 2})
+    assert measurement.digest({"a": 1, "b": [1, 2]}) == measurement.digest({"b": [1, 2], "a": 1})
+    assert measurement.digest({"a": 1}) != measurement.digest({"a": 2})
 
 
 def test_code_version_names_version_and_commit():

@@ -97,7 +97,7 @@ def test_protocol_record_is_complete(evaluated, data):
         assert (
             protocol["labels"] == "seed modulo 10" and protocol["rounding"] == "floor(127.5 x + 128), clipped to 0..255"
         )
-        assert record["protocol_id"] == measurement.identity(protocol)
+        assert record["protocol_id"] == measurement.digest(protocol)
         assert record["sampling"]["ema"] == 0.9 and record["sampling"]["group"] == 256
         assert record["sampling"]["times"] == ([80.0] if metric == "fd_1step" else [80.0, 0.8])
         commit = json.loads((evaluated / "checkpoints" / "step-0000000010" / "COMMIT").read_text())
@@ -152,7 +152,7 @@ def test_records_of_before_the_arithmetic_are_kept_and_not_taken_for_new_ones(ru
     (path,) = (run / "evaluations").glob("*.json")
     old = json.loads(path.read_text())
     del old["protocol"]["arithmetic"]
-    old["protocol_id"] = measurement.identity(old["protocol"])
+    old["protocol_id"] = measurement.digest(old["protocol"])
     old["measured"] = old["identity"] = "0" * 16
     path.write_text(json.dumps(old))
     older = path.rename(path.with_name("step-0000000010-fd_1step-0000000000000000.json"))

@@ -1,9 +1,9 @@
 """A preparation that may be interrupted, and shared out to many jobs:
-its plan, and one small record for each finished shard.
+its division, and one small record for each finished shard.
 
-While it lasts the folder holds preparing.json (the plan) and preparing/shard-NNNNNN.npz (what is known of a shard that
-is there whole). Both are gone at the end. Shard and record are pure functions of the plan and the source, so anything
-may be killed and done again.
+While it lasts the folder holds preparing.json (the division) and preparing/shard-NNNNNN.npz (what is known of a shard
+that is there whole). Both are gone at the end. Shard and record are pure functions of the division and the source, so
+anything may be killed and done again.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _ESCAPED = {ord(character): repr(character)[1:-1] for character in "\t\n\r"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class Division:
     """Everything that the bytes of the shards depend on, except for the source's own bytes."""
 
     described: dict[str, Any]  # as it goes into the index
@@ -48,7 +48,7 @@ class Plan:
         return -(-self.count // self.per_shard)
 
     @property
-    def identity(self) -> str:
+    def digest(self) -> str:
         """A hash of all of it but the origin, which may change where a file is put right."""
         content = {name: value for name, value in asdict(self).items() if name != "origin"}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -62,7 +62,7 @@ class Finished(NamedTuple):
     treated: dict[str, int]  # how many images were turned, or laid on a background
 
 
-def make_plan(
+def divide(
     source: Source,
     *,
     seed: int = 0,
@@ -70,8 +70,8 @@ def make_plan(
     encoding: str = "png",
     quality: int = 95,
     prepared: dict[str, Any] | None = None,
-) -> Plan:
-    """The plan to write `source`. `prepared` (what was asked for) goes into the index as it is."""
+) -> Division:
+    """The division to write `source`. `prepared` (what was asked for) goes into the index as it is."""
     described = {
         "name": source.name,
         "image_size": source.image_size,
@@ -87,7 +87,7 @@ def make_plan(
     labels = b"" if source.labels is None else np.ascontiguousarray(source.labels).tobytes()
     fingerprint = xxhash.xxh3_128_hexdigest(labels) + source.fingerprint
     origin = {"listing": fingerprint, "modified": source.modified, "sample": source.sample()}
-    return Plan(described, fingerprint, source.count, seed, per_shard, encoding, quality, origin)
+    return Division(described, fingerprint, source.count, seed, per_shard, encoding, quality, origin)
 
 
 def shard_name(number: int) -> str:
@@ -95,51 +95,51 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def begin(url: str, plan: Plan) -> None:
-    """Mark the folder as being prepared by this plan. Many parts may do so at once.
+def begin(url: str, division: Division) -> None:
+    """Mark the folder as being prepared by this division. Many parts may do so at once.
 
-    Raises DataError if it holds something that is not ours, or the beginnings of a preparation by another plan.
+    Raises DataError if it holds something that is not ours, or the beginnings of a preparation by another division.
     """
     names = [name for name in storage.names(url) if not name.startswith(".")]
     if PREPARING in names or storage.exists(storage.join(url, PREPARING)):
-        there = read_plan(url)
-        if there.identity == plan.identity:
+        there = read_division(url)
+        if there.digest == division.digest:
             return
-        if any(name.endswith(".tar") for name in names):  # before the first shard a plan may still change
+        if any(name.endswith(".tar") for name in names):  # before the first shard a division may still change
             raise DataError(
                 f"{url} holds a half-finished preparation of another source or with other options "
-                f"({_difference(there, plan)}): "
+                f"({_difference(there, division)}): "
                 "repeat it with those, give another --out, or remove the folder"
             )
     elif names:
         raise DataError(f"{url} is not empty and holds no prepared data set; give another --out")
-    if REPORT in names:  # of another plan
+    if REPORT in names:  # of another division
         storage.remove(storage.join(url, REPORT))
-    storage.write(storage.join(url, PREPARING), json.dumps(asdict(plan)).encode())
+    storage.write(storage.join(url, PREPARING), json.dumps(asdict(division)).encode())
 
 
-def read_plan(url: str) -> Plan:
-    """The plan of the preparation that is going on. Raises DataError if there is none."""
+def read_division(url: str) -> Division:
+    """The division of the preparation that is going on. Raises DataError if there is none."""
     where = storage.join(url, PREPARING)
     try:
-        return Plan(**json.loads(storage.read(where)))
+        return Division(**json.loads(storage.read(where)))
     except FileNotFoundError as error:
         raise DataError(f"no preparation is going on at {url}: {PREPARING} is missing") from error
     except (ValueError, TypeError) as error:
         raise DataError(f"{where} is damaged or of another version; remove {url} and prepare it again") from error
 
 
-def _difference(there: Plan, now: Plan) -> str:
-    a, b = ({**asdict(plan), **plan.described, **(plan.described["prepared"] or {})} for plan in (there, now))
+def _difference(there: Division, now: Division) -> str:
+    a, b = ({**asdict(each), **each.described, **(each.described["prepared"] or {})} for each in (there, now))
     names = [key for key in sorted({*a, *b} - {"described", "prepared", "origin"}) if a.get(key) != b.get(key)]
     shown = [f"{key}: {a.get(key)!r} there, {b.get(key)!r} now" for key in names if key not in ("listing", "classes")]
     return "; ".join(shown) or "the source's files or labels have changed"
 
 
-def save(url: str, plan: Plan, number: int, done: Finished) -> None:
+def save(url: str, division: Division, number: int, done: Finished) -> None:
     """Record that a shard is there whole."""
     scan = done.scan
-    content = {"plan": plan.identity, "entry": scan.entry, "bad": done.bad, "treated": done.treated}
+    content = {"plan": division.digest, "entry": scan.entry, "bad": done.bad, "treated": done.treated}
     known = json.dumps(content).encode()
     buffer = io.BytesIO()
     np.savez(buffer, known=np.frombuffer(known, np.uint8), **scan.samples)  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def save(url: str, plan: Plan, number: int, done: Finished) -> None:
     storage.write(_record(url, number), xxhash.xxh3_128_digest(data) + data)
 
 
-def load(url: str, plan: Plan, number: int, verify: bool) -> Finished | None:
+def load(url: str, division: Division, number: int, verify: bool) -> Finished | None:
     """What is known of a shard, or None if it is not there whole.
 
     With `verify`, a shard on a disk is read to compare its checksum, and one without a readable image is not there: to
@@ -163,9 +163,9 @@ def load(url: str, plan: Plan, number: int, verify: bool) -> Finished | None:
         samples = {name: file[name] for name in file.files}
     known = json.loads(samples.pop("known").tobytes())
     entry = known["entry"]
-    if known["plan"] != plan.identity or not _is_there(storage.join(url, shard_name(number)), entry, verify):
+    if known["plan"] != division.digest or not _is_there(storage.join(url, shard_name(number)), entry, verify):
         return None
-    scan = Scan(entry, samples, plan.described["image_size"], plan.encoding == "raw")
+    scan = Scan(entry, samples, division.described["image_size"], division.encoding == "raw")
     return Finished(scan, [(i, text) for i, text in known["bad"]], known.get("treated", {}))
 
 

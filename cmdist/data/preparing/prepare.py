@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cmdist.data.images import open_dataset
 from cmdist.data.index import INDEX
 from cmdist.data.preparing import preparation
-from cmdist.data.preparing.preparation import Plan
+from cmdist.data.preparing.preparation import Division
 from cmdist.data.preparing.shards import finish, write_dataset, write_shards
 from cmdist.data.preparing.sources.base import Source
 from cmdist.data.preparing.sources.digits import digits
@@ -47,9 +47,9 @@ class Writing:
     workers: int = 1
     max_bad: int = 0
 
-    def plan(self, source: Source) -> Plan:
-        """The plan to write a source like this."""
-        return preparation.make_plan(
+    def division(self, source: Source) -> Division:
+        """The division to write a source like this."""
+        return preparation.divide(
             source,
             seed=SEED,
             per_shard=self.per_shard,
@@ -66,20 +66,21 @@ def prepare(out: str, make: Callable[[], Source], how: Writing, part: tuple[int,
     Raises DataError, also for a finished data set whose source has changed since.
     """
     if is_finished(out, how.settings):
-        return compared(out, lambda: how.plan(make()))
+        return compared(out, lambda: how.division(make()))
     source = make()
-    plan = how.plan(source)
+    division = how.division(source)
     _tell(source)
     try:
-        preparation.begin(out, plan)
+        preparation.begin(out, division)
         number, parts = part or (1, 1)
-        images = sum(len(ids) for ids in np.array_split(np.arange(plan.count), plan.shards)[number - 1 :: parts])
+        by_shard = np.array_split(np.arange(division.count), division.shards)
+        images = sum(len(ids) for ids in by_shard[number - 1 :: parts])
         title = f"{source.name} -> {out}" + (f", part {number} of {parts}" if part else "")
         with bar(title, images) as shown:
             write_shards(
                 out,
                 source,
-                plan,
+                division,
                 part=(number, parts),
                 processes=how.workers,
                 max_bad=how.max_bad,
@@ -90,7 +91,7 @@ def prepare(out: str, make: Callable[[], Source], how: Writing, part: tuple[int,
                 f"part {number} of {parts} is there; once all are, the same command with --finish instead "
                 "of --part writes the index"
             )
-        return summary(out, finish(out, plan, max_bad=how.max_bad))
+        return summary(out, finish(out, division, max_bad=how.max_bad))
     except (DataError, FileNotFoundError):
         if not is_finished(out, how.settings):  # the same command beside this one may have been faster
             raise
@@ -101,11 +102,11 @@ def finish_parts(out: str, how: Writing) -> str:
     """Write the index once all parts are there. Returns a sentence on it. Raises DataError."""
     if is_finished(out, how.settings):
         return f"{out} is prepared already"
-    plan = preparation.read_plan(out)
-    if plan.described["prepared"] != how.settings:
-        there = plan.described["prepared"]
+    division = preparation.read_division(out)
+    if division.described["prepared"] != how.settings:
+        there = division.described["prepared"]
         raise DataError(f"{out} is being prepared with other arguments ({there}, now {how.settings})")
-    return summary(out, finish(out, plan, max_bad=how.max_bad))
+    return summary(out, finish(out, division, max_bad=how.max_bad))
 
 
 def prepare_digits(out: str, how: Writing, train: Train) -> str:
@@ -115,7 +116,7 @@ def prepare_digits(out: str, how: Writing, train: Train) -> str:
     if is_finished(out, how.settings):
         return f"{out} is prepared already"
     source = digits()
-    preparation.begin(out, how.plan(source))
+    preparation.begin(out, how.division(source))
     extractor = _extractor(out, source, train)
     with bar(f"{source.name} -> {out}", source.count) as shown:
         index = write_dataset(
@@ -148,7 +149,7 @@ def is_finished(out: str, settings: dict[str, Any]) -> bool:
     return True
 
 
-def compared(out: str, plan_now: Callable[[], Plan]) -> str:
+def compared(out: str, division_now: Callable[[], Division]) -> str:
     """Compare the source as it is now with that of a finished data set. Returns a sentence.
     Raises DataError if it has changed.
     """
@@ -156,7 +157,7 @@ def compared(out: str, plan_now: Callable[[], Plan]) -> str:
     if there is None:
         return f"{out} is prepared already (by a version that kept nothing to compare its source with)"
     try:
-        now = plan_now().origin
+        now = division_now().origin
     except (DataError, OSError) as error:
         return f"{out} is prepared already; its source was not compared: {error}"
     for name, what in (("listing", "its names, sizes or labels"), ("sample", "the content of some images")):

@@ -20,7 +20,7 @@ from cmdist.data.decode import BadImageError, encode
 from cmdist.data.index import FORMAT, INDEX, SAMPLES
 from cmdist.data.order import permutation
 from cmdist.data.preparing import preparation, workers
-from cmdist.data.preparing.preparation import Bad, Finished, Plan
+from cmdist.data.preparing.preparation import Bad, Division, Finished
 from cmdist.data.preparing.scan import Scan, nothing, scan_shard
 from cmdist.data.preparing.sources.base import Pixels, Source
 from cmdist.data.preparing.workers import Progress, Tally
@@ -44,42 +44,42 @@ def write_dataset(
     The same arguments give the same bytes. `extractor` (a file that lies there already) and `prepared` (what made this)
     go into the index as they are. Raises DataError for an empty source or an image that is not what the source says.
     """
-    plan = preparation.make_plan(source, seed=seed, per_shard=per_shard, prepared=prepared)
-    write_shards(url, source, plan, progress=progress)
-    return finish(url, plan, extractor)
+    division = preparation.divide(source, seed=seed, per_shard=per_shard, prepared=prepared)
+    write_shards(url, source, division, progress=progress)
+    return finish(url, division, extractor)
 
 
 def write_shards(
     url: str,
     source: Source,
-    plan: Plan,
+    division: Division,
     *,
     part: tuple[int, int] = (1, 1),
     processes: int = 1,
     max_bad: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Write the shards of a plan that are not there yet, or the k-th of n parts of them (`part`), in some processes.
+    """Write the shards of a division that are not there yet, or the k-th of n parts of them, in some processes.
 
-    Shard s holds what `plan` says whoever writes it: every n-th shard belongs to a part, images are shuffled over all
-    shards. An image that cannot be read is left out of its shard. Raises DataError for an empty source, an image that
-    is not what the source says, and once more than `max_bad` images could not be read.
+    Shard s holds what `division` says whoever writes it: every n-th shard belongs to a part, images are shuffled over
+    all shards. An image that cannot be read is left out of its shard. Raises DataError for an empty source, an image
+    that is not what the source says, and once more than `max_bad` images could not be read.
     """
     if source.count == 0:
         raise DataError(f"{source.name} is empty: there is nothing to write to {url}")
-    order = permutation(plan.count, plan.seed, "write")
-    ids = np.array_split(order, plan.shards)
+    order = permutation(division.count, division.seed, "write")
+    ids = np.array_split(order, division.shards)
 
     def write(number: int, tally: Tally) -> None:
-        if there := preparation.load(url, plan, number, verify=True):
+        if there := preparation.load(url, division, number, verify=True):
             tally.add(len(ids[number]), len(there.bad))
             _check_bad(tally.bad, max_bad, there.bad)
             return
         with scratch.folder() as temporary:
             path = temporary / preparation.shard_name(number)
-            bad, treated = _write_tar(path, source, plan, ids[number], max_bad, tally)
+            bad, treated = _write_tar(path, source, division, ids[number], max_bad, tally)
             if len(bad) == len(ids[number]):
-                scan = nothing(path.name, source.image_size, plan.encoding == "raw")
+                scan = nothing(path.name, source.image_size, division.encoding == "raw")
             else:
                 scan = scan_shard(path, source.image_size, source.channels)
             tally.add(0)  # a worker whose parent is gone ends here
@@ -88,13 +88,13 @@ def write_shards(
             elif storage.exists(storage.join(url, path.name)):  # of an attempt that could read some
                 storage.remove(storage.join(url, path.name))
         tally.add(0)
-        preparation.save(url, plan, number, Finished(scan, bad, treated))
+        preparation.save(url, division, number, Finished(scan, bad, treated))
 
     storage.forget()  # what follows may fork
     try:
-        workers.run(range(part[0] - 1, plan.shards, part[1]), write, processes, progress)
+        workers.run(range(part[0] - 1, division.shards, part[1]), write, processes, progress)
     except _TooManyBad as error:
-        done = [each for there in _finished(url, plan) if there for each in there.bad]
+        done = [each for there in _finished(url, division) if there for each in there.bad]
         raise error.sentence(preparation.report_so_far(url, [*done, *error.bad])) from error
 
 
@@ -119,7 +119,7 @@ def _check_bad(count: int, allowed: int, bad: list[Bad]) -> None:
 
 
 def _write_tar(
-    path: Path, source: Source, plan: Plan, ids: NDArray[np.int64], max_bad: int, tally: Tally
+    path: Path, source: Source, division: Division, ids: NDArray[np.int64], max_bad: int, tally: Tally
 ) -> tuple[list[Bad], dict[str, int]]:
     """The images that could not be read, and how many of the others were treated how."""
     bad: list[Bad] = []
@@ -128,7 +128,7 @@ def _write_tar(
         for i in ids.tolist():
             try:
                 picture = source.read(i)
-                tar.write(_sample(source, plan, i, picture.pixels))
+                tar.write(_sample(source, division, i, picture.pixels))
                 treated.update(picture.treated)
                 tally.add(1)
             except BadImageError as error:
@@ -138,43 +138,45 @@ def _write_tar(
     return bad, dict(treated)
 
 
-def _sample(source: Source, plan: Plan, i: int, pixels: Pixels) -> dict[str, Any]:
+def _sample(source: Source, division: Division, i: int, pixels: Pixels) -> dict[str, Any]:
     expected = (source.image_size, source.image_size, source.channels)
     if pixels.shape != expected or pixels.dtype != np.uint8:
         raise DataError(f"image {i} of {source.name} is {pixels.shape} {pixels.dtype}, not {expected} uint8")
-    sample = {"__key__": f"{i:08d}", plan.encoding: encode(pixels, plan.encoding, plan.quality)}
+    sample = {"__key__": f"{i:08d}", division.encoding: encode(pixels, division.encoding, division.quality)}
     if source.labels is not None:
         sample["cls"] = str(int(source.labels[i])).encode()
     return sample
 
 
-def _finished(url: str, plan: Plan) -> list[Finished | None]:
-    return [preparation.load(url, plan, number, verify=False) for number in range(plan.shards)]
+def _finished(url: str, division: Division) -> list[Finished | None]:
+    return [preparation.load(url, division, number, verify=False) for number in range(division.shards)]
 
 
-def finish(url: str, plan: Plan, extractor: dict[str, Any] | None = None, max_bad: int = 0) -> dict[str, Any]:
-    """Write the index of a plan whose shards are all there, and the report of unreadable images, if any;
+def finish(url: str, division: Division, extractor: dict[str, Any] | None = None, max_bad: int = 0) -> dict[str, Any]:
+    """Write the index of a division whose shards are all there, and the report of unreadable images, if any;
     needs neither source nor shards.
 
     A shard of which no image could be read has no place in the index. Raises DataError if shards are missing, or if
     more than `max_bad` images, or all, could not be read.
     """
-    finished = _finished(url, plan)
+    finished = _finished(url, division)
     missing = [preparation.shard_name(number) for number, there in enumerate(finished) if there is None]
     bad = sorted(each for there in finished if there for each in there.bad)
     scans = [there.scan for there in finished if there and there.scan.entry["count"]]
     if missing:
         raise DataError(
-            f"{len(missing)} of {plan.shards} shards of {url} are not finished, e.g. {missing[0]}: run "
+            f"{len(missing)} of {division.shards} shards of {url} are not finished, e.g. {missing[0]}: run "
             "the parts that write them"
         )
     where = preparation.report(url, bad)
     if len(bad) > max_bad:
         raise _TooManyBad(bad, len(bad), max_bad).sentence(where)
     if not scans:
-        raise DataError(f"none of the {plan.count} images of {plan.described['name']} could be read: see {where}")
+        raise DataError(
+            f"none of the {division.count} images of {division.described['name']} could be read: see {where}"
+        )
     treated = sum((Counter(there.treated) for there in finished if there), Counter())
-    index = write_index(url, plan.described | {"extractor": extractor, "origin": plan.origin | treated}, scans)
+    index = write_index(url, division.described | {"extractor": extractor, "origin": division.origin | treated}, scans)
     preparation.end(url)
     return index
 

@@ -14,7 +14,7 @@ from cmdist.data.decode import BadImageError
 from cmdist.data.images import open_dataset
 from cmdist.data.preparing import scan
 from cmdist.data.preparing.indexing import index_shards
-from cmdist.data.preparing.preparation import begin, make_plan
+from cmdist.data.preparing.preparation import begin, divide
 from cmdist.data.preparing.shards import write_dataset, write_shards
 from cmdist.errors import CmdistError, DataError, FormatError
 from cmdist.system import storage
@@ -352,9 +352,9 @@ def test_a_folder_called_like_a_shard_is_one_sentence(tmp_path):
 
 
 def test_a_half_prepared_folder_is_not_indexed(tmp_path):
-    url, plan = str(tmp_path / "set"), make_plan(numbered(10), per_shard=2)
-    begin(url, plan)
-    write_shards(url, numbered(10), plan, part=(1, 2))
+    url, division = str(tmp_path / "set"), divide(numbered(10), per_shard=2)
+    begin(url, division)
+    write_shards(url, numbered(10), division, part=(1, 2))
     before = storage.names(url)
     with pytest.raises(
         DataError, match=r"set was not finished, so it holds a part of its shards: repeat the command that prepares it$"
