@@ -56,17 +56,15 @@ def _panel(table: Table, panel: Mapping[str, Any], titles: Mapping[str, str]) ->
     def plot(ax: Axes, theme: Theme) -> None:
         colours = [theme.method[name] for name in _COLOURS]
         rows = [row for row in chosen() if row.get(x)]
-        last = max((int(row["step"]) for row in rows), default=0)
         if panel["kind"] == "bars":
             _bars(ax, rows, x, panel["by"], titles, colours)
         else:
             for number, name in enumerate(dict.fromkeys(row[panel["by"]] for row in rows)):
                 points = [row for row in rows if row[panel["by"]] == name]
-                if x not in ("images", "tflop"):
-                    points = [row for row in points if row["step"] == max(p["step"] for p in points)]
+                if x not in ("images", "tflop"):  # of each place the last step of training at which it was measured
+                    points = list({row[x]: row for row in sorted(points, key=lambda row: int(row["step"]))}.values())
                 _curve(ax, points, x, titles.get(name, name), colours[number % 5], _DASHES[number // 5 % 4])
             ax.legend()
-        assert last >= 0
         ax.set(title=panel["title"], ylabel="Frechet distance")
         if panel["log"]:
             ax.set_yscale("log")

@@ -46,6 +46,7 @@ class Measure(Section):
     """What is measured of a run: at its last step and at those of `at`, with so many steps of sampling."""
 
     steps: tuple[str, ...] | None = None  # of sampling; None: those of the configuration
+    times: dict[str, tuple[float, ...]] = Field(default={})  # of so many steps; else sampling.times
     n: Positive = 5000  # images
     at: tuple[Positive, ...] = ()  # steps of training
 
@@ -81,6 +82,7 @@ class Study(Section):
     question: str
     data: str
     prepare: tuple[str, ...] = ()
+    keys: dict[str, Any] = Field(default={})  # of every run
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)]
     groups: Annotated[dict[Name, Group], Field(min_length=1)]
     panels: tuple[Panel, ...] = ()
@@ -151,7 +153,7 @@ class Cell:
 
     def samplers(self, step: int) -> Sequence[str]:
         """Steps of sampling that are measured after so many steps of training."""
-        return self.measure.steps or self.config.usual_steps(step)
+        return [*(self.measure.steps or self.config.usual_steps(step)), *self.measure.times]
 
     def missing(self) -> list[int]:
         """Steps of training of which a figure is not there."""
@@ -168,13 +170,28 @@ class Cell:
         for _, record in stored.records(storage.join(self.url, "evaluations")):
             if record["protocol"]["n"] != self.measure.n or record["protocol"]["seeds"][0] != 0:
                 continue
-            if record["sampling"].get("ema") != self.config.train.ema[0] or record["sampling"].get("searched"):
+            if record["sampling"].get("ema") != self.config.train.ema[0]:
                 continue
             for name, value in record["metrics"].items():
                 metric, _, sampler = name.rpartition("_")
                 sampler = sampler.removesuffix("step") if sampler != "ode" else "heun"
+                if sampler.isdigit() and not self._at_its_times(sampler, record["sampling"]):
+                    continue
                 rows.append({"step": record["step"], "sampler": sampler, "metric": metric, "value": value})
         return rows
+
+    def times(self, sampler: str) -> Sequence[float]:
+        """The noise levels of so many steps."""
+        return self.measure.times.get(sampler, self.config.sampling.times)
+
+    def _at_its_times(self, sampler: str, described: Mapping[str, Any]) -> bool:
+        """Whether a record is of the noise levels that are asked for, and these were not searched on its metric."""
+        if "times" not in described:  # a student of a fixed grid
+            return True
+        count = int(sampler)
+        return list(described["times"])[:count] == list(self.times(sampler))[:count] and (
+            "times searched on" not in described
+        )
 
 
 def load(path: str) -> Study:
@@ -245,6 +262,7 @@ def _config(
         "data.url": study.data_at(root),
         "tracking.experiment": "studies",
         **({"tracking.uri": f"sqlite:///{local}/mlflow.db"} if (local := storage.local_path(root)) else {}),
+        **study.keys,
         **keys,
         **{key: cell.url for key, cell in followed.items()},
     }

@@ -47,6 +47,7 @@ def make_all(grid: Sequence[Cell], root: str, width: int | None, tell: Tell) -> 
     tell(f"{len(by_name)} runs, of which {len(by_name) - len(todo)} are there")
     begin, counted = time.monotonic(), {name: flops(cell.config) for name, cell in todo.items()}
     ended: list[str] = []
+    seeds = list(dict.fromkeys(cell.seed for cell in grid))
 
     def ended_with(name: str, error: BaseException | None) -> None:
         ended.append(name)
@@ -57,7 +58,7 @@ def make_all(grid: Sequence[Cell], root: str, width: int | None, tell: Tell) -> 
 
     works = [
         Job(name, [need for need in cell.needs if need in todo], partial(_make_as_told, grid, name, root))
-        for name, cell in todo.items()
+        for name, cell in sorted(todo.items(), key=lambda item: seeds.index(item[1].seed))  # a seed after the other
     ]
     with _terminated_as_interrupted():
         failed = jobs.run(works, width or jobs.places(), ended_with)
@@ -87,7 +88,10 @@ def make(cell: Cell, root: str, tell: Tell, place: Place | None = None) -> None:
         tell(f"{cell.title}: trained")
     for step in cell.missing():
         arguments = [cell.url, "--checkpoint", str(step), "--n", str(cell.measure.n)]
-        command(place, root, cell.name, "evaluate.py", *arguments, "--steps", *cell.samplers(step))
+        usual = [sampler for sampler in cell.samplers(step) if sampler not in cell.measure.times]
+        for samplers, times in [(usual, None), *(([name], levels) for name, levels in cell.measure.times.items())]:
+            at = ["--times", *map(str, times)] if times else []
+            command(place, root, cell.name, "evaluate.py", *arguments, "--steps", *samplers, *at)
         tell(f"{cell.title}: measured at step {step}")
 
 
