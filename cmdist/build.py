@@ -19,16 +19,18 @@ from cmdist.core.objectives.base import At, Objective
 from cmdist.data.cache import Cache, default_folder
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import ConfigError, DataError
-from cmdist.kinds.distances import Lpips, plain
+from cmdist.evaluation import extractors
+from cmdist.kinds.distances import Features, Lpips, plain
 from cmdist.kinds.kind import Parts
 from cmdist.kinds.networks import NETWORKS
 from cmdist.models import TrainedRun, Weights, described, ema_weights, open_run
 from cmdist.nets import group_norm, released
+from cmdist.nets.classifier import Classifier, Layers
 from cmdist.nets.lpips import load_lpips
 from cmdist.nets.undrawn import Undrawn
 from cmdist.nets.unet import SECOND, UNet
 from cmdist.sections import Section
-from cmdist.system import storage
+from cmdist.system import sharing, storage
 from cmdist.system.distributed import World
 from cmdist.train.optim import learning_rate
 
@@ -120,7 +122,16 @@ def distance(
     if isinstance(keys, Lpips):
         network = load_lpips(keys.weights, keys.pooling, device, keys.precision, world)
         return distances.lpips(compiled(config, network), network.features)
+    if isinstance(keys, Features):
+        url = keys.extractor or config.data.url
+        state = sharing.tensors_once(world or World(), lambda: _classifier(url).state_dict())
+        layers = Layers(Classifier.from_state_dict(state)).to(device)
+        return distances.Perceptual(layers, layers.features, None)
     return plain(keys, (config.data.channels, config.data.image_size, config.data.image_size))
+
+
+def _classifier(url: str) -> Classifier:
+    return extractors.classifier(open_dataset(url))[0]
 
 
 def objective(config: Config, distance: Callable[[Section], distances.Distance]) -> Objective:

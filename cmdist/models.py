@@ -13,8 +13,9 @@ from cmdist.checkpoints.layout import weights_of_network
 from cmdist.config import Config
 from cmdist.core.exact import FiniteDataSet
 from cmdist.core.noise import Denoise
-from cmdist.data.images import ShardedImages
+from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import CheckpointError, ConfigError, DataError
+from cmdist.evaluation import extractors
 from cmdist.nets import released
 from cmdist.nets.lpips import SOURCE, fingerprint
 from cmdist.system import sharing, storage
@@ -132,6 +133,8 @@ def measured(config: Config, index_hash: str) -> dict[str, str]:
     hashes = {"data.url": index_hash}
     if config.lpips:
         hashes["objective.distance.weights"] = fingerprint(config.lpips.weights)
+    if config.classifier:
+        hashes["objective.distance.extractor"] = extractors.classifier(open_dataset(config.classifier))[1]
     return hashes
 
 

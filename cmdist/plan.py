@@ -18,6 +18,7 @@ from cmdist import build
 from cmdist.config import Config
 from cmdist.core import distances
 from cmdist.core.objectives.base import Networks
+from cmdist.nets.classifier import Classifier, Layers
 from cmdist.nets.lpips import Lpips
 from cmdist.train.engine import BUCKET
 from cmdist.train.optim import make_optimizer
@@ -136,6 +137,9 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "
         update={"data": config.data.model_copy(update={"classes": 0})}
     )  # labels cost nothing, and have values
     distance = distances.lpips(perceptual, perceptual.features) if perceptual else None
+    if config.classifier:  # its weights change no figure either
+        layers = Layers(Classifier(config.data.channels, 2))
+        distance = distances.Perceptual(layers, layers.features, None)
     objective = build.objective(unlabelled, lambda keys: distance or build.distance(unlabelled, keys))
     b, size, channels = config.train.micro_batch, config.data.image_size, config.data.channels
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import model_validator
 
-from cmdist.kinds.distances import Lpips
+from cmdist.kinds.distances import Features, Lpips
 from cmdist.kinds.kind import Kind
 from cmdist.kinds.networks import NETWORKS, Images
 from cmdist.kinds.objectives import OBJECTIVES
@@ -156,6 +156,12 @@ class Config(Section):
         """The keys of LPIPS, if the loss looks through VGG."""
         distance = getattr(self.objective, "distance", None)
         return distance if isinstance(distance, Lpips) else None
+
+    @property
+    def classifier(self) -> str | None:
+        """The data set whose classifier the loss looks through, if it does."""
+        distance = getattr(self.objective, "distance", None)
+        return (distance.extractor or self.data.url) if isinstance(distance, Features) else None
 
 
 # Keys of format 2 and what has become of them, for overrides and files written by hand.

@@ -40,6 +40,7 @@ objective: {kind: consistency_training, distance: {kind: pseudo_huber}, index: {
     "edm": "objective: {kind: denoising}",
     "l1": "objective: {kind: consistency_training, distance: {kind: l1}, curriculum: {kind: constant}}",
     "l2": "objective: {kind: consistency_training}",
+    "features": "objective: {kind: consistency_training, distance: {kind: features}}",
 }
 BASE = OBJECTIVE["cd"] + REST
 OTHERS = {  # where neither another choice nor a little more would do

@@ -37,11 +37,11 @@ def huber_c(shape: Sequence[int]) -> float:
 
 @dataclass(frozen=True)
 class Perceptual:
-    """LPIPS, see `lpips`."""
+    """A distance between features of a network, see `lpips`; `size` None: images are given as they are."""
 
     network: Callable[[Tensor, Tensor], Tensor]
     features: Callable[[Tensor], Sequence[Tensor]] | None
-    size: int
+    size: int | None
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """(B, C, H, W) twice -> (B,)."""
@@ -67,7 +67,9 @@ class Perceptual:
 
     def _given(self, x: Tensor) -> Tensor:
         x = x.float()
-        return F.interpolate(x, self.size, mode="bilinear", align_corners=False) if x.shape[-1] < 256 else x
+        if self.size is None or x.shape[-1] >= 256:
+            return x
+        return F.interpolate(x, self.size, mode="bilinear", align_corners=False)
 
 
 def lpips(

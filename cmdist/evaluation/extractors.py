@@ -88,6 +88,13 @@ def _entry(data: ShardedImages) -> dict[str, Any]:
 
 def own(data: ShardedImages, device: torch.device) -> Extractor:
     """The small network that lies beside a data set whose images are too small for Inception. Raises DataError."""
+    net, checksum = classifier(data)
+    net = net.to(device)
+    return Extractor("fd", checksum, "none", int(net.head.in_features), lambda images: images.to(device), net.features)
+
+
+def classifier(data: ShardedImages) -> tuple[Classifier, str]:
+    """The classifier that lies beside a data set, and its checksum. Raises DataError."""
     entry = _entry(data)
     url = storage.join(data.url, entry["file"])
     try:
@@ -97,15 +104,12 @@ def own(data: ShardedImages, device: torch.device) -> Extractor:
     if f"xxh3:{xxhash.xxh3_128_hexdigest(content)}" != entry["checksum"]:
         raise DataError(f"the feature extractor {url} is damaged: its checksum is not that of the index")
     try:
-        net = Classifier.from_state_dict(safetensors.torch.load(content)).to(device)
+        return Classifier.from_state_dict(safetensors.torch.load(content)), str(entry["checksum"])
     except Exception as error:  # safetensors and torch say almost anything of what does not fit
         raise DataError(
             f"the feature extractor {url} is no classifier of this project ({short(error)}); restore it, or prepare "
             "the data set again"
         ) from error
-    return Extractor(
-        "fd", entry["checksum"], "none", int(net.head.in_features), lambda images: images.to(device), net.features
-    )
 
 
 def inception(url: str | None, space: str, device: torch.device) -> Extractor:

@@ -10,7 +10,7 @@ from cmdist.core import distances, noise
 from cmdist.core.objectives.base import Objective
 from cmdist.core.objectives.continuous import Continuous
 from cmdist.core.objectives.scm import Scm
-from cmdist.kinds.distances import DISTANCES, L1, L2, Lpips
+from cmdist.kinds.distances import DISTANCES, L1, L2, Features, Lpips
 from cmdist.kinds.kind import Kind, Parts, bounded, edm
 from cmdist.nets.weighting import Weighting
 from cmdist.sections import Finite, OneOf, PositiveFloat, Section, Spread, content, identity
@@ -65,7 +65,7 @@ class ContinuousTraining(Section):
     @model_validator(mode="after")
     def _smooth(self) -> "ContinuousTraining":
         through = getattr(self, "gradient", "stopped") == "through"
-        allowed = (L1, L2) if through else (L2, Lpips)
+        allowed = (L1, L2) if through else (L2, Lpips, Features)
         if not isinstance(self.distance, allowed):
             names = " or ".join(name for name, section in DISTANCES.items() if section in allowed)
             raise ValueError(

@@ -43,14 +43,29 @@ class Lpips(Section):
     ] = "fp32"
 
 
-DISTANCES: dict[str, type[Section]] = {"l1": L1, "l2": L2, "pseudo_huber": PseudoHuber, "lpips": Lpips}
+class Features(Section):
+    """LPIPS without learned weights, through the classifier that lies beside a data set of small images."""
+
+    kind: Annotated[Literal["features"], identity("d(x, y)")]
+    extractor: Annotated[
+        str | None, content("the data set whose classifier is looked through; null: the run's own")
+    ] = None
+
+
+DISTANCES: dict[str, type[Section]] = {
+    "l1": L1,
+    "l2": L2,
+    "pseudo_huber": PseudoHuber,
+    "lpips": Lpips,
+    "features": Features,
+}
 
 
 def plain(keys: Section, shape: Sequence[int]) -> distances.Distance:
     """A distance that needs no network, for images of shape (C, H, W)."""
     if isinstance(keys, PseudoHuber):
         return distances.pseudo_huber(keys.c or distances.huber_c(shape))
-    assert not isinstance(keys, Lpips), "LPIPS has weights, which build.py loads"
+    assert not isinstance(keys, Lpips | Features), "these have weights, which build.py loads"
     return distances.l1 if isinstance(keys, L1) else distances.l2
 
 

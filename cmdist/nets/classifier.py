@@ -59,6 +59,34 @@ class Classifier(nn.Module):
         return cast(Tensor, self.head(F.relu(self.features(images))))
 
 
+class Layers(nn.Module):
+    """A classifier as LPIPS sees through VGG (Zhang et al. 2018, eq. 1, all weights 1): images (B, channels, H, W) in
+    [-1, 1] twice -> (B,), the squared differences of each convolution's activations, of length 1 over the channels at
+    each place, as a mean over the places.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.body = classifier.body.requires_grad_(False)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """(B, channels, H, W) in [-1, 1] -> each (B, C, h, w), whose squared differences sum up to the distance."""
+        layers = []
+        for part in self.body:
+            x = part(x)
+            if isinstance(part, nn.ReLU):
+                length = (x.square().sum(1, keepdim=True) + 1e-10).sqrt()
+                layers.append(x / length / (x.shape[2] * x.shape[3]) ** 0.5)
+            if isinstance(part, nn.Flatten):
+                break
+        return layers
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(B, channels, H, W) twice -> (B,)."""
+        pairs = zip(self.features(x), self.features(y), strict=True)
+        return torch.stack([(a - b).square().flatten(1).sum(1) for a, b in pairs]).sum(0)
+
+
 def train_classifier(
     images: Tensor,
     labels: Tensor,

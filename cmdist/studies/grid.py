@@ -46,7 +46,7 @@ class Measure(Section):
     """What is measured of a run: at its last step and at those of `at`, with so many steps of sampling."""
 
     steps: tuple[str, ...] | None = None  # of sampling; None: those of the configuration
-    times: dict[str, tuple[float, ...]] = Field(default={})  # of so many steps; else sampling.times
+    times: dict[str, list[float]] = Field(default={})  # of so many steps; else sampling.times
     n: Positive = 5000  # images
     at: tuple[Positive, ...] = ()  # steps of training
 

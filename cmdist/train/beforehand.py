@@ -12,8 +12,9 @@ from cmdist import build, identity, models, teachers
 from cmdist.checkpoints import documents, progress, record, search
 from cmdist.checkpoints.checkpoint import Checkpoint
 from cmdist.config import Config
-from cmdist.data.images import ShardedImages
+from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import Damaged, DataError
+from cmdist.evaluation import extractors
 from cmdist.nets import lpips, released
 from cmdist.system import storage
 from cmdist.tracking import mlflow as tracking
@@ -55,6 +56,8 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
     models.check_weights(config, run_url, mode)
     if config.lpips:
         lpips.check(config.lpips.weights)
+    if config.classifier:
+        extractors.classifier(open_dataset(config.classifier))
     if config.teacher and config.teacher != "exact":
         _check_shapes(config, config.teacher, teacher=True)
     if config.frozen:
