@@ -11,7 +11,7 @@ import torch
 from cmdist import build, config
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "studies")
 SMALL = ("digits", "emoji")  # ours: no recipe of a paper, for one node
 RECIPES = [path for path in CONFIGS if path.parent.name not in SMALL]
 PARAMETERS = {
@@ -155,6 +155,8 @@ def test_the_ranks_of_its_script_share_its_micro_batches(path: Path) -> None:
     nodes, tasks = (
         int(re.findall(rf"^#SBATCH --{option}=(\d+)$", script, re.M)[0]) for option in ("nodes", "ntasks-per-node")
     )
+    if said := re.findall(r"^#   python cluster/launch.py \S+ --nodes (\d+)$", path.read_text(), re.M):
+        nodes = int(said[0])
     assert made.micro_batches % (nodes * tasks) == 0, f"{made.micro_batches} micro-batches on {nodes} nodes of {tasks}"
 
 
