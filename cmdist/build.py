@@ -222,6 +222,7 @@ class Model:
     config: Config
     weights: Mapping[str, torch.Tensor]
     where: str
+    step: int | None = None  # of training; None: all of it
 
     def denoiser(self, device: torch.device | str = "cpu") -> preconditioning.Model:
         """Ready to call; evaluation mode, no gradient to the weights."""
@@ -238,7 +239,9 @@ def open_model(
         if qkv_order:
             raise ConfigError("--qkv-order is for files of weights, given with --weights; a run's own order is known")
         run = open_run(url)
-        return Model(f"{run.config.run.name}, step {run.step}", run.config, ema_weights(run, ema), run.checkpoint.url)
+        return Model(
+            f"{run.config.run.name}, step {run.step}", run.config, ema_weights(run, ema), run.checkpoint.url, run.step
+        )
     config = described(url, file)
     return Model(file.rpartition("/")[2], config, released.read(file, head_channels(config), qkv_order), file)
 

@@ -96,13 +96,13 @@ def shape(config: Config) -> tuple[int, int, int]:
     return config.data.channels, config.data.image_size, config.data.image_size
 
 
-def check(config: Config, request: Request) -> None:
-    """What is asked for can be measured, as far as can be seen without weights or a device.
-    Raises ConfigError, DataError.
+def check(config: Config, request: Request, step: int | None = None) -> None:
+    """What is asked for can be measured after so many steps of training (None: all), as far as can be seen without
+    weights or a device. Raises ConfigError, DataError.
     """
     data = build.dataset(config)
     by_space = extractors.spaces(request.metrics or extractors.usual(data))
-    samplers(config, lambda x, sigma, labels: x, request.steps, request.times)
+    samplers(config, lambda x, sigma, labels: x, request.steps, request.times, step)
     files = {
         "inception": request.inception or config.evaluation.inception,
         "dinov2": request.dinov2 or config.evaluation.dinov2,

@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> None:
         run = models.open_run(url, options.checkpoint)
         record.read(run.checkpoint.url.rpartition("/checkpoints/")[0])
         with cli.before_start():
-            quality.check(run.config, tuning.with_times(request, run, options.ema) if searched else request)
+            quality.check(run.config, tuning.with_times(request, run, options.ema) if searched else request, run.step)
 
     with quality.started(options.hang_minutes, look) as world:
         if options.weights:

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
         model = build.open_model(url, options.ema, options.weights, options.qkv_order)
         config, classes = model.config, model.config.data.classes
         samplers, shape = (
-            quality.samplers(config, model.denoiser(device), options.steps, options.times),
+            quality.samplers(config, model.denoiser(device), options.steps, options.times, model.step),
             quality.shape(config),
         )
         if options.seeds or options.labels or options.interpolate:

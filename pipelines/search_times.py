@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     def look() -> None:
         run = models.open_run(url, options.checkpoint)
         with cli.before_start():
-            quality.check(run.config, request_of(run.config)[1])
+            quality.check(run.config, request_of(run.config)[1], run.step)
 
     with quality.started(options.hang_minutes, look) as world:
         newest = models.open_run(url, options.checkpoint).step if world.first else 0

@@ -399,3 +399,20 @@ def test_sample_makes_a_picture_of_the_same_images_as_evaluation(evaluated, tmp_
 def test_sample_refuses_what_cannot_be_one_picture(evaluated, tmp_path):
     with pytest.raises(ConfigError, match=r"--out must end in \.png"):
         call(sample.main, evaluated, "--out", str(tmp_path / "s.jpg"))
+
+
+def test_a_student_of_an_earlier_stage_is_sampled_with_the_steps_of_its_stage(tmp_path, data):
+    """k steps of a student whose stage has another N are refused, in evaluation and in pictures."""
+    objective = {"kind": "progressive_distillation", "teacher": "runs/none", "first_steps": 4, "stage_steps": 5}
+    run = make_run(tmp_path, "pd", data, objective, step=40, init="teacher")  # 5 steps of N = 4, 10 of 2, 10 of 1
+    add_checkpoint(run, 5)
+    call(evaluate.main, run, "--checkpoint", 5, "--n", 128)
+    call(evaluate.main, run, "--n", 128)
+    assert set(records(run)) == {"fd_4step", "fd_1step"}
+    with pytest.raises(ConfigError, match=r"--steps 1: this student was trained for 4 and makes no other number"):
+        call(evaluate.main, run, "--checkpoint", 5, "--n", 128, "--steps", 1)
+    early = run / "checkpoints" / next(p.name for p in (run / "checkpoints").iterdir() if "0005" in p.name)
+    with pytest.raises(ConfigError, match=r"--steps 2: this student was trained for 4"):
+        call(sample.main, early, "--steps", 2, "--out", tmp_path / "s.png")
+    call(sample.main, early, "--out", tmp_path / "s.png")
+    assert Image.open(tmp_path / "s.png").height > 40

@@ -10,14 +10,14 @@ prepare: [digits]
 seeds: [1, 2]
 keys: {train.glance_every: 0, train.self_check: false}
 groups:
-  teacher: {config: configs/digits/edm.yaml, keys: {train.steps: 4}, measure: {n: 100}}
+  teacher: {config: configs/digits/edm.yaml, keys: {train.steps: 4}, measure: {n: 128}}
   cd:
     config: configs/digits/cd.yaml
     keys: {train.steps: 4}
     after: {objective.teacher: teacher}
     axes:
       distance: {l1: {objective.distance: {kind: l1}}, l2: {objective.distance: {kind: l2}}}
-    measure: {n: 100, at: [2], times: {'3': [80.0, 2.0, 0.5]}}
+    measure: {n: 128, at: [2], times: {'3': [80.0, 2.0, 0.5]}}
 panels:
   - {title: images, x: images, by: distance, groups: [cd], steps: '1'}
   - {title: steps, x: steps, by: distance, groups: [cd]}
