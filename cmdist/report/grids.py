@@ -1,6 +1,5 @@
 """What a study has measured, as tables, a figure and a page: every number that is told is read from its CSV."""
 
-import itertools
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,9 +20,11 @@ _OWN = ("seed", "run", "value")  # columns of a row that its group of seeds does
 
 def medians(rows: Sequence[Row]) -> list[dict[str, tables.Value]]:
     """A row for each figure, over the seeds: their number, median, lowest and highest; seconds are their median too."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:  # in the order of the rows
+        groups.setdefault(_place(row), []).append(row)
     result = []
-    for _, group in itertools.groupby(sorted(rows, key=_place), key=_place):
-        same = list(group)
+    for same in groups.values():
         values = [float(row["value"]) for row in same]
         shared = {key: value for key, value in same[0].items() if key not in (*_OWN, "seconds")}
         seconds = statistics.median(float(row["seconds"]) for row in same)
@@ -39,28 +40,32 @@ def _place(row: Mapping[str, Any]) -> tuple[str, ...]:
 def draw(folder: str, panels: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> None:
     """FOLDER/figure-light.svg and -dark.svg from FOLDER/medians.csv."""
     table = tables.read(folder, "medians")
-    drawing.save(folder, "figure", [_panel(table, panel, titles) for panel in panels], width=5.2, height=4.2)
+    width = 9.0 if any(panel["x"] == "group" for panel in panels) else 5.2  # inches
+    drawing.save(folder, "figure", [_panel(table, panel, titles) for panel in panels], width=width, height=4.2)
 
 
 def _panel(table: Table, panel: Mapping[str, Any], titles: Mapping[str, str]) -> Callable[[Axes, Theme], None]:
     def chosen() -> Iterable[dict[str, str]]:
         for row in table:
-            wanted = {**({"sampler": panel["steps"]} if panel["steps"] else {}), **panel["where"]}
             if panel["groups"] and row["group"] not in panel["groups"]:
                 continue
-            if all(row.get(key, "") in ("", value) for key, value in wanted.items()):
+            if panel["steps"] and row["sampler"] not in panel["steps"]:
+                continue
+            if all(row.get(key, "") in ("", value) for key, value in panel["where"].items()):
                 yield row
 
-    x = {"steps": "sampler"}.get(panel["x"], panel["x"])
+    x, by = ({"steps": "sampler"}.get(panel[key], panel[key]) for key in ("x", "by"))
 
     def plot(ax: Axes, theme: Theme) -> None:
         colours = [theme.method[name] for name in _COLOURS]
         rows = [row for row in chosen() if row.get(x)]
         if panel["kind"] == "bars":
-            _bars(ax, rows, x, panel["by"], titles, colours)
+            rows = list({(row[x], row[by]): row for row in sorted(rows, key=lambda row: int(row["step"]))}.values())
+            rows.sort(key=lambda row: [each[x] for each in table].index(row[x]))
+            _bars(ax, theme, rows, x, by, titles)
         else:
-            for number, name in enumerate(dict.fromkeys(row[panel["by"]] for row in rows)):
-                points = [row for row in rows if row[panel["by"]] == name]
+            for number, name in enumerate(dict.fromkeys(row[by] for row in rows)):
+                points = [row for row in rows if row[by] == name]
                 if x not in ("images", "tflop"):  # of each place the last step of training at which it was measured
                     points = list({row[x]: row for row in sorted(points, key=lambda row: int(row["step"]))}.values())
                 _curve(ax, points, x, titles.get(name, name), colours[number % 5], _DASHES[number // 5 % 4])
@@ -68,7 +73,9 @@ def _panel(table: Table, panel: Mapping[str, Any], titles: Mapping[str, str]) ->
         ax.set(title=panel["title"], ylabel="Frechet distance")
         if panel["log"]:
             ax.set_yscale("log")
-        ax.set_xlabel({"images": "images seen", "tflop": "TFLOP, counted", "sampler": "steps of sampling"}.get(x, x))
+        ax.set_xlabel(
+            {"group": "", "images": "images seen", "tflop": "TFLOP, counted", "sampler": "steps of sampling"}.get(x, x)
+        )
 
     return plot
 
@@ -90,19 +97,21 @@ def _curve(ax: Axes, points: Table, x: str, label: str, colour: str, dash: str) 
         ax.set_xticks(sorted({*ax.get_xticks(), *places} & set(places)))
 
 
-def _bars(ax: Axes, rows: Table, x: str, by: str, titles: Mapping[str, str], colours: Sequence[str]) -> None:
+def _bars(ax: Axes, theme: Theme, rows: Table, x: str, by: str, titles: Mapping[str, str]) -> None:
     """A bar for each (x, by), grouped by x."""
+    colours = [theme.method[name] for name in _COLOURS]
     names, series = list(dict.fromkeys(row[x] for row in rows)), list(dict.fromkeys(row[by] for row in rows))
     width = 0.8 / max(len(series), 1)
     for number, one in enumerate(series):
         own = [row for row in rows if row[by] == one]
+        label = f"{one} step{'s' * (one != '1')}" if by == "sampler" else titles.get(one, one)
         places = [names.index(row[x]) + (number - (len(series) - 1) / 2) * width for row in own]
         values = [float(row["median"]) for row in own]
         errors = [
             [v - float(row["low"]) for v, row in zip(values, own, strict=True)],
             [float(row["high"]) - v for v, row in zip(values, own, strict=True)],
         ]
-        ax.bar(places, values, width * 0.9, yerr=errors, label=titles.get(one, one), color=colours[number % 5])
+        ax.bar(places, values, width * 0.9, yerr=errors, label=label, color=colours[number % 5], ecolor=theme.soft)
     ax.set_xticks(range(len(names)), [titles.get(name, name) for name in names], rotation=45, ha="right")
     if len(series) > 1:
         ax.legend()

@@ -67,9 +67,9 @@ class Panel(Section):
 
     title: str
     x: str  # images, tflop, steps (of sampling), group, or an axis
-    by: str = "group"  # a curve for each: group or an axis
+    by: str = "group"  # a curve for each: group, steps or an axis
     kind: Literal["curves", "bars"] = "curves"
-    steps: str | None = None  # of sampling, unless they are x
+    steps: tuple[str, ...] = ()  # of sampling; all, if none is named
     groups: tuple[str, ...] = ()  # all, if none is named
     where: dict[str, str] = Field(default={})  # value of an axis
     log: bool = True
@@ -112,10 +112,10 @@ class Study(Section):
                 raise ValueError(f"panels.{number}.groups: {unknown[0]} is none of {', '.join(self.groups)}")
             axes = {axis for name in panel.groups or self.groups for axis in self.groups[name].axes}
             places = {"images", "tflop", "steps", "group"} | axes
-            if panel.x not in places or panel.by not in {"group"} | axes:
+            if panel.x not in places or panel.by not in {"group", "steps"} | axes:
                 raise ValueError(
                     f"panels.{number}: x = {panel.x}, by = {panel.by}; allowed: {', '.join(sorted(places))}, "
-                    f"and for by {', '.join(sorted({'group'} | axes))}"
+                    f"and for by {', '.join(sorted({'group', 'steps'} | axes))}"
                 )
         return self
 

@@ -19,9 +19,9 @@ groups:
       distance: {l1: {objective.distance: {kind: l1}}, l2: {objective.distance: {kind: l2}}}
     measure: {n: 128, at: [2], times: {'3': [80.0, 2.0, 0.5]}}
 panels:
-  - {title: images, x: images, by: distance, groups: [cd], steps: '1'}
+  - {title: images, x: images, by: distance, groups: [cd], steps: ['1']}
   - {title: steps, x: steps, by: distance, groups: [cd]}
-  - {title: distances, x: distance, kind: bars, groups: [cd], steps: '2'}
+  - {title: distances, x: distance, kind: bars, groups: [cd], steps: ['2']}
 text: "One step with l1 {{median: cd distance=l1 1}}, at first {{low: cd distance=l1 step=2 1}}."
 """
 

@@ -83,7 +83,7 @@ AXIS = "{l1: {objective.distance: {kind: l1}}, l2: {objective.distance: {kind: l
         ("seeds: [1, 2]", "seeds: []", "key 'seeds'"),
         ("seeds: [1, 2]", "seeds: [-1]", "key 'seeds.0'"),
         ("x: images", "x: colour", "x = colour, by = distance; allowed: distance, group, images, steps, tflop"),
-        ("groups: [cd], steps: '1'", "groups: [ct], steps: '1'", "panels.0.groups: ct is none of teacher, cd"),
+        ("groups: [cd], steps: ['1']", "groups: [ct], steps: ['1']", "panels.0.groups: ct is none of teacher, cd"),
         ("question:", "qestion:", "key 'question'"),
         ("at: [2]", "at: [8]", "groups.cd.measure.at: 8 is above train.steps 4"),
         ("kind: l1}", "kind: l7}", "groups.cd: "),
