@@ -6,22 +6,36 @@ INTERPRETER := $(if $(VERSION),python3,$(PYTHON))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Debian's fonts-noto-color-emoji
+FONT ?= /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 # One thread for each process: two ranks on two cores run 2 to 4 times faster than when they spin against each other.
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo clean-demo lint format test test-slow chaos fuzz bench wheelhouse
+.PHONY: install demo clean-demo play emoji lint format test test-slow chaos fuzz bench wheelhouse
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(INTERPRETER) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[s3,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[s3,play,dev]'
 	touch $@
 
 demo: install  ## the whole system on real digits: at most 8 minutes on two cores
 	$(BIN)/python pipelines/demo.py
+
+play: install  ## a page to play with the shipped model, at 127.0.0.1
+	$(BIN)/python pipelines/play.py
+
+emoji: install  ## the shipped models again: minutes on a GPU, hours on two CPU cores; goes on where it was stopped
+	test -f runs/emoji/data/index.json || \
+		$(BIN)/python pipelines/prepare_data.py font $(FONT) --size 32 --split train --out runs/emoji/data
+	for run in edm cd; do \
+		begin=$$(date +%s); \
+		OMP_NUM_THREADS=$$(nproc) $(BIN)/python pipelines/train.py configs/emoji/$$run.yaml || exit; \
+		echo "$$run: $$(($$(date +%s) - begin)) s"; \
+	done
 
 clean-demo:
 	rm -rf runs/digits

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from cmdist import build, quality
@@ -76,18 +75,13 @@ def write(out: Path, task: str, seeds: Sequence[int], results: Sequence[edits.Re
     out.mkdir(parents=True, exist_ok=True)
     for result in results:
         for seed, image in zip(seeds, generation.to_uint8(result.edits), strict=True):
-            _image(image).save(out / f"{result.name}-{task}-{seed}.png")
+            pictures.alone(image).save(out / f"{result.name}-{task}-{seed}.png")
         kept = "" if task in ("stroke", "denoise") else f"; known part kept to {result.errors.max():.1e}"
         print(f"{result.name}: seeds {', '.join(map(str, seeds))}{kept}")
     images, titles = edits.sheet(results, seeds)
     sheet = pictures.side_by_side([(task, images)], len(titles), titles, scale=max(1, 96 // images.shape[3]))
     sheet.save(out / "sheet.png")
     print(out / "sheet.png")
-
-
-def _image(pixels: torch.Tensor) -> Image.Image:
-    grey = pixels.shape[0] == 1
-    return Image.fromarray((pixels[0] if grey else pixels.permute(1, 2, 0)).contiguous().numpy())
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def read(paths: Sequence[Path], shape: tuple[int, int, int], enlarge: bool, fit:
     files = [file for path in paths for file in _files(path)]
     if not files:
         raise DataError(f"{', '.join(map(str, paths))}: there are no pictures ({', '.join(ENDINGS)})")
-    return [(file.stem, _picture(file, shape, enlarge, fit)) for file in files]
+    return [(file.stem, decoded(file.read_bytes(), str(file), shape, enlarge, fit)) for file in files]
 
 
 def _files(path: Path) -> list[Path]:
@@ -102,12 +102,13 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _picture(file: Path, shape: tuple[int, int, int], enlarge: bool, fit: bool) -> Tensor:
+def decoded(content: bytes, where: str, shape: tuple[int, int, int], enlarge: bool, fit: bool) -> Tensor:
+    """The picture (C, H, W) in a file's content, as `read` has it. Raises DataError, ConfigError, naming `where`."""
     channels, size = shape[0], shape[1]
     try:
-        image, _ = decoding.load(file.read_bytes(), decoding.OWN)
+        image, _ = decoding.load(content, decoding.OWN)
     except BadImageError as error:
-        raise DataError(f"{file} {error}") from error
+        raise DataError(f"{where} {error}") from error
     if image.size != (size, size):
         if enlarge and image.width == image.height and size % image.width == 0:
             image = image.resize((size, size), Image.Resampling.NEAREST)
@@ -116,7 +117,7 @@ def _picture(file: Path, shape: tuple[int, int, int], enlarge: bool, fit: bool) 
         else:
             smaller = ", or 1/k of it for super-resolution" * enlarge
             raise ConfigError(
-                f"{file} is {image.width}x{image.height}, and the model makes {size}x{size}{smaller}; --fit crops to "
+                f"{where} is {image.width}x{image.height}, and the model makes {size}x{size}{smaller}; --fit crops to "
                 "the centre square and resizes it"
             )
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.float32)
@@ -144,11 +145,20 @@ def mask_of(text: str, size: int) -> Tensor:
         allowed = ", ".join(MASKS)
         raise ConfigError(f"--mask {text}: {allowed}, random:0.5, or a picture whose white is generated, is allowed")
     else:
-        picture = _picture(Path(text), (1, size, size), enlarge=True, fit=False)
-        mask = (picture[0] > 0).float()
+        return mask_in(Path(text).read_bytes(), text, size)
+    return _partial(mask, text)
+
+
+def mask_in(content: bytes, where: str, size: int) -> Tensor:
+    """(H, W) of 0 and 1, 1 where the picture in a file's content is white. Raises as `mask_of`, naming `where`."""
+    white = decoded(content, f"--mask {where}", (1, size, size), enlarge=True, fit=False)[0] > 0
+    return _partial(white.float(), where)
+
+
+def _partial(mask: Tensor, where: str) -> Tensor:
     if not mask.any() or mask.all():
         what = "generates nothing: nowhere is it white" if not mask.any() else "keeps nothing: all of it is white"
-        raise ConfigError(f"--mask {text} {what}")
+        raise ConfigError(f"--mask {where} {what}")
     return mask
 
 
@@ -209,15 +219,20 @@ def check(editor: Editor, request: Request, classes: int) -> None:
         )
     if request.task == "denoise" and request.times is not None:
         raise ConfigError("denoise takes one step from --sigma, so it has no --times")
-    if classes and request.label is None:
-        raise ConfigError(f"this model is conditional on {classes} classes: --label 0 ... {classes - 1} is needed")
-    if not classes and request.label is not None:
-        raise ConfigError("--label was given, and this model has no classes")
-    if request.label is not None and not 0 <= request.label < classes:
-        raise ConfigError(f"--label {request.label}: 0 ... {classes - 1} are allowed")
+    check_label(request.label, classes)
     if not request.seeds or min(request.seeds) < 0:
         raise ConfigError("--seeds: numbers of 0 or more are needed")
     editor.times(request.task, request.times)
+
+
+def check_label(label: int | None, classes: int) -> None:
+    """Raise ConfigError if a model with so many classes (0: none) makes no image of this one."""
+    if classes and label is None:
+        raise ConfigError(f"this model is conditional on {classes} classes: --label 0 ... {classes - 1} is needed")
+    if not classes and label is not None:
+        raise ConfigError("--label was given, and this model has no classes")
+    if label is not None and not 0 <= label < classes:
+        raise ConfigError(f"--label {label}: 0 ... {classes - 1} are allowed")
 
 
 def sheet(results: Sequence[Result], seeds: Sequence[int]) -> tuple[Tensor, list[str]]:

@@ -35,8 +35,13 @@ def grid(images: Tensor, columns: int, scale: int = 1, between: int = 255) -> Im
     for number, image in enumerate(large):
         top, left = (number // columns) * cell[0] + _GAP, (number % columns) * cell[1] + _GAP
         canvas[:, top : top + image.shape[1], left : left + image.shape[2]] = image
-    pixels = canvas[0] if channels == 1 else canvas.permute(1, 2, 0)
-    return Image.fromarray(pixels.contiguous().numpy())
+    return alone(canvas)
+
+
+def alone(image: Tensor) -> Image.Image:
+    """An image uint8 (C,H,W) as a picture; C is 1 or 3."""
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    return Image.fromarray(pixels.contiguous().cpu().numpy())
 
 
 def side_by_side(
