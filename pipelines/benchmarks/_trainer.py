@@ -60,7 +60,6 @@ def stood_in(config: Config, folder: Path, device: torch.device) -> Config:
         "data.cache_gib": None,
         "train.global_batch": config.train.micro_batch,
         "train.self_check": False,
-        "init": None,
     }
     if config.teacher not in (None, "exact"):
         changes["objective.teacher"] = str(folder / "edm_random.safetensors")
@@ -74,7 +73,15 @@ def stood_in(config: Config, folder: Path, device: torch.device) -> Config:
         safetensors.torch.save_file(net.state_dict(), folder / "edm_random.safetensors")
     if config.lpips:
         changes["objective.distance.weights"] = _vgg(folder / "vgg16.pth")
-    return configuration.replaced(config, changes)
+    return from_nothing(configuration.replaced(config, changes))
+
+
+def from_nothing(config: Config) -> Config:
+    """`config` from random weights, unless its objective begins as somebody."""
+    try:
+        return configuration.replaced(config, {"init": None})
+    except ValueError:
+        return config
 
 
 def _images(config: Config, folder: Path) -> str:

@@ -93,6 +93,13 @@ def test_the_time_is_shared_among_the_parts_that_run(tmp_path: Path, monkeypatch
     assert limits == pytest.approx([600.0, 200.0, 120.0, schedule.SHORTEST, 1440.0])
 
 
+def test_each_objective_has_a_recipe_that_starts_from_nothing_if_it_can(tmp_path: Path) -> None:
+    setup = Setup("cpu", tmp_path)
+    kinds = [kind for kind in steps.objectives() if kind not in (*steps.KNOWN, "truncated_consistency_training")]
+    starts = {kind: steps.of_kind(setup, kind).init for kind in kinds}  # the truncated kind follows a run
+    assert len(kinds) > 9 and {kind for kind in kinds if starts[kind]} == {"progressive_distillation"}
+
+
 def test_parts_do_not_take_themselves_for_ranks_of_the_job_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURM_NTASKS", "PMIX_RANK"):
         monkeypatch.setenv(name, "8")

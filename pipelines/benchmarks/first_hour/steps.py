@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks._trainer import filled, trainer_of
+from benchmarks._trainer import filled, from_nothing, trainer_of
 from benchmarks.first_hour import runs
 from benchmarks.first_hour.schedule import REPOSITORY, Setup, Tell
 from benchmarks.train import measure, take, timed
@@ -86,7 +86,8 @@ def of_kind(setup: Setup, kind: str) -> Config:
             tree["objective"], tree["noise"] = theirs["objective"], theirs["noise"]
             told = ("time_factor", "fourier_scale", "double_norm", "second_time")
             tree["network"] |= {key: theirs["network"][key] for key in told}
-            return Config.model_validate(tree)
+            tree["init"] = theirs["init"]
+            return from_nothing(Config.model_validate(tree))
     raise CmdistError(f"configs/ has no recipe of {kind}")
 
 
@@ -221,10 +222,10 @@ class Waits(TorchDispatchMode):
 
 
 def load(setup: Setup, recipe: str, *overrides: str) -> Config:
-    """A recipe that starts from nothing, shrunken for a CPU; 'micro-batch x 2' is an override, too."""
+    """A recipe that starts from nothing if it can, shrunken for a CPU; 'micro-batch x 2' is an override, too."""
     plain = [override for override in overrides if "=" in override]
     small = [*SMALL, *(SMALLEST if "train.compile=true" in plain else ())] if setup.small else []
-    config = configuration.load(recipe, ["init=null", *small, *plain])
+    config = from_nothing(configuration.load(recipe, [*small, *plain]))
     train = config.train
     micro_batch = train.micro_batch * (2 if "micro-batch x 2" in overrides else 1)
     changed = {"micro_batch": micro_batch, "global_batch": micro_batch}
