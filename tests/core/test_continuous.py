@@ -197,7 +197,7 @@ def test_noise_levels_are_uniform_in_the_grid() -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["objective.distance.kind=l1"], "with the gradient stopped l2 or lpips is allowed"),
+        (["objective.distance.kind=l1"], "with the gradient stopped l2 or lpips or features is allowed"),
         (["objective.distance.kind=pseudo_huber"], "distance kind pseudo_huber has no such limit here"),
         (
             [*TEACHER, "objective.gradient=through", "objective.distance={kind: lpips, weights: x}"],
