@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 
 def test_bytes_are_on_disk_before_they_take_the_name(tmp_path, monkeypatch):
-    calls = []
+    calls, me = [], threading.get_ident()  # what other tests have left running writes files, too
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (calls.append(("fsync", os.fstat(handle).st_size)), fsync(handle)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(("replace", Path(a).stat().st_size)), replace(a, b)))
+
+    def synced(handle):
+        if threading.get_ident() == me:
+            calls.append(("fsync", os.fstat(handle).st_size))
+        fsync(handle)
+
+    def replaced(before, after):
+        if threading.get_ident() == me:
+            calls.append(("replace", Path(before).stat().st_size))
+        replace(before, after)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
     storage.write(str(tmp_path / "file"), b"12345")
     assert calls == [("fsync", 5), ("replace", 5)]
 
