@@ -1,0 +1,21 @@
+"""The pages of trained studies say what their tables have."""
+
+import pytest
+
+from cmdist.studies import grid, page
+from ranks import REPOSITORY
+
+OUT = REPOSITORY / "docs/studies"
+STUDIES = [path.stem for path in sorted((REPOSITORY / "configs/studies").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if (OUT / f"{name}.md").exists()])
+def test_every_number_of_a_page_is_read_from_its_table(name: str) -> None:
+    study = grid.load(str(REPOSITORY / f"configs/studies/{name}.yaml"))
+    assert (OUT / f"{name}.md").read_text() == page.text(study, name, str(OUT))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_shipped_study_can_be_read(name: str) -> None:
+    study = grid.load(str(REPOSITORY / f"configs/studies/{name}.yaml"))
+    assert 0 not in study.seeds and 5 not in study.seeds  # on which settings were chosen
