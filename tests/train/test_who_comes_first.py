@@ -50,7 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_who_cannot_come_first_is_one_sentence(root: Path, objective: str, init: str, sentence: str) -> None:
-    text = f"objective: {{kind: {objective.format(root=root)}}}\ninit: {init.format(root=root)}" + REST.format(
+    text = "objective: {{kind: " + objective + "}}\ninit: " + init + REST
         root=root
     )
     with pytest.raises(CmdistError) as caught:
