@@ -6,6 +6,7 @@ import pytest
 
 from cmdist import config
 from cmdist.errors import CmdistError
+from cmdist.system import cli
 from cmdist.train import beforehand
 from runs import make_data, make_run
 
@@ -51,9 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_who_cannot_come_first_is_one_sentence(root: Path, objective: str, init: str, sentence: str) -> None:
     text = "objective: {{kind: " + objective + "}}\ninit: " + init + REST
-        root=root
-    )
-    with pytest.raises(CmdistError) as caught:
+    with pytest.raises(CmdistError) as caught, cli.before_start():
         beforehand.check_weights(config.parse(text.format(root=root)), str(root / "x"), "auto")
     assert sentence in str(caught.value) and caught.value.exit_code == 2
     assert not (root / "x").exists()
