@@ -165,7 +165,7 @@ def test_they_are_compared(tmp_path: Path) -> None:
     for name, tree in FILES.items():
         network = {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8}
         network |= {key: value for key, value in tree["network"].items() if key not in SHAPE}
-        own = {key: tree[key] for key in ("init", "noise") if key in tree}
+        own = {key: tree[key] for key in ("init", "noise", "sampling") if key in tree}
         runs.append(make_run(tmp_path, name, data, objective=tree["objective"], network=network, **own))
         call(pipeline("evaluate").main, runs[-1], "--n", 128, "--metrics", "fd")
     call(pipeline("compare").main, *runs, "--html", tmp_path / "report.html")
