@@ -54,6 +54,7 @@ def test_an_exception_ends_the_commands_of_all_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_at_ten_moments_it_ends_with_the_same_table_and_nothing_is_made_twice(tmp_path: Path) -> None:
     file, draw = write(tmp_path, STUDY.replace("[1, 2]", "[1, 2, 3, 4]")), random.Random(0)
     whole = study(file, tmp_path / "whole")
