@@ -268,6 +268,27 @@ setattr(Trainer, "fit", later)
     assert {str(path.relative_to(ROOT)): lines for path, lines in found.items() if lines} == {}
 
 
+def trusted(tree: ast.AST) -> Iterator[str]:
+    """Texts that a file takes for markup though they are not written out in it, and HTML outside of Markup("...")."""
+    inside = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Markup":
+            inside |= {id(argument) for argument in node.args if isinstance(argument, ast.Constant)}
+            if not all(isinstance(a, ast.Constant) or getattr(a, "id", "").isupper() for a in node.args):
+                yield f"line {node.lineno}: Markup of what is no constant"
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) and id(node) not in inside else None
+        if isinstance(text, str) and re.search(r"</?[a-z]+[ >]|&[a-z]+;", text):
+            yield f"line {node.lineno}: HTML in a string"
+
+
+def test_html_is_made_by_what_escapes() -> None:
+    text = 'a = Markup("<b>{}</b>").format(x)\nb = f"<b>{x}</b>"\nc = Markup(x)\nd = Markup(CSS)\ne = "<p class=1>"\n'
+    assert sorted({line.partition(":")[0] for line in trusted(ast.parse(text))}) == ["line 2", "line 3", "line 5"]
+    found = {path: list(trusted(ast.parse(path.read_text()))) for path in sources("cmdist/report", "cmdist/studies")}
+    assert {path.name: lines for path, lines in found.items() if lines} == {}
+
+
 def test_no_two_files_of_tests_have_one_name() -> None:
     """pytest imports them by their names alone."""
     names = [path.name for path in sources("tests") if path.name.startswith("test_")]

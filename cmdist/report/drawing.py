@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cmdist.report.markup import tag
 from cmdist.system import storage
 
 
@@ -79,10 +80,8 @@ def save(folder: str, name: str, panels: Sequence[Panel], width: float = 4.3, he
 
 def picture(folder: str, name: str, alt: str) -> str:
     """The Markdown that shows the figure in the reader's theme."""
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.svg">'
-        f'<img alt="{alt}" src="{folder}/{name}-light.svg"></picture>'
-    )
+    dark = tag("source", media="(prefers-color-scheme: dark)", srcset=f"{folder}/{name}-dark.svg")
+    return tag("picture", dark, tag("img", alt=alt, src=f"{folder}/{name}-light.svg"))
 
 
 def note(ax: Axes, theme: Theme, text: str, at: tuple[float, float], method: str | None = None, **more: object) -> None:

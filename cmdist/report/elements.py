@@ -1,28 +1,35 @@
 """The pieces of HTML that the sections of a report share."""
 
 from collections.abc import Iterable
-from html import escape
 
+from markupsafe import Markup
+
+from cmdist.report.markup import join, tag
 from cmdist.report.svg import COLOURS, marker
 
 
-def section(title: str, text: str, content: str) -> str:
-    """A section; empty without content. `text` and `content` are HTML."""
-    return f"<section><h2>{title}</h2>{f'<p>{text}</p>' if text else ''}{content}</section>" if content else ""
+def section(title: str, text: str, content: Markup) -> Markup:
+    """A section; empty without content."""
+    return tag("section", tag("h2", title), tag("p", text) if text else "", content) if content else Markup("")
 
 
-def legend(number: int, name: str) -> str:
+def legend(number: int, name: str) -> Markup:
     """A run's mark and name."""
-    drawn = f'<svg viewBox="0 0 14 14">{marker(number, 7, 7, 4.6)}</svg>'
-    return f'<span class="key series c{number % COLOURS}">{drawn}{label(name)}</span>'
+    drawn = tag("svg", marker(number, 7, 7, 4.6), viewBox="0 0 14 14")
+    return tag("span", drawn, label(name), class_=f"key series c{number % COLOURS}")
 
 
-def label(name: str) -> str:
+def label(name: str) -> Markup:
     """A name, cut with an ellipsis where it is too long."""
-    return f'<span class="name" title="{escape(name, quote=True)}">{escape(name)}</span>'
+    return tag("span", name, class_="name", title=name)
 
 
-def table(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
-    """Cells are HTML and bring their own <th> or <td>."""
-    rows = "".join(f"<tr>{''.join(cells)}</tr>" for cells in body)
-    return f'<div class="card scroll"><table><thead><tr>{"".join(head)}</tr></thead><tbody>{rows}</tbody></table></div>'
+def table(head: Iterable[Markup], body: Iterable[Iterable[Markup]]) -> Markup:
+    """Cells are th or td elements."""
+    rows = join(tag("tr", *cells) for cells in body)
+    return tag("div", tag("table", tag("thead", tag("tr", *head)), tag("tbody", rows)), class_="card scroll")
+
+
+def titled(title: str, note: str) -> Markup:
+    """A card's title with a remark in small letters."""
+    return join([title, " ", tag("small", note)])

@@ -2,6 +2,8 @@
 and the little script that shows values under the pointer.
 """
 
+from markupsafe import Markup
+
 CSS = """
 :root { color-scheme: light dark; --bg: #f6f7f9; --card: #fff; --ink: #1b1f24; --soft: #5b6570; --line: #dfe3e8;
   --grid: #e9ecf0;
@@ -123,11 +125,13 @@ for (const chart of document.querySelectorAll('svg.chart')) {
 """
 
 
-def page(title: str, body: str) -> str:
-    """A whole document around `body`, which is HTML; `title` is escaped already."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{CSS}</style></head>\n"
-        f"<body><main>{body}</main><script>{JS}</script></body></html>\n"
-    )
+_DOCUMENT = Markup(
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+    'content="width=device-width, initial-scale=1">'
+    "<title>{}</title><style>{}</style></head>\n<body><main>{}</main><script>{}</script></body></html>\n"
+)
+
+
+def page(title: str, body: Markup) -> Markup:
+    """A whole document around `body`."""
+    return _DOCUMENT.format(title, Markup(CSS), body, Markup(JS))

@@ -5,8 +5,8 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 
+from markupsafe import Markup
 from torch import Tensor
 
 from cmdist.errors import CmdistError
@@ -14,7 +14,8 @@ from cmdist.evaluation import pictures
 from cmdist.report import comparison
 from cmdist.report.comparison import Column, Row
 from cmdist.report.details import configurations, places, protocols
-from cmdist.report.elements import legend, section, table
+from cmdist.report.elements import legend, section, table, titled
+from cmdist.report.markup import join, tag
 from cmdist.report.page import page
 from cmdist.report.svg import COLOURS, Point, Series, changes, chart, jumps, short
 from cmdist.system import storage
@@ -26,15 +27,15 @@ NUMBERS = {"n_timesteps": ("N(k), noise levels", "N(k)"), "mu": ("μ(k), decay o
 STRIP = 10  # images of a row of samples over training
 
 
-def render(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str]) -> str:
+def render(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str]) -> Markup:
     """The report as text of an HTML file."""
-    title = escape(", ".join(row.name for row in rows) if len(rows) <= 4 else f"{len(rows)} runs")
+    title = ", ".join(row.name for row in rows) if len(rows) <= 4 else f"{len(rows)} runs"
     experiments = sorted({row.params.get("tracking.experiment", "") for row in rows} - {""})
-    of = f"Experiment {escape(', '.join(experiments))} · " if experiments else ""
+    of = f"Experiment {', '.join(experiments)} · " if experiments else ""
     subtitle = f"{of}{time.strftime('%Y-%m-%d %H:%M')}"
     body = [
-        f"<h1>{'Comparison of ' if len(rows) > 1 else 'Run '}{title}</h1><p>{subtitle}</p>",
-        f'<div class="keys">{"".join(legend(n, row.name) for n, row in enumerate(rows))}</div>',
+        tag("h1", "Comparison of " if len(rows) > 1 else "Run ", title) + tag("p", subtitle),
+        tag("div", *(legend(n, row.name) for n, row in enumerate(rows)), class_="keys"),
         _figures(rows, columns, notes),
         _quality(rows, columns),
         _samples(rows),
@@ -44,10 +45,12 @@ def render(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str])
         configurations(rows),
         protocols(rows),
         places(rows),
-        "<footer>Made by pipelines/compare.py of cmdist. Figures of different protocols never share a column or a "
-        "curve.</footer>",
+        tag(
+            "footer",
+            "Made by pipelines/compare.py of cmdist. Figures of different protocols never share a column or a curve.",
+        ),
     ]
-    return page(title, "\n".join(part for part in body if part))
+    return page(title, join((part for part in body if part), "\n"))
 
 
 def duration(seconds: float) -> str:
@@ -58,30 +61,26 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str]) -> str:
-    head = ["<th>run</th>", '<th class="text">objective</th>']
+def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str]) -> Markup:
+    head = [tag("th", "run"), tag("th", "objective", class_="text")]
     for column in columns:
         arrow = "↑" if comparison.higher_is_better(column.metric) else "↓"
         ns = sorted({f.params.get("protocol.n", "?") for r in rows if (f := r.newest(column.metric, column.protocol))})
-        head.append(f"<th>{escape(column.title)} {arrow}<br><small>n = {escape(', '.join(ns))}</small></th>")
-    head += [f"<th>{name}</th>" for name in ("step", "EMA", "images seen", "wall time", "device-hours")]
+        head.append(tag("th", f"{column.title} {arrow}", tag("br"), tag("small", f"n = {', '.join(ns)}")))
+    head += [tag("th", name) for name in ("step", "EMA", "images seen", "wall time", "device-hours")]
     body = []
     for number, row in enumerate(rows):
-        cells = [
-            f"<th>{legend(number, row.name)}</th>",
-            f'<td class="text">{escape(row.objective.replace("_", " "))}</td>',
-        ]
+        cells = [tag("th", legend(number, row.name)), tag("td", row.objective.replace("_", " "), class_="text")]
         for column in columns:
             figure = row.newest(column.metric, column.protocol)
             if figure is None:
-                cells.append('<td class="none">–</td>')
+                cells.append(tag("td", "–", class_="none"))
                 continue
-            text = (
-                figure.text if figure.value != comparison.best(rows, column) else f'<b class="best">{figure.text}</b>'
-            )
+            best = figure.value == comparison.best(rows, column)
+            text = tag("b", figure.text, class_="best") if best else figure.text
             letter = comparison.protocols(rows)[figure.protocol]
-            mark = f" <small>({letter})</small>" if column.protocol is None and letter != "A" else ""
-            cells.append(f"<td>{text}{mark}</td>")
+            mark = [" ", tag("small", f"({letter})")] if column.protocol is None and letter != "A" else []
+            cells.append(tag("td", text, *mark))
         last = max((points[-1][0] for points in row.histories.values() if points), default=0)
         wall, hours = row.wall_seconds, row.device_hours
         values = [
@@ -90,9 +89,9 @@ def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str
             short(row.images_at(last)) if last else "–",
             "–" if wall is None else duration(wall),
         ]
-        cells += [f"<td>{escape(v)}</td>" for v in [*values, "–" if hours is None else short(hours)]]
+        cells += [tag("td", v) for v in [*values, "–" if hours is None else short(hours)]]
         body.append(cells)
-    foot = f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>' if notes else ""
+    foot = tag("ul", *(tag("li", note) for note in notes), class_="notes") if notes else Markup("")
     return section(
         "Figures",
         f"Of the newest evaluated checkpoint{'; the best of a column is underlined' if len(rows) > 1 else ''}.",
@@ -100,17 +99,15 @@ def _figures(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str
     )
 
 
-def _grid(cards: Iterable[tuple[str, str]], kind: str = "grid") -> str:
-    inner = "".join(
-        f'<div class="card">{f"<h3>{title}</h3>" if title else ""}{content}</div>'
-        for title, content in cards
-        if content
-    )
-    return f'<div class="{kind}">{inner}</div>' if inner else ""
+def _grid(cards: Iterable[tuple[str, Markup]], kind: str = "grid") -> Markup:
+    drawn = [
+        tag("div", tag("h3", title) if title else "", content, class_="card") for title, content in cards if content
+    ]
+    return tag("div", *drawn, class_=kind) if drawn else Markup("")
 
 
-def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    letters, parts = comparison.protocols(rows), []
+def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> Markup:
+    letters, parts = comparison.protocols(rows), list[Markup]()
     shown = {(f.metric, f.protocol) for row in rows for f in row.figures}
     longest = max((s for row in rows for f in row.figures if (s := row.seconds_at(f.step)) is not None), default=0.0)
     unit, size = next(
@@ -141,8 +138,8 @@ def _quality(rows: Sequence[Row], columns: Sequence[Column]) -> str:
                 series.append(Series(row.name, number, sorted(points)))
             cards.append(("", chart(f"{name} by {label}", series, label, y_log=log)))
         if drawn := _grid(cards, "grid three"):
-            parts.append(f"<h3>{escape(name)}</h3>{drawn}")
-    return section("Quality over training", "Every evaluated checkpoint, each against what it cost.", "".join(parts))
+            parts.append(tag("h3", name) + drawn)
+    return section("Quality over training", "Every evaluated checkpoint, each against what it cost.", join(parts))
 
 
 def _curves(rows: Sequence[Row], metric: str, steps: bool = False) -> list[Series]:
@@ -156,35 +153,35 @@ def _curves(rows: Sequence[Row], metric: str, steps: bool = False) -> list[Serie
     return curves
 
 
-def _numbers(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _numbers(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
     """A card for each number that an objective gives its steps: N, mu, a stage."""
     told = {name: None for row in rows for name in row.numbers}  # in the order in which they are told
-    cards = []
+    cards = list[tuple[str, Markup]]()
     for name in told:
         curves = [series for series in _curves(rows, name, steps=True) if any(value for _, value in series.points)]
-        title, short_title = NUMBERS.get(name, (escape(name.replace("_", " ")), name))
+        title, short_title = NUMBERS.get(name, (name.replace("_", " "), name))
         values = [value for series in curves for _, value in series.points]
         wide = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
-        cards.append((f"{title} <small>jumps marked</small>", chart(short_title, curves, "step", y_log=wide)))
+        cards.append((titled(title, "jumps marked"), chart(short_title, curves, "step", y_log=wide)))
     return cards
 
 
-def _training(rows: Sequence[Row]) -> str:
+def _training(rows: Sequence[Row]) -> Markup:
     plots = [
-        ("Loss <small>each objective has its own</small>", chart("loss", _curves(rows, "loss"), "step", y_log=True)),
+        (titled("Loss", "each objective has its own"), chart("loss", _curves(rows, "loss"), "step", y_log=True)),
         *_numbers(rows),
         (
-            "Consistency error <small>same noise</small>",
+            titled("Consistency error", "same noise"),
             chart("consistency error", _curves(rows, "consistency_error"), "step", y_log=True),
         ),
         (
-            "Consistency error <small>along the teacher’s ODE</small>",
+            titled("Consistency error", "along the teacher’s ODE"),
             chart(
                 "consistency error along the teacher's ODE", _curves(rows, "consistency_error_ode"), "step", y_log=True
             ),
         ),
         (
-            "Distance to the teacher <small>one step, its ODE</small>",
+            titled("Distance to the teacher", "one step, its ODE"),
             chart("teacher distance", _curves(rows, "teacher_distance"), "step", y_log=True),
         ),
         ("Images per second", chart("images per second", _curves(rows, "images_per_second"), "step")),
@@ -206,16 +203,14 @@ def _levels(row: Row, quantity: str) -> list[tuple[float, float, list[Point]]]:
     return sorted(levels)
 
 
-def _noise_levels(rows: Sequence[Row]) -> str:
+def _noise_levels(rows: Sequence[Row]) -> Markup:
     """What the losses tell by noise level: the loss, and whatever else an objective tells."""
     told = {match[1] for row in rows for name in row.histories if (match := LEVEL.fullmatch(name))}
-    return "".join(
-        _noise_levels_of(rows, quantity) for quantity in sorted(told, key=lambda name: (name != "loss", name))
-    )
+    return join(_noise_levels_of(rows, quantity) for quantity in sorted(told, key=lambda name: (name != "loss", name)))
 
 
-def _noise_levels_of(rows: Sequence[Row], quantity: str) -> str:
-    title = escape(quantity.replace("_", " "))
+def _noise_levels_of(rows: Sequence[Row], quantity: str) -> Markup:
+    title = quantity.replace("_", " ")
     levels = [_levels(row, quantity) for row in rows]
     logarithmic = all(v > 0 for of_row in levels for _, _, points in of_row for _, v in points)  # some are signed
     final = []
@@ -223,25 +218,25 @@ def _noise_levels_of(rows: Sequence[Row], quantity: str) -> str:
         ends = [((low * high) ** 0.5, sum(v for _, v in p[-5:]) / len(p[-5:])) for low, high, p in of_row if p]
         final.append(Series(row.name, number, ends))
     overview = chart(f"{title} by noise level at the end", final, "σ", x_log=True, y_log=logarithmic)
-    cards = [("All runs <small>mean of the last five points</small>", overview)]
+    cards = [(titled("All runs", "mean of the last five points"), overview)]
     for number, (row, of_row) in enumerate(zip(rows, levels, strict=True)):
         series = [Series(f"σ {short(low)} – {short(high)}", n % COLOURS, p) for n, (low, high, p) in enumerate(of_row)]
         drawn = chart(f"{title} of {row.name} by noise level", series, "step", y_log=logarithmic)
-        cards.append((legend(number, row.name), f'<div class="levels">{drawn}</div>' if drawn else ""))
+        cards.append((legend(number, row.name), tag("div", drawn, class_="levels") if drawn else drawn))
     bounds = [level for of_row in levels for low, high, _ in of_row for level in (low, high)]
-    ramp = "".join(f'<i class="c{n}"></i>' for n in range(COLOURS))
-    key = f'<div class="ramp levels">σ = {short(min(bounds))}<div>{ramp}</div>{short(max(bounds))}</div>'
+    ramp = tag("div", *(tag("i", class_=f"c{n}") for n in range(COLOURS)))
+    key = tag("div", f"σ = {short(min(bounds))}", ramp, short(max(bounds)), class_="ramp levels")
     return section(f"{title.capitalize()} by noise level", "", key + _grid(cards))
 
 
-def _image(images: Tensor, columns: int, alt: str) -> str:
+def _image(images: Tensor, columns: int, alt: str) -> Markup:
     content, kind = pictures.for_page(images, columns)
     data = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    return f'<img alt="{escape(alt, quote=True)}" loading="lazy" src="{data}">'
+    return tag("img", alt=alt, loading="lazy", src=data)
 
 
-def _samples(rows: Sequence[Row]) -> str:
-    parts = []
+def _samples(rows: Sequence[Row]) -> Markup:
+    parts = list[Markup]()
     for sampler in sorted({f.sampler for row in rows for f in row.figures}, key=comparison.order):
         cards = []
         for number, row in enumerate(rows):
@@ -252,12 +247,13 @@ def _samples(rows: Sequence[Row]) -> str:
             with contextlib.suppress(OSError, CmdistError):  # the table's pictures have said what is wrong with it
                 images, columns = pictures.read(last.stem or "")
                 values = ", ".join(f"{comparison.title(f.metric)} {f.text}" for f in own if f.stem == last.stem)
-                caption = f"<figcaption>Step {last.step:,}. {escape(values)}</figcaption>"
+                caption = tag("figcaption", f"Step {last.step:,}. {values}")
                 picture = _image(images, columns, f"{sampler} samples of {row.name}")
-                cards.append((legend(number, row.name), f"<figure>{picture}{caption}</figure>"))
+                cards.append((legend(number, row.name), tag("figure", picture, caption)))
         name = comparison.SAMPLERS.get(sampler, sampler)
-        parts.append(f"<h3>{escape(name[0].upper() + name[1:])}</h3>{_grid(cards)}" if cards else "")
-    return section("Samples", "The same seed at the same place in every grid.", "".join(parts))
+        if cards:
+            parts.append(tag("h3", name[0].upper() + name[1:]) + _grid(cards))
+    return section("Samples", "The same seed at the same place in every grid.", join(parts))
 
 
 def _glances(run_url: str) -> list[tuple[int, str, str]]:
@@ -267,19 +263,18 @@ def _glances(run_url: str) -> list[tuple[int, str, str]]:
     return sorted((int(match[1]), match[2], storage.join(folder, match[0].removesuffix(".npz"))) for match in matches)
 
 
-def _over_training(rows: Sequence[Row]) -> str:
+def _over_training(rows: Sequence[Row]) -> Markup:
     cards = []
     for number, row in enumerate(rows):
         with contextlib.suppress(OSError, CmdistError):
             glances = _glances(row.url) if row.url else []
             for sampler in sorted({sampler for _, sampler, _ in glances}):
-                strips = []
+                strips = list[Markup]()
                 for step, _, stem in (glance for glance in glances if glance[1] == sampler):
                     with contextlib.suppress(OSError, CmdistError):
                         images, _ = pictures.read(stem)
                         picture = _image(images[:STRIP], STRIP, f"{row.name}, step {step}")
-                        strips.append(f"<span>{short(step)}</span>{picture}")
-                how = escape(comparison.SAMPLERS.get(sampler, sampler))
-                title = f"{legend(number, row.name)} <small>{how}, by step</small>"
-                cards.append((title, f'<div class="strip">{"".join(strips)}</div>'))
+                        strips += [tag("span", short(step)), picture]
+                title = titled(legend(number, row.name), f"{comparison.SAMPLERS.get(sampler, sampler)}, by step")
+                cards.append((title, tag("div", *strips, class_="strip")))
     return section("Samples over training", "Fixed seeds, at each glance.", _grid(cards))

@@ -6,7 +6,10 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
+
+from markupsafe import Markup
+
+from cmdist.report.markup import tag
 
 Point = tuple[float, float]
 
@@ -90,55 +93,52 @@ def chart(
     y_log: bool = False,
     x_log: bool = False,
     form: Callable[[float], str] = short,
-) -> str:
-    """A chart as an <svg> element; "" without points. What cannot be drawn (not finite, beyond FAR, or not above 0 on a
+) -> Markup:
+    """A chart as an svg element; "" without points. What cannot be drawn (not finite, beyond FAR, or not above 0 on a
     log axis) is left out.
     """
     drawable = [(s, [p for p in s.points if _fits(p[0], x_log) and _fits(p[1], y_log)]) for s in series]
     drawable = [(s, points) for s, points in drawable if points]
     if not drawable:
-        return ""
+        return Markup("")
     xs, ys = zip(*(p for _, points in drawable for p in points), strict=True)
     x_low, x_high = (min(xs), max(xs)) if x_log else (min(0.0, *xs), 1.02 * max(xs) or 1.0)
     y_low, y_high = _range(min(ys), max(ys), y_log)
     across = _scale(x_low, x_high, LEFT + 4, WIDTH - RIGHT, x_log)
     up = _scale(y_low, y_high, HEIGHT - BOTTOM, TOP, y_log)
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}" '
-        f'xmlns="http://www.w3.org/2000/svg">'
-    ]
+    parts = []
     for tick in _ticks(y_low, y_high, y_log):
         y = up(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short(tick)}</text>')
+        parts.append(_line("grid", LEFT, WIDTH - RIGHT, y, y))
+        parts.append(tag("text", short(tick), x=LEFT - 6, y=f"{y + 3.5:.1f}", text_anchor="end"))
     for tick in _ticks(x_low, x_high, x_log):
         x = across(tick)
-        parts.append(
-            f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 4}"/>'
-        )
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{short(tick)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
-    parts.append(
-        f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" '
-        f'text-anchor="middle">{escape(x_label)}</text>'
-    )
-    for s, points in drawable:
-        parts.append(_curve(s, points, across, up, form))
-    return "".join([*parts, "</svg>"])
+        parts.append(_line("tick", x, x, HEIGHT - BOTTOM, HEIGHT - BOTTOM + 4))
+        parts.append(tag("text", short(tick), x=f"{x:.1f}", y=HEIGHT - BOTTOM + 16, text_anchor="middle"))
+    parts.append(_line("axis", LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM, HEIGHT - BOTTOM))
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(tag("text", x_label, class_="label", x=middle, y=HEIGHT - 5, text_anchor="middle"))
+    parts += [_curve(s, points, across, up, form) for s, points in drawable]
+    frame = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria_label": title}
+    return tag("svg", *parts, class_="chart", **frame, xmlns="http://www.w3.org/2000/svg")
 
 
-def marker(number: int, x: float, y: float, size: float = 3.6) -> str:
+def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
+    return tag("line", class_=kind, x1=f"{x1:.1f}", x2=f"{x2:.1f}", y1=f"{y1:.1f}", y2=f"{y2:.1f}")
+
+
+def marker(number: int, x: float, y: float, size: float = 3.6) -> Markup:
     """A small shape for series `number`, another one for each colour."""
     shape, s = number % 4, size
     if shape == 0:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{s:.1f}"/>'
+        return tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=f"{s:.1f}")
     outline = {
         1: [(-s, -s), (s, -s), (s, s), (-s, s)],
         2: [(0, -1.25 * s), (1.2 * s, 0.9 * s), (-1.2 * s, 0.9 * s)],
         3: [(0, -1.4 * s), (1.4 * s, 0), (0, 1.4 * s), (-1.4 * s, 0)],
     }[shape]
     corners = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in outline)
-    return f'<polygon points="{corners}"/>'
+    return tag("polygon", points=corners)
 
 
 def _curve(
@@ -147,23 +147,21 @@ def _curve(
     across: Callable[[float], float],
     up: Callable[[float], float],
     form: Callable[[float], str],
-) -> str:
+) -> Markup:
     shown = points if s.steps else thin(points)
     places = [(across(x), up(y)) for x, y in shown]
     path = [f"M{places[0][0]:.1f} {places[0][1]:.1f}"]
     for x, y in places[1:]:
         path.append(f"H{x:.1f}V{y:.1f}" if s.steps else f"L{x:.1f} {y:.1f}")
     dash = _DASHES[s.number // COLOURS % len(_DASHES)]
-    style = f' stroke-dasharray="{dash}"' if dash else ""
-    drawn = [f'<path d="{"".join(path)}"{style}/>'] if len(places) > 1 else []
+    drawn = [tag("path", d="".join(path), stroke_dasharray=dash or None)] if len(places) > 1 else []
     marked = dict.fromkeys([*s.marks, *(shown if len(shown) <= 12 and not s.steps else [])])
     for x, y in marked:
-        tip = f"<title>{escape(s.name)}: {form(y)} at {short(x)}</title>"
-        drawn.append(f"<g>{tip}{marker(s.number, across(x), up(y), 2.4 if s.steps else 3.6)}</g>")
+        tip = tag("title", f"{s.name}: {form(y)} at {short(x)}")
+        drawn.append(tag("g", tip, marker(s.number, across(x), up(y), 2.4 if s.steps else 3.6)))
     # what the page's script shows under the pointer: places in the drawing, and texts
     data = ";".join(f"{px:.1f},{py:.1f},{short(x)},{form(y)}" for (px, py), (x, y) in zip(places, shown, strict=True))
-    told = f'data-name="{escape(s.name, quote=True)}" data-points="{escape(data, quote=True)}"'
-    return f'<g class="series c{s.number % COLOURS}" {told}>{"".join(drawn)}</g>'
+    return tag("g", *drawn, class_=f"series c{s.number % COLOURS}", data_name=s.name, data_points=data)
 
 
 def _fits(value: float, log: bool) -> bool:
