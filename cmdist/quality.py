@@ -15,7 +15,7 @@ from cmdist.config import Config
 from cmdist.core.noise import Denoise, karras_sigmas
 from cmdist.core.solvers import heun_step, integrate, mean_jump
 from cmdist.errors import ConfigError, DataError
-from cmdist.evaluation import extractors, generation, measurement, real, records
+from cmdist.evaluation import arithmetic, extractors, generation, measurement, real, records
 from cmdist.evaluation.generation import Sampler
 from cmdist.evaluation.records import Evaluation, Images, Subject
 from cmdist.models import TrainedRun
@@ -37,6 +37,7 @@ class Request:
     inception: str | None = None
     dinov2: str | None = None
     references: Sequence[str] = ()  # SPACE=FILE
+    trusted: Sequence[str] = ()  # checksums, beside the configuration's
     searched: str | None = None  # the metric on which `times` were searched, which the protocol must say
 
 
@@ -96,6 +97,14 @@ def shape(config: Config) -> tuple[int, int, int]:
     return config.data.channels, config.data.image_size, config.data.image_size
 
 
+def files(config: Config, request: Request) -> extractors.Files:
+    """The command line's files, else the configuration's; what either trusts."""
+    own = config.evaluation
+    return extractors.Files(
+        request.inception or own.inception, request.dinov2 or own.dinov2, [*own.trusted, *request.trusted]
+    )
+
+
 def check(config: Config, request: Request, step: int | None = None) -> None:
     """What is asked for can be measured after so many steps of training (None: all), as far as can be seen without
     weights or a device. Raises ConfigError, DataError.
@@ -103,11 +112,7 @@ def check(config: Config, request: Request, step: int | None = None) -> None:
     data = build.dataset(config)
     by_space = extractors.spaces(request.metrics or extractors.usual(data))
     samplers(config, lambda x, sigma, labels: x, request.steps, request.times, step)
-    files = {
-        "inception": request.inception or config.evaluation.inception,
-        "dinov2": request.dinov2 or config.evaluation.dinov2,
-    }
-    extractors.check_files(list(by_space), data, files)
+    extractors.check_files(list(by_space), data, files(config, request))
     urls = dict(config.evaluation.references) | real.named(request.references, by_space)
     for space in by_space:
         if space in urls and not storage.exists(urls[space]):
@@ -156,11 +161,7 @@ def assembled(
     """
     data = build.dataset(config, world)
     by_space = extractors.spaces(request.metrics or extractors.usual(data))
-    files = {
-        "inception": request.inception or config.evaluation.inception,
-        "dinov2": request.dinov2 or config.evaluation.dinov2,
-    }
-    spaces = extractors.load(list(by_space), data, files, world.device)
+    spaces = extractors.load(list(by_space), data, files(config, request), world.device)
     for extractor in spaces:
         measurement.check(request.n, extractor, by_space[extractor.space])
     every = [
@@ -203,6 +204,6 @@ def started(hang_minutes: float, look: Callable[[], object] = lambda: None) -> I
 
 def set_up_process() -> None:
     """Make a process compute as evaluations do, so that the same weights and seeds give the same bits."""
-    measurement.set_arithmetic()
+    arithmetic.set_arithmetic()
     # the number of threads changes the last bits of an image; more cores are used by more ranks
     torch.set_num_threads(1)

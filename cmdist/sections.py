@@ -2,6 +2,7 @@
 on: docs/keys.md is made from that, and so is the comparison of a run with the checkpoint that it goes on from.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -241,10 +242,18 @@ class Evaluation(Section):
         str | None, place("TorchScript weights, for fid, kid, fid_legacy, is, precision and recall")
     ] = None
     dinov2: Annotated[str | None, place("TorchScript, for fd_dinov2")] = None
+    trusted: Annotated[tuple[str, ...], place("checksums (sha256:...) of the TorchScript files that may run")] = ()
     references: Annotated[
         dict[str, str],
         place("statistics of real images by space, e.g. fid_legacy; else they are made from the data set"),
     ] = {}
+
+    @field_validator("trusted")
+    @classmethod
+    def _checksums(cls, trusted: tuple[str, ...]) -> tuple[str, ...]:
+        if strange := [text for text in trusted if not re.fullmatch("sha256:[0-9a-f]{64}", text)]:
+            raise ValueError(f"{strange[0]} is no checksum: sha256: and 64 digits of 0 to f are allowed")
+        return trusted
 
     @field_validator("references")
     @classmethod

@@ -102,6 +102,7 @@ def main(arguments: Sequence[str]) -> None:
         options.inception,
         options.dinov2,
         options.reference,
+        options.trust,
     )
     url = storage.absolute(options.run)
 
@@ -141,6 +142,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dinov2", metavar="FILE", help="DINOv2 as TorchScript; default: evaluation.dinov2")
     parser.add_argument(
+        "--trust",
+        nargs="+",
+        default=[],
+        metavar="CHECKSUM",
+        help="sha256:... of a TorchScript file that may run, beside evaluation.trusted",
+    )
+    parser.add_argument(
         "--reference",
         nargs="+",
         default=[],
@@ -174,7 +182,7 @@ def reference(arguments: Sequence[str]) -> None:
             "--out and --image-size belong to a file that is imported, and it needs both; "
             "--reference is for evaluations"
         )
-    files = {"inception": options.inception, "dinov2": options.dinov2}
+    files = extractors.Files(options.inception, options.dinov2, options.trust)
     with quality.started(options.hang_minutes) as world, cli.before_start():
         if is_file:
             import_file(options.source, options.metrics, files, options.image_size, options.out, world)
@@ -183,7 +191,7 @@ def reference(arguments: Sequence[str]) -> None:
 
 
 def import_file(
-    source: str, metrics: list[str] | None, files: dict[str, str | None], image_size: int, out: str, world: World
+    source: str, metrics: list[str] | None, files: extractors.Files, image_size: int, out: str, world: World
 ) -> None:
     """Read, check, add features if there are images, and store."""
     spaces = extractors.spaces(metrics or ["fid_legacy"])
@@ -198,7 +206,7 @@ def import_file(
 
 
 def describe(
-    data: ShardedImages, metrics: list[str] | None, files: dict[str, str | None], n: int, seed: int, world: World
+    data: ShardedImages, metrics: list[str] | None, files: extractors.Files, n: int, seed: int, world: World
 ) -> None:
     """Statistics of a data set in each space,
     and in its own one the scores of resampled images and of a matched Gaussian.

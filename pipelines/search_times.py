@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--batch", type=int, default=1024, help="images on the device at once (default %(default)s)")
     parser.add_argument("--inception", metavar="FILE", help="Inception's TorchScript weights")
     parser.add_argument("--dinov2", metavar="FILE", help="DINOv2 as TorchScript")
+    parser.add_argument("--trust", nargs="+", default=[], metavar="CHECKSUM", help="of a TorchScript file that may run")
     parser.add_argument("--reference", nargs="+", default=[], metavar="SPACE=FILE", help="statistics of real images")
     parser.add_argument("--hang-minutes", type=float, default=120.0, help="for a probe's image (default %(default)s)")
     options = parser.parse_args(arguments)
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str]) -> None:
         search = Search(metric, options.steps, options.levels, options.few, options.many)
         tuning.check(search, config)
         files = {"inception": options.inception, "dinov2": options.dinov2, "references": options.reference}
+        files |= {"trusted": options.trust}
         return search, Request(options.few, batch=options.batch, metrics=[metric], steps=["1"], **files)
 
     def look() -> None:

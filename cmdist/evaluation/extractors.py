@@ -1,10 +1,10 @@
-"""Spaces in which images are compared: a network, the resizing before it, and the metrics that are taken there."""
+"""Spaces in which images are compared: the networks that make features there, and where they are from."""
 
+import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from cmdist.data.images import ShardedImages
 from cmdist.errors import ConfigError, DataError
+from cmdist.evaluation import outside
+from cmdist.evaluation.extractor import Extractor as Extractor
+from cmdist.evaluation.extractor import inside
 from cmdist.evaluation.metrics.table import METRICS
 from cmdist.nets.classifier import Classifier
-from cmdist.nets.inception import Inception, resizer
+from cmdist.nets.inception import FILE, Inception, resizer
 from cmdist.system import storage
 from cmdist.system.typed import short
 
@@ -27,53 +30,12 @@ DINOV2 = (
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """`space` is one of METRICS; `network` takes what `prepare` makes of uint8 images (B,C,H,W) and gives features
-    (B,dimensions).
+class Files:
+    """Places of networks in TorchScript, and the checksums (sha256:...) of those that may run."""
 
-    `batch` images go through it together, always as many, since the last bits depend on it.
-    """
-
-    space: str
-    hash: str
-    resize: str
-    dimensions: int
-    prepare: Callable[[Tensor], Tensor]
-    network: Callable[[Tensor], Tensor]
-    probabilities: Callable[[Tensor], Tensor] | None = None  # of classes, for the Inception score
-    batch: int = 64
-
-    @torch.inference_mode()
-    def features(self, images: Tensor) -> Tensor:
-        """float32 (B,dimensions) on the CPU of uint8 images (B,C,H,W). Raises DataError if a value is not finite."""
-        return torch.cat([features for features, _ in self._run(images, probabilities=False)])
-
-    @torch.inference_mode()
-    def features_and_probabilities(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Those, and the class probabilities (B,classes)."""
-        features, probabilities = zip(*self._run(images, probabilities=True), strict=True)
-        return torch.cat(features), torch.cat(probabilities)
-
-    def _run(self, images: Tensor, probabilities: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batch by batch, the next one being prepared while the network works."""
-        batches = images.split(self.batch)
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self.prepare, batches[0])
-            for following in (*batches[1:], None):
-                prepared = coming.result()
-                if following is not None:
-                    coming = ahead.submit(self.prepare, following)
-                features = self.network(prepared).float().cpu()
-                if not bool(torch.isfinite(features).all()):
-                    raise DataError(
-                        f"the extractor of {self.space} gave features that are not finite (NaN or infinite)"
-                    )
-                yield (
-                    features,
-                    self.probabilities(prepared).float().cpu()
-                    if probabilities and self.probabilities
-                    else features[:, :0],
-                )
+    inception: str | None = None
+    dinov2: str | None = None
+    trusted: Sequence[str] = ()
 
 
 def _entry(data: ShardedImages) -> dict[str, Any]:
@@ -90,7 +52,8 @@ def own(data: ShardedImages, device: torch.device) -> Extractor:
     """The small network that lies beside a data set whose images are too small for Inception. Raises DataError."""
     net, checksum = classifier(data)
     net = net.to(device)
-    return Extractor("fd", checksum, "none", int(net.head.in_features), lambda images: images.to(device), net.features)
+    compute = inside("fd", lambda images: images.to(device), net.features)
+    return Extractor("fd", checksum, "none", int(net.head.in_features), compute)
 
 
 def classifier(data: ShardedImages) -> tuple[Classifier, str]:
@@ -112,34 +75,26 @@ def classifier(data: ShardedImages) -> tuple[Classifier, str]:
         ) from error
 
 
-def inception(url: str | None, space: str, device: torch.device) -> Extractor:
-    """`fid` or `fid_legacy`. Raises ConfigError."""
-    if url is None:
-        raise ConfigError(
-            f"{space} needs Inception's weights: --inception FILE or evaluation.inception, from {Inception.SOURCE}"
-        )
-    net = Inception(url, "clean" if space == "fid" else "legacy_tensorflow", device)
+def inception(folder: Path, url: str, space: str, device: torch.device) -> Extractor:
+    """`fid` or `fid_legacy`, by the file FILE of nets/inception.py in a folder, which came from `url`.
+    Raises ConfigError.
+    """
+    net = Inception(folder, url, "clean" if space == "fid" else "legacy_tensorflow", device)
     resize = (
         "clean: Pillow bicubic to 299, not quantized"
         if space == "fid"
         else "legacy_tensorflow: bilinear inside the network"
     )
     probabilities = net.probabilities if space == "fid_legacy" else None
-    return Extractor(space, net.hash, resize, Inception.DIMENSIONS, net.prepare, net.features, probabilities, net.batch)
+    compute = inside(space, net.prepare, net.features, probabilities, net.batch)
+    return Extractor(space, net.hash, resize, Inception.DIMENSIONS, compute, net.batch)
 
 
-def dinov2(url: str | None, device: torch.device) -> Extractor:
-    """A TorchScript file that maps images normalized as ImageNet's (B,3,224,224) to features (B,D).
+def dinov2(folder: Path, url: str, space: str, device: torch.device) -> Extractor:
+    """A TorchScript file that maps images normalized as ImageNet's (B,3,224,224) to features (B,D), in a folder.
     Raises ConfigError.
     """
-    if url is None:
-        raise ConfigError(f"fd_dinov2 needs --dinov2 FILE or evaluation.dinov2, a file made by {DINOV2}")
-    try:
-        content = storage.read(url)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"the DINOv2 weights {url} are not there; nothing is downloaded in a job: make them by {DINOV2}"
-        ) from error
+    content = (folder / FILE).read_bytes()
     mean, std = (
         torch.tensor(values, device=device).view(3, 1, 1) * 255
         for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -158,42 +113,64 @@ def dinov2(url: str | None, device: torch.device) -> Extractor:
         raise ConfigError(
             f"{url} is no TorchScript file that takes images (B,3,224,224): {said[-1] if said else error!r}"
         ) from error
-    return Extractor(
-        "fd_dinov2",
-        f"xxh3:{xxhash.xxh3_128_hexdigest(content)}",
-        "Pillow bicubic to 224, not quantized",
-        dimensions,
-        prepare,
-        net,
-    )
+    checksum = f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
+    return Extractor(space, checksum, "Pillow bicubic to 224, not quantized", dimensions, inside(space, prepare, net))
 
 
-def load(
-    spaces: Sequence[str], data: ShardedImages | None, files: dict[str, str | None], device: torch.device
-) -> list[Extractor]:
-    """One for each space. `files` has the places of "inception" and "dinov2". Raises ConfigError, DataError."""
+def digest(content: bytes) -> str:
+    """The checksum by which a file is trusted."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def _loader(space: str) -> str:
+    return f"{__name__}:{(dinov2 if space == 'fd_dinov2' else inception).__name__}"
+
+
+def _content(space: str, files: Files) -> tuple[bytes, str]:
+    """A file of TorchScript that may run, and where it is from. Raises ConfigError if there is none."""
+    own = space == "fd_dinov2"
+    url = files.dinov2 if own else files.inception
+    if url is None:
+        raise ConfigError(
+            f"fd_dinov2 needs --dinov2 FILE or evaluation.dinov2, a file made by {DINOV2}"
+            if own
+            else f"{space} needs Inception's weights: --inception FILE or evaluation.inception, from {Inception.SOURCE}"
+        )
+    try:
+        content = storage.read(url)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"the DINOv2 weights {url} are not there; nothing is downloaded in a job: make them by {DINOV2}"
+            if own
+            else f"the Inception weights {url} are not there; no job downloads them: get them from {Inception.SOURCE}"
+        ) from error
+    if (checksum := digest(content)) not in files.trusted:
+        raise ConfigError(
+            f"{url} is TorchScript, a program that would run as you; if you know where it is from, trust this one: "
+            f"--trust {checksum}, or evaluation.trusted: [{checksum}]"
+        )
+    return content, url
+
+
+def load(spaces: Sequence[str], data: ShardedImages | None, files: Files, device: torch.device) -> list[Extractor]:
+    """One for each space; those from files run in processes that can write nothing. Raises ConfigError, DataError."""
     result = []
     for space in spaces:
         if space == "fd":
             assert data is not None, "an extractor of its own lies beside a data set"
             result.append(own(data, device))
-        elif space == "fd_dinov2":
-            result.append(dinov2(files["dinov2"], device))
         else:
-            result.append(inception(files["inception"], space, device))
+            result.append(outside.extractor(_loader(space), *_content(space, files), space, device))
     return result
 
 
-def check_files(spaces: Sequence[str], data: ShardedImages, files: dict[str, str | None]) -> None:
-    """The files that the extractors need are there. Raises ConfigError, DataError."""
+def check_files(spaces: Sequence[str], data: ShardedImages, files: Files) -> None:
+    """The files that the extractors need are there and may run. Raises ConfigError, DataError."""
     for space in spaces:
         if space == "fd":
             _entry(data)
         else:
-            name, load = ("dinov2", dinov2) if space == "fd_dinov2" else ("inception", partial(inception, space=space))
-            url = files[name]
-            if url is None or not storage.exists(url):
-                load(url, device=torch.device("cpu"))  # says what is missing
+            _content(space, files)
 
 
 def usual(data: ShardedImages) -> list[str]:

@@ -24,15 +24,7 @@ from cmdist.evaluation.references import Reference
 from cmdist.system import distributed
 from cmdist.tracking.environment import git_commit
 
-ARITHMETIC = "float32 without TF32"  # of extractors and figures on every device; models have their own precision
 PIECE = 1024  # features that are added to the moments together
-
-
-def set_arithmetic() -> None:
-    """Make ARITHMETIC true of this process, so that a GPU's figures are those of a CPU to rounding: torch's default is
-    TF32, ten bits, in the convolutions of GPUs.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 class Features:

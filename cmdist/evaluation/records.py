@@ -10,7 +10,7 @@ from cmdist import migrations
 from cmdist.checkpoints import record as record_of_run
 from cmdist.core.noise import Denoise
 from cmdist.data.images import ShardedImages
-from cmdist.evaluation import generation, measurement, pictures, real, stored
+from cmdist.evaluation import arithmetic, generation, measurement, pictures, real, stored
 from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.generation import Sampler, Task
 from cmdist.evaluation.metrics import table
@@ -124,7 +124,7 @@ def describe(
         "seeds": [images.seed, images.seed + images.n - 1],
         "labels": f"seed modulo {images.classes}" if images.classes else "none",
         "rounding": generation.ROUNDING,
-        "arithmetic": measurement.ARITHMETIC,
+        "arithmetic": arithmetic.ARITHMETIC,
     }
     group = generation.group_size(*images.shape[1:])
     record = {

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from cmdist.errors import ConfigError
 from cmdist.nets import torchvision_ops
-from cmdist.system import storage
 
 FILE = "inception-2015-12-05.pt"  # clean-fid looks for this name
 
@@ -38,7 +36,7 @@ def resizer(size: int) -> Callable[[Tensor], Tensor]:
 
 
 class Inception:
-    """The TorchScript network of `url`:
+    """The TorchScript network FILE of a folder, which came from `url`:
     uint8 images (B, 1 or 3, H, W) -> features (B, 2048) or class probabilities (B, 1008).
 
     `clean`: clean-fid's resizing to 299. `legacy_tensorflow`: the images go as they are into the network, which has
@@ -48,30 +46,21 @@ class Inception:
     SOURCE = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"
     DIMENSIONS = 2048
 
-    def __init__(self, url: str, mode: Literal["clean", "legacy_tensorflow"], device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, url: str, mode: Literal["clean", "legacy_tensorflow"], device: torch.device
+    ) -> None:
         torchvision_ops.declare_missing()
         from cleanfid.inception_torchscript import InceptionV3W  # here, since it imports torchvision
 
-        try:
-            content = storage.read(url)
-        except FileNotFoundError as error:
-            raise ConfigError(
-                f"the Inception weights {url} are not there; no job downloads them: get them from {self.SOURCE}"
-            ) from error
-        self.hash = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        self.hash = f"sha256:{hashlib.sha256((folder / FILE).read_bytes()).hexdigest()}"
         self._device, self._resize = device, resizer(299) if mode == "clean" else None
         # On a CPU core batches of 4 were a seventh faster than of 32 (LOG.md); a GPU wants many.
         self.batch = 4 if device.type == "cpu" else 64
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / FILE).write_bytes(content)
-            try:
-                self._net: Any = (
-                    InceptionV3W(folder, download=False, resize_inside=mode == "legacy_tensorflow").eval().to(device)
-                )
-            except Exception as error:
-                raise ConfigError(
-                    f"{url} is not the TorchScript file of {self.SOURCE}: {type(error).__name__}"
-                ) from error
+        try:
+            net = InceptionV3W(str(folder), download=False, resize_inside=mode == "legacy_tensorflow")
+            self._net: Any = net.eval().to(device)
+        except Exception as error:
+            raise ConfigError(f"{url} is not the TorchScript file of {self.SOURCE}: {type(error).__name__}") from error
 
     def prepare(self, images: Tensor) -> Tensor:
         """float32 (B,3,H,W) in 0..255, resized if that is not the network's own affair."""

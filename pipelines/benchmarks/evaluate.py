@@ -167,7 +167,8 @@ def ours(array: str, count: str, weights: str, space: str, metrics: str, scratch
     world = distributed.start()
     torch.set_num_threads(1)
     ready = torch.from_numpy(np.load(array, mmap_mode="c")).permute(0, 3, 1, 2)
-    extractor = extractors.inception(weights, space, world.device)
+    files = extractors.Files(weights, trusted=[extractors.digest(Path(weights).read_bytes())])
+    (extractor,) = extractors.load([space], None, files, world.device)
 
     def sample(noises: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         assert labels is not None

@@ -20,7 +20,7 @@ from cmdist.errors import CheckpointError, ConfigError, DataError
 from cmdist.evaluation import extractors
 from cmdist.nets import torchvision_ops
 from cmdist.tracking import mlflow as tracking
-from inception import Full, write
+from inception import Full, trusting, write
 from ranks import Ranks, pipeline, run_pipeline
 from runs import call, make_data, make_run
 
@@ -59,7 +59,7 @@ QUICK = ["--n", "300", "--steps", "1", "--metrics", "kid", "is", "precision", "r
 @pytest.fixture(scope="module")
 def quick(bare, weights) -> Path:
     """Evaluated without a Frechet distance, for which 300 images are too few."""
-    call(evaluate.main, bare, *QUICK, "--inception", weights)
+    call(evaluate.main, bare, *QUICK, *trusting(weights))
     return bare
 
 
@@ -91,7 +91,7 @@ def test_features_are_cleanfids_own(mode, full, tmp_path):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
     net = InceptionV3W(str(Path(full).parent), download=False, resize_inside=mode != "clean").eval()
     theirs = get_files_features(files, net, num_workers=0, batch_size=3, device=CPU, mode=mode, verbose=False)
-    extractor = extractors.inception(full, "fid" if mode == "clean" else "fid_legacy", CPU)
+    extractor = extractors.inception(Path(full).parent, full, "fid" if mode == "clean" else "fid_legacy", CPU)
     ours = extractor.features(images).numpy()
     assert ours.shape == (3, 2048) and np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
     assert np.abs(extractor.features(images[2:, :1]).numpy() - theirs[2:]).max() < 1e-5 * np.abs(theirs).max()
@@ -127,13 +127,13 @@ def test_each_space_has_its_record_and_child(quick, weights):
 def test_another_metric_of_the_same_space_is_added(quick, weights, tmp_path, capsys):
     run = tmp_path / "ct"
     shutil.copytree(quick, run)
-    call(evaluate.main, run, "--n", "300", "--steps", "1", "--metrics", "kid", "precision", "--inception", weights)
+    call(evaluate.main, run, "--n", "300", "--steps", "1", "--metrics", "kid", "precision", *trusting(weights))
     assert capsys.readouterr().out.count("(made before)") == 2
     before = figures(run)
     for path in (run / "evaluations").glob("*-is_1step-*"):
         path.unlink()
-    call(evaluate.main, run, "--n", "300", "--steps", "1", "--metrics", "recall", "--inception", weights)
-    call(evaluate.main, run, *QUICK, "--inception", weights)
+    call(evaluate.main, run, "--n", "300", "--steps", "1", "--metrics", "recall", *trusting(weights))
+    call(evaluate.main, run, *QUICK, *trusting(weights))
     assert figures(run) == before and len(list((run / "evaluations").glob("*.json"))) == 3
 
 
@@ -149,8 +149,7 @@ def test_frechet_distances_of_2048_features(bare, weights, tmp_path, capsys):
         "1",
         "--metrics",
         "fid_legacy",
-        "--inception",
-        weights,
+        *trusting(weights),
         "--batch",
         "4096",
         *reference(tmp_path),
@@ -159,7 +158,7 @@ def test_frechet_distances_of_2048_features(bare, weights, tmp_path, capsys):
     with pytest.raises(
         DataError, match="4095 images are too few for a Frechet distance in 2048 features: at least 4096 are needed"
     ):
-        call(evaluate.main, run, "--n", "4095", "--metrics", "fid_legacy", "--inception", weights)
+        call(evaluate.main, run, "--n", "4095", "--metrics", "fid_legacy", *trusting(weights))
 
 
 def reference(folder: Path) -> list[str]:
@@ -172,20 +171,20 @@ def test_references_of_shards_and_of_files(bare, weights, tmp_path, capsys):
     """Made once beside the shards and found there; an imported file with images has features, too."""
     data = make_data(tmp_path / "data", 300, extractor=False)
     with pytest.raises(DataError, match=r"data: 300 images are too few for a Frechet distance in 2048 features"):
-        call(evaluate.main, "reference", data, "--metrics", "fid", "--inception", weights)
+        call(evaluate.main, "reference", data, "--metrics", "fid", *trusting(weights))
     with pytest.raises(
         DataError, match=r"\d+ images are too few .* at least 4096 are needed"
     ):  # of real ones, before any is made
-        call(evaluate.main, bare, "--n", "4096", "--metrics", "fid", "--inception", weights)
+        call(evaluate.main, bare, "--n", "4096", "--metrics", "fid", *trusting(weights))
     assert not list(bare.glob("evaluations/parts-*"))
     images = np.random.default_rng(1).integers(0, 256, (60, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048), arr_0=images)
     out = tmp_path / "stored.npz"
-    call(evaluate.main, "reference", tmp_path / "adm.npz", "--out", out, "--image-size", "8", "--inception", weights)
+    call(evaluate.main, "reference", tmp_path / "adm.npz", "--out", out, "--image-size", "8", *trusting(weights))
     assert "features of 60 images" in capsys.readouterr().out
     run = copy(bare, tmp_path)
     named = ["--reference", f"fid_legacy={out}"]
-    call(evaluate.main, run, "--n", "100", "--steps", "1", "--metrics", "recall", "--inception", weights, *named)
+    call(evaluate.main, run, "--n", "100", "--steps", "1", "--metrics", "recall", *trusting(weights), *named)
     assert list(records(run)) == ["recall_1step"]
     with pytest.raises(
         ConfigError, match="--out and --image-size belong to a file that is imported, and it needs both"
@@ -194,9 +193,9 @@ def test_references_of_shards_and_of_files(bare, weights, tmp_path, capsys):
     with pytest.raises(
         DataError, match=r"precision needs features of real images, and .*adm.npz has mean and covariance alone"
     ):
-        call(evaluate.main, run, "--n", "100", "--metrics", "precision", "--inception", weights, *reference(tmp_path))
+        call(evaluate.main, run, "--n", "100", "--metrics", "precision", *trusting(weights), *reference(tmp_path))
     with pytest.raises(ConfigError, match=r"stored.npz is not the TorchScript file of https"):
-        call(evaluate.main, run, "--n", "100", "--metrics", "kid", "--inception", out)
+        call(evaluate.main, run, "--n", "100", "--metrics", "kid", *trusting(out))
 
 
 def test_a_dinov2_file_is_any_torchscript_of_its_interface(bare, tmp_path, capsys):
@@ -204,7 +203,17 @@ def test_a_dinov2_file_is_any_torchscript_of_its_interface(bare, tmp_path, capsy
     net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 16))
     torch.jit.trace(net.eval(), torch.zeros(1, 3, 224, 224)).save(str(tmp_path / "dino.pt"))
     run = copy(bare, tmp_path)
-    call(evaluate.main, run, "--n", "40", "--steps", "1", "--metrics", "fd_dinov2", "--dinov2", tmp_path / "dino.pt")
+    call(
+        evaluate.main,
+        run,
+        "--n",
+        "40",
+        "--steps",
+        "1",
+        "--metrics",
+        "fd_dinov2",
+        *trusting(tmp_path / "dino.pt", "--dinov2"),
+    )
     (record,) = records(run).values()
     assert (
         record["protocol"]["resize"] == "Pillow bicubic to 224, not quantized"
@@ -212,14 +221,14 @@ def test_a_dinov2_file_is_any_torchscript_of_its_interface(bare, tmp_path, capsy
     )
     (tmp_path / "bad.pt").write_bytes(b"x")
     with pytest.raises(ConfigError, match="bad.pt is no TorchScript file that takes images"):
-        call(evaluate.main, run, "--n", "40", "--metrics", "fd_dinov2", "--dinov2", tmp_path / "bad.pt")
+        call(evaluate.main, run, "--n", "40", "--metrics", "fd_dinov2", *trusting(tmp_path / "bad.pt", "--dinov2"))
 
 
 # --- ranks and kills
 
 
 def start(size: int, run: Path, log: Path, weights: str) -> Ranks:
-    return Ranks(size, log, run_pipeline, "evaluate", [str(run), *QUICK, "--inception", weights])
+    return Ranks(size, log, run_pipeline, "evaluate", [str(run), *QUICK, *trusting(weights)])
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -236,11 +245,11 @@ def test_killed_at_any_point_it_goes_on_to_the_same_figures(quick, weights, tmp_
     run, draw, kills = copy(quick, tmp_path), random.Random(0), 0
     many = ["--n", "1000", "--steps", "1", "--metrics", "is"]
     alone = copy(quick, tmp_path / "alone")
-    call(evaluate.main, alone, *many, "--inception", weights)
+    call(evaluate.main, alone, *many, *trusting(weights))
     for attempt in range(5):
         size = 1 + attempt % 2
         ranks = Ranks(
-            size, tmp_path / f"{attempt}.log", run_pipeline, "evaluate", [str(run), *many, "--inception", weights]
+            size, tmp_path / f"{attempt}.log", run_pipeline, "evaluate", [str(run), *many, *trusting(weights)]
         )
         if attempt < 4:
             # counted from the first sign of life, so that kills fall into the work and not before it
@@ -267,5 +276,5 @@ def test_a_checkpoint_that_is_thinned_meanwhile_is_a_sentence(bare, weights, tmp
 
     monkeypatch.setattr(models, "open_run", opened)
     with pytest.raises(CheckpointError, match=r"ema-0.9.safetensors"):
-        call(evaluate.main, run, *QUICK, "--inception", weights)
+        call(evaluate.main, run, *QUICK, *trusting(weights))
     assert not (run / "evaluations").exists()

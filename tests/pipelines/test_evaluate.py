@@ -165,13 +165,13 @@ def test_records_of_before_the_arithmetic_are_kept_and_not_taken_for_new_ones(ru
 def test_figures_are_taken_without_tf32(monkeypatch, run, data, command):
     """Torch's default is TF32 in the convolutions of GPUs, and an earlier configuration may have asked for more."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    seen, features = [], extractors.Extractor._run
+    seen, features = [], extractors.Extractor.features
 
-    def look(extractor, images, probabilities):
+    def look(extractor, images):
         seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
-        return features(extractor, images, probabilities)
+        return features(extractor, images)
 
-    monkeypatch.setattr(extractors.Extractor, "_run", look)
+    monkeypatch.setattr(extractors.Extractor, "features", look)
     arguments = [run, "--n", "300", "--steps", "1"] if command == "evaluate" else ["reference", data, "--n", "300"]
     call(evaluate.main, *arguments)
     assert set(seen) == {(False, False)}

@@ -16,7 +16,7 @@ from cmdist.core.noise import karras_sigmas
 from cmdist.tracking import mlflow as tracking
 from cmdist.tracking.journal import Journal
 from cmdist.tracking.mlflow import spool_folder
-from inception import write
+from inception import trusting, write
 from ranks import pipeline
 from runs import call, make_data, make_run
 
@@ -120,7 +120,7 @@ def test_without_an_extractor_validation_is_there_and_quality_needs_inception(ro
         root,
         "inception-run",
         data,
-        evaluation={"inception": weights},
+        evaluation={"inception": weights, "trusted": trusting(weights)[3:]},
         train=QUICK | {"precision": "fp32", "ema": [0.9]},
     )
     call(glance.main, untracked(run), "--checkpoint", 10)
