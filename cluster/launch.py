@@ -29,11 +29,11 @@ class SlurmError(CmdistError):
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
     if arguments[:1] == ["status"] or arguments[:1] == ["steps"]:
-        parser = argparse.ArgumentParser(prog=f"launch.py {arguments[0]}", description=__doc__)
+        parser = cli.Parser(prog=f"launch.py {arguments[0]}", description=__doc__)
         parser.add_argument("run", help="a run folder")
         run_url = storage.absolute(parser.parse_args(arguments[1:]).run)
         return status(run_url) if arguments[0] == "status" else print_steps(run_url)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, e.g. configs/lsun_bedroom256/cd.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration")
     parser.add_argument(

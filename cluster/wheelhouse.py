@@ -43,7 +43,7 @@ class WheelhouseError(CmdistError):
 
 def main(arguments: Sequence[str]) -> None:
     """Collect what the command line asks for, and say how it is installed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "wheelhouse", help="folder (default wheelhouse)")
     parser.add_argument("--python", metavar="3.N", help="version of the node's Python (default: this one's)")
     parser.add_argument("--all", action="store_true", help="all that pyproject.toml names, extra s3 included")

@@ -14,6 +14,7 @@ from cmdist.checkpoints.checkpoint import checksum
 from cmdist.config import Config
 from cmdist.core.noise import Denoise, karras_sigmas
 from cmdist.core.solvers import heun_step, integrate, mean_jump
+from cmdist.data.images import ShardedImages
 from cmdist.errors import ConfigError, DataError
 from cmdist.evaluation import arithmetic, extractors, generation, measurement, real, records
 from cmdist.evaluation.generation import Sampler
@@ -97,6 +98,11 @@ def shape(config: Config) -> tuple[int, int, int]:
     return config.data.channels, config.data.image_size, config.data.image_size
 
 
+def present(config: Config, data: ShardedImages) -> tuple[int, ...]:
+    """The classes of a conditional model that have images, if some have none: it has learnt nothing of those."""
+    return data.present if config.data.classes else ()
+
+
 def files(config: Config, request: Request) -> extractors.Files:
     """The command line's files, else the configuration's; what either trusts."""
     own = config.evaluation
@@ -173,7 +179,7 @@ def assembled(
     if world.first:
         urls = dict(config.evaluation.references) | real.named(request.references, by_space)
         references = real.given(urls, spaces, by_space, config.data.image_size)
-    images = Images(shape(config), config.data.classes, request.n, request.seed, request.batch)
+    images = Images(shape(config), config.data.classes, request.n, request.seed, request.batch, present(config, data))
     return Evaluation(
         storage.join(folder, "evaluations"),
         step,

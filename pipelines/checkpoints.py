@@ -30,7 +30,7 @@ from cmdist.train import lineage
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|verify|thin|copy|move")
     for name in ("list", "verify", "thin", "copy", "move"):
         commands.add_parser(name).add_argument("run", help="a run folder; for copy also the folder of a checkpoint")

@@ -28,7 +28,7 @@ HEADS = ("run", "objective", "steps", "EMA")
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="run", help="run folders")
     parser.add_argument("--experiment", help="all runs of an MLflow experiment")
     parser.add_argument("--uri", help="of the tracking server, for --experiment; default: MLFLOW_TRACKING_URI")

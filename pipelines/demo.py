@@ -2,7 +2,6 @@
 what is there is reused.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -37,7 +36,7 @@ Job = tuple[str, list[str]]  # name, command
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--root", default="runs/digits", help="the folder for the data, the runs and MLflow's database")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

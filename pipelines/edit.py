@@ -25,7 +25,7 @@ from cmdist.system import cli
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=edits.TASKS)
     parser.add_argument("run", help="a run folder or a checkpoint; with --weights a configuration file")
     parser.add_argument("images", nargs="+", type=Path, help="pictures, or folders of them")

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["reference"]:
         reference(arguments[1:])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "run", help="a run folder, or the folder of one of its checkpoints; with --weights a configuration file"
     )
@@ -164,7 +164,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def reference(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="evaluate.py reference", description=REFERENCE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", help="a data set folder, or an .npz file to import")

@@ -14,7 +14,7 @@ from cmdist.theory import pages
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question", choices=["limit", "multistep"])
     parser.add_argument("--out", default="docs/studies", help="folder for the page and a folder of its tables, figures")
     parser.add_argument("--most", type=int, default=1280, help="numbers of levels above this are left out")

@@ -34,7 +34,7 @@ LEVELS = 1281  # of the scheduler's grid where the objective has none: improved 
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "run", help="a run folder or the folder of one of its checkpoints; with --weights a configuration file"
     )

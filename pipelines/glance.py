@@ -39,7 +39,7 @@ LEVELS = 18  # of its grid
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run folder")
     parser.add_argument("--checkpoint", type=int, required=True, metavar="STEP")
     options = parser.parse_args(arguments)
@@ -68,7 +68,9 @@ def look(run_url: str, step: int, spool: Path) -> None:
     if stored.seen(f"{stem}.json") != weights:
         data, denoise = build.dataset(config), build.load_denoiser(run, device=device)
         samplers, classes = quality.samplers(config, denoise, step=step), config.data.classes
-        grids = glance.sample_grids(samplers, quality.shape(config), classes, device, stem, spool)
+        grids = glance.sample_grids(
+            samplers, quality.shape(config), classes, quality.present(config, data), device, stem, spool
+        )
         consistency = quality.consistency(config, denoise)
         figures = {} if consistency is None else validate(config, data, consistency, device)
         seen = {

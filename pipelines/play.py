@@ -23,7 +23,7 @@ EMOJI = Path(__file__).resolve().parents[1] / "configs/emoji"
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "run", nargs="?", help="a run folder or a checkpoint; with --weights a configuration file; default: emoji"
     )

@@ -39,7 +39,7 @@ FIRST = (2, 4)  # exit codes that go first: another start would find the same
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, e.g. configs/digits/ct.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, e.g. train.steps=100"

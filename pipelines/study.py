@@ -20,7 +20,7 @@ tell = partial(print, flush=True)
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="a study file, e.g. configs/studies/figure4.yaml")
     parser.add_argument(
         "--root", default="runs/studies", help="of the data and runs of all studies (default %(default)s)"

@@ -28,7 +28,7 @@ GLANCE = Path(__file__).with_name("glance.py")
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, e.g. configs/digits/ct.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="dotted keys of the configuration, e.g. train.steps=100"

@@ -1,10 +1,15 @@
 import os
+from collections.abc import Iterator, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
+from pydantic import Field
 
 from cmdist import config
 from cmdist.errors import ConfigError
 from cmdist.kinds.distances import CURRICULA
+from cmdist.sections import Section
 from cmdist.tracking import mlflow as tracking
 from cmdist.train import beforehand
 
@@ -227,6 +232,41 @@ HUBER = [*CT, "objective.distance.kind=pseudo_huber"]
 def test_a3_bounds_hold_in_every_section(before: list[str], key: str, value: str) -> None:
     with pytest.raises(ConfigError, match="key '[a-z.]+' = .*: input should be less than or equal to|key 'objective"):
         config.parse(BASE, [*before, f"{key}={value}"])
+
+
+def unbounded(annotation: Any, limits: Sequence[Any] = ()) -> Iterator[str]:
+    """The number types in an annotation that have no lower or no upper bound."""
+    if get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        limits = [*limits, *(limit for field in more for limit in getattr(field, "metadata", [field]))]
+    if annotation in (int, float):
+        kinds = {type(limit).__name__ for limit in limits}
+        if not (kinds & {"Gt", "Ge"} and kinds & {"Lt", "Le"}):
+            yield annotation.__name__
+    elif get_origin(annotation) is not Literal:
+        inner = limits if get_origin(annotation) in (Union, UnionType) else ()
+        for part in get_args(annotation):
+            yield from unbounded(part, inner)
+
+
+def subclasses(kind: type) -> Iterator[type]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from subclasses(below)
+
+
+def test_a3_every_number_of_every_section_has_bounds() -> None:
+    assert [*unbounded(int), *unbounded(Annotated[float, Field(ge=0)]), *unbounded(dict[str, list[float]])] == [
+        "int", "float", "float"
+    ]  # fmt: skip
+    assert not [*unbounded(Annotated[int | None, Field(gt=0, lt=9)]), *unbounded(Literal[1, 2])]
+    without = {
+        f"{section.__name__}.{name}"
+        for section in subclasses(Section)
+        for name, field in section.model_fields.items()
+        for _ in unbounded(field.annotation, field.metadata)
+    }
+    assert without == set()
 
 
 def numbers() -> list[str]:

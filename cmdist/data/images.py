@@ -7,6 +7,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,12 @@ class ShardedImages:
         it of what).
         """
         return hashlib.sha256(indices.identity_text(self.index).encode()).hexdigest()
+
+    @cached_property
+    def present(self) -> tuple[int, ...]:
+        """The classes that have images, if some have none; else none are named."""
+        labels = np.unique(self._labels).tolist() if self.labelled else []
+        return tuple(labels) if len(labels) < len(self.classes) else ()
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -54,12 +54,19 @@ def noises(seeds: Iterable[int], draws: int, shape: tuple[int, int, int]) -> Ten
 
 @dataclass(frozen=True)
 class Task:
-    """What is generated: images (C,H,W) of the given consecutive seeds, of class `seed % classes` (0: unlabelled)."""
+    """What is generated: images (C,H,W) of the given consecutive seeds, of class `seed % classes` (0: unlabelled), or
+    of those classes alone that are `present`, in turn.
+    """
 
     seeds: range
     shape: tuple[int, int, int]
     classes: int
     draws: int  # noises that the sampler takes
+    present: Sequence[int] = ()
+
+    def label(self, seed: int) -> int:
+        """The class of a seed's image."""
+        return self.present[seed % len(self.present)] if self.present else seed % self.classes
 
     @property
     def groups(self) -> range:
@@ -106,7 +113,7 @@ def generate(
             assert ahead is not None
             noise = onto(ahead.result(), device)
             ahead = draw(number + 1)
-            classes = [seed % task.classes for seed in seeds[number]] if task.classes else None
+            classes = [task.label(seed) for seed in seeds[number]] if task.classes else None
             labels = None if classes is None else torch.tensor(classes, device=device)
             for place, group in enumerate(chunk):
                 part = slice(place * size, (place + 1) * size)

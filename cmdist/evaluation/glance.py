@@ -52,6 +52,7 @@ def sample_grids(
     samplers: Sequence[Sampler],
     shape: tuple[int, int, int],
     classes: int,
+    present: Sequence[int],
     device: torch.device,
     stem: str,
     spool: Path,
@@ -59,9 +60,9 @@ def sample_grids(
     """Grids of the same seeds at every step, beside `stem` (.png, and .npz for comparisons);
     local copies of the pictures.
     """
-    columns, grids = pictures.columns(classes), []
+    columns, grids = pictures.columns(len(present) or classes), []
     for sampler in samplers:
-        task = Task(range(pictures.ROWS * columns), shape, classes, sampler.draws)
+        task = Task(range(pictures.ROWS * columns), shape, classes, sampler.draws, present)
         name = f"{stem}-{sampler.name}"
         picture = pictures.write(name, generation.images(task, sampler.sample, device), columns)
         path = storage.local_path(f"{name}.png")

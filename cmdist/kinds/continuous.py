@@ -13,7 +13,7 @@ from cmdist.core.objectives.scm import Scm
 from cmdist.kinds.distances import DISTANCES, L1, L2, Features, Lpips
 from cmdist.kinds.kind import Kind, Parts, bounded, edm
 from cmdist.nets.weighting import Weighting
-from cmdist.sections import Finite, OneOf, PositiveFloat, Section, Spread, content, identity
+from cmdist.sections import MOST, Finite, OneOf, PositiveFloat, Section, Spread, content, identity
 
 
 class ScmTraining(Section):
@@ -27,7 +27,7 @@ class ScmTraining(Section):
         identity("what a tangent is divided by: its norm, as the paper writes, or its root mean square, sqrt(D) less"),
     ] = "l2"
     tangent_c: Annotated[PositiveFloat, identity("added to that, so that small tangents stay small")] = 0.1
-    warm_up_steps: Annotated[int, Field(ge=0), identity("in which the network's own derivative is blended in")] = 10_000
+    warm_up_steps: Annotated[int, Field(ge=0, le=MOST), identity("to blend in the network's own derivative")] = 10_000
 
 
 class ScmDistillation(ScmTraining):

@@ -13,7 +13,19 @@ from cmdist.core.objectives import alpha_flow, cmt, ect, progressive, tcm
 from cmdist.core.objectives.base import Objective
 from cmdist.kinds.distances import DISTANCES, L2, PseudoHuber
 from cmdist.kinds.kind import Kind, Parts, bounded, edm
-from cmdist.sections import Finite, Noise, OneOf, Positive, PositiveFloat, Section, Spread, content, identity, warned
+from cmdist.sections import (
+    MOST,
+    Finite,
+    Noise,
+    OneOf,
+    Positive,
+    PositiveFloat,
+    Section,
+    Spread,
+    content,
+    identity,
+    warned,
+)
 
 
 class EasyConsistencyTuning(Section):
@@ -26,11 +38,9 @@ class EasyConsistencyTuning(Section):
     )
     sigma_mean: Annotated[Finite, identity("of ln sigma, which is truncated to the noise levels")] = -1.1
     sigma_std: Annotated[Spread, identity("of ln sigma")] = 2.0
-    q: Annotated[
-        float, Field(gt=1, allow_inf_nan=False), identity("1 / gap of the first stage; each has q times more")
-    ] = 2.0
+    q: Annotated[float, Field(gt=1, le=1e9), identity("1 / gap of the first stage; each has q times more")] = 2.0
     stage_steps: Annotated[Positive | None, identity("steps of a stage; null: the first one never ends")] = None
-    k: Annotated[float, Field(ge=0, allow_inf_nan=False), identity("the gap is 1 + k/2 times as wide at sigma 0")] = 8.0
+    k: Annotated[float, Field(ge=0, le=1e9), identity("the gap is 1 + k/2 times as wide at sigma 0")] = 8.0
     b: Annotated[PositiveFloat, identity("how fast that falls with sigma")] = 1.0
     max_ratio: Annotated[float, Field(gt=0, le=1), identity("of sigma_next to sigma; 1: no limit but the stages'")] = (
         1.0
@@ -50,7 +60,7 @@ class TruncatedConsistencyTraining(EasyConsistencyTuning):
     sigma_mean: Annotated[Finite, identity("of ln sigma, which is truncated at the boundary")] = 0.0
     sigma_std: Annotated[Spread, identity("times a number of Student's law, is added to that")] = 0.2
     df: Annotated[PositiveFloat, identity("degrees of freedom of that law")] = 0.01
-    q: Annotated[float, Field(gt=1, allow_inf_nan=False), identity("1 / gap of the first stage")] = 1000.0
+    q: Annotated[float, Field(gt=1, le=1e9), identity("1 / gap of the first stage")] = 1000.0
 
 
 class ConsistencyMidTraining(Section):
@@ -74,7 +84,7 @@ class SigmoidAlpha(Section):
     """alpha falls from 1 to alpha_min along a sigmoid."""
 
     kind: Annotated[Literal["sigmoid"], identity("how alpha follows from the step")]
-    start: Annotated[int, Field(ge=0), identity("the step up to which alpha is 1")] = 0
+    start: Annotated[int, Field(ge=0, le=MOST), identity("the step up to which alpha is 1")] = 0
     total_steps: Annotated[
         Positive | None, identity("the step of alpha_min; null: train.steps at the first start, then fixed")
     ] = None

@@ -35,7 +35,7 @@ from cmdist.config import Config
 from cmdist.data.images import open_dataset
 from cmdist.errors import ConfigError
 from cmdist.evaluation import stored
-from cmdist.sections import Positive, Section
+from cmdist.sections import Positive, PositiveFloat, Section
 from cmdist.system import files, plain_yaml, storage
 
 _UNNAMED = ("run.root", "run.name")
@@ -46,7 +46,7 @@ class Measure(Section):
     """What is measured of a run: at its last step and at those of `at`, with so many steps of sampling."""
 
     steps: tuple[str, ...] | None = None  # of sampling; None: those of the configuration
-    times: dict[str, list[float]] = Field(default={})  # of so many steps; else sampling.times
+    times: dict[str, list[PositiveFloat]] = Field(default={})  # of so many steps; else sampling.times
     n: Positive = 5000  # images
     at: tuple[Positive, ...] = ()  # steps of training
 

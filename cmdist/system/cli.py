@@ -2,6 +2,7 @@
 one sentence and an exit code for a failure, a traceback only with --debug.
 """
 
+import argparse
 import contextlib
 import io
 import os
@@ -9,6 +10,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from cmdist.errors import CmdistError, ConfigError
 from cmdist.system import texts, urls
@@ -64,6 +66,14 @@ def say(line: str) -> None:
         else:
             sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose complaints show no secrets of URLs and no control characters."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the complaint, and end with exit code 2."""
+        super().error(texts.printable(urls.masked(message)))
 
 
 def say_failure(sentence: str) -> None:

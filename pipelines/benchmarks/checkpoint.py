@@ -23,7 +23,7 @@ from torch import nn
 from cmdist.checkpoints import checkpoint, search
 from cmdist.checkpoints.saver import Saver
 from cmdist.errors import ConfigError
-from cmdist.system import distributed, storage
+from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
 from cmdist.train.averages import Averages
 from cmdist.train.engine import KINDS, Engine
@@ -46,7 +46,7 @@ class Flat(nn.Module):
 
 def main(arguments: Sequence[str]) -> None:
     """Print a table for each part."""
-    parser = argparse.ArgumentParser(prog="benchmark.py checkpoint", description=__doc__)
+    parser = cli.Parser(prog="benchmark.py checkpoint", description=__doc__)
     parser.add_argument(
         "--gb", type=float, nargs="+", default=[0.5, 1.0, 3.0], help="sizes of the state (default: 0.5 1 3)"
     )

@@ -5,7 +5,6 @@ python pipelines/benchmark.py data                         (about eight minutes 
 python pipelines/benchmark.py data --formats png --sizes 64
 """
 
-import argparse
 import io
 import os
 import statistics
@@ -30,6 +29,7 @@ from cmdist.data.order import Order
 from cmdist.data.preparing import preparation
 from cmdist.data.preparing.shards import finish, write_shards
 from cmdist.data.reader import micro_batches
+from cmdist.system import cli
 
 BATCH = 64
 POSITIONS = (0, 1_000_003, 10**9 + 7)  # micro-batches, far beyond the first epoch
@@ -37,7 +37,7 @@ POSITIONS = (0, 1_000_003, 10**9 + 7)  # micro-batches, far beyond the first epo
 
 def main(arguments: Sequence[str]) -> None:
     """Print tables for the README and benchmarks.md."""
-    parser = argparse.ArgumentParser(prog="benchmark.py data", description=__doc__)
+    parser = cli.Parser(prog="benchmark.py data", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--formats", nargs="+", choices=ENCODINGS, default=["webp", "png", "jpg"])
     parser.add_argument("--seconds", type=float, default=0.7, help="of each measurement")

@@ -33,7 +33,7 @@ from cmdist.evaluation import extractors, measurement, references
 from cmdist.evaluation.generation import Task
 from cmdist.evaluation.metrics.frechet import Moments, Statistics
 from cmdist.evaluation.references import Reference
-from cmdist.system import distributed
+from cmdist.system import cli, distributed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 import inception as stand_in  # tests/inception.py: the architecture without its weights
@@ -43,7 +43,7 @@ SPACES = {"clean": "fid", "legacy_tensorflow": "fid_legacy"}
 
 def main(arguments: Sequence[str]) -> None:
     """Print tables for benchmarks.md."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="benchmark.py evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--inception", metavar="FILE", help="the published weights")

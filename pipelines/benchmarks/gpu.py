@@ -22,6 +22,7 @@ import torch
 from benchmarks.first_hour.schedule import Part, Setup, run_all
 
 from cmdist.errors import CmdistError, ConfigError
+from cmdist.system import cli
 
 PROGRAM = Path(__file__).parents[1] / "benchmark.py"
 _CD, _LSUN, _CT = (f"configs/{name}.yaml" for name in ("imagenet64/cd", "lsun_bedroom256/cd", "imagenet64/ct"))
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the parts, print the table. Raises ConfigError where there is no GPU, unless it is told to do without, and
     CmdistError at the end if a part failed.
     """
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="benchmark.py gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results; must be new or empty")

@@ -4,7 +4,6 @@ python pipelines/benchmark.py prepare                      (200,000 images of 64
 python pipelines/benchmark.py prepare --images 5000 --format png --workers 1
 """
 
-import argparse
 import contextlib
 import io
 import os
@@ -29,13 +28,14 @@ from cmdist.data.preparing.shards import finish, write_shards
 from cmdist.data.preparing.sources.base import Source
 from cmdist.data.preparing.sources.pictures import square
 from cmdist.data.reader import micro_batches
+from cmdist.system import cli
 
 BATCH = 128
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print tables for the README and benchmarks.md."""
-    parser = argparse.ArgumentParser(prog="benchmark.py prepare", description=__doc__)
+    parser = cli.Parser(prog="benchmark.py prepare", description=__doc__)
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--format", choices=ENCODINGS, default="webp")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))

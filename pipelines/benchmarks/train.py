@@ -2,7 +2,6 @@
 images/s, peak memory, MFU against a measured matrix product.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -19,7 +18,7 @@ from benchmarks._trainer import trainer_of
 from cmdist import config as configuration
 from cmdist.errors import CmdistError, ConfigError
 from cmdist.plan import plan
-from cmdist.system import distributed
+from cmdist.system import cli, distributed
 from cmdist.system.distributed import World
 from cmdist.tracking import environment
 from cmdist.train.trainer import Trainer
@@ -27,7 +26,7 @@ from cmdist.train.trainer import Trainer
 
 def main(arguments: Sequence[str]) -> None:
     """Print one line for each of the given settings of train.compile, each measured in a process of its own."""
-    parser = argparse.ArgumentParser(prog="benchmark.py train", description=__doc__)
+    parser = cli.Parser(prog="benchmark.py train", description=__doc__)
     parser.add_argument("config", help="a recipe, e.g. configs/imagenet64/cd.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed, after --warm-up")

@@ -222,3 +222,12 @@ def test_impossible_samplers_are_refused(steps, times, denoising, sentence):
         generation.samplers(
             gaussian(0.0, 0.5)[0], steps, times, makes="denoiser" if denoising else "consistency", **ARGUMENTS
         )
+
+
+def test_classes_without_images_are_not_drawn(all_images):
+    task = Task(range(900), (1, 8, 8), 10, 1, present=(0, 3, 7))
+    assert [task.label(seed) for seed in range(5)] == [0, 3, 7, 0, 3]
+    found = images_of(task)
+    assert {seed for seed in found if seed % 10 == task.label(seed)} == {
+        seed for seed in found if torch.equal(found[seed], all_images[seed])
+    }

@@ -11,6 +11,7 @@ from cmdist import migrations
 from cmdist.data.images import open_dataset
 from cmdist.errors import DataError
 from cmdist.evaluation import measurement, references, stored
+from cmdist.evaluation.extractor import inside
 from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.generation import Task
 from cmdist.evaluation.metrics.frechet import Moments, Statistics
@@ -91,9 +92,7 @@ def extractor(space="fid_legacy", seed=1):
         f"hash {seed}",
         "none",
         16,
-        lambda images: images.flatten(1).float() / 255,
-        net,
-        lambda x: classes(x * 20).softmax(dim=1),
+        inside(space, lambda images: images.flatten(1).float() / 255, net, lambda x: classes(x * 20).softmax(dim=1)),
     )
 
 
@@ -171,7 +170,7 @@ def test_figures_are_identical_on_one_two_and_four_ranks(alone, tmp_path):
 def _peak(folder: str, n: int) -> None:
     torch.set_num_threads(1)
     e, mix = extractor(), torch.randn(16, 2048, generator=torch.Generator().manual_seed(0))
-    wide = dataclasses.replace(e, dimensions=2048, network=lambda x: e.network(x) @ mix)
+    wide = dataclasses.replace(e, dimensions=2048, compute=lambda x, _: (e.features(x) @ mix, x.new_zeros(len(x), 0)))
     real = Reference(
         Statistics(0, torch.zeros(2048).double(), torch.eye(2048).double()),
         torch.zeros(0, 2048),
@@ -223,7 +222,7 @@ def test_a_damaged_part_is_a_sentence(tmp_path):
 
 def test_features_that_are_not_finite_are_refused(tmp_path):
     e = extractor()
-    bad = Extractor("fid", "x", "none", 16, e.prepare, lambda x: e.network(x) / 0)
+    bad = Extractor("fid", "x", "none", 16, inside("fid", lambda images: images.flatten(1) / 0.0, lambda x: x[:, :16]))
     with pytest.raises(DataError, match="the extractor of fid gave features that are not finite"):
         measurement.measure(TASK, sample, [(bad, ["fid"], real(e))], str(tmp_path), WORLD)
 

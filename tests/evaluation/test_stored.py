@@ -11,6 +11,7 @@ import torch
 
 from cmdist.errors import DataError, FormatError
 from cmdist.evaluation import pictures, references, stored
+from cmdist.evaluation.extractor import inside
 from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.metrics.frechet import Statistics
 
@@ -82,7 +83,7 @@ def test_damaged_pictures_are_a_sentence(tmp_path: Path, content: bytes) -> None
 def saved(folder: Path) -> tuple[Path, Extractor]:
     """Statistics of four features, and the extractor that they are of."""
     network = torch.nn.Identity()
-    extractor = Extractor("fd", "hash", "none", 4, lambda images: images, network)
+    extractor = Extractor("fd", "hash", "none", 4, inside("fd", lambda images: images, network))
     described = references.describe(extractor) | {"image_size": 8}
     mean, covariance = torch.arange(4.0).double(), torch.eye(4).double()
     references.Reference(Statistics(100, mean, covariance), torch.ones(6, 4), described).save(f"{folder}/s.npz")

@@ -7,6 +7,7 @@ import torch
 
 from cmdist.errors import ConfigError
 from cmdist.evaluation import extractors, measurement, references
+from cmdist.evaluation.extractor import inside
 from cmdist.evaluation.extractors import Extractor
 from cmdist.evaluation.generation import Task
 from cmdist.evaluation.metrics import table
@@ -48,9 +49,9 @@ def test_one_row_makes_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     with pytest.raises(ConfigError, match="fd_dinov2, spread are allowed"):
         extractors.spaces(["psnr"])
     torch.manual_seed(0)
-    extractor = Extractor(
-        "fid", "x", "none", 16, lambda images: images.flatten(1).float() / 255, torch.nn.Linear(16, 16)
-    )
+    network = torch.nn.Linear(16, 16)
+    compute = inside("fid", lambda images: images.flatten(1).float() / 255, network)
+    extractor = Extractor("fid", "x", "none", 16, compute)
     moments, rows = Moments(16), torch.randn(64, 16)
     moments.add(rows)
     real = Reference(moments.statistics(), rows, references.describe(extractor))
