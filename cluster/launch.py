@@ -20,6 +20,7 @@ from cmdist.evaluation import stored
 from cmdist.system import cli, distributed, storage
 
 HERE = Path(__file__).parent
+PATIENCE = 300  # seconds for a client of Slurm
 
 
 class SlurmError(CmdistError):
@@ -121,7 +122,9 @@ def submit(command: Sequence[str], name: str, dry_run: bool) -> str:
 def run(command: Sequence[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """A client of Slurm. Raises SlurmError if there is none."""
     try:
-        return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+        return subprocess.run(command, env=environment, text=True, capture_output=True, check=False, timeout=PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"{command[0]} has not answered for {PATIENCE} s: is Slurm's controller down?") from error
     except FileNotFoundError as error:
         raise SlurmError(f"{command[0]} is not on this machine: is this a login node of a Slurm cluster?") from error
 

@@ -35,6 +35,7 @@ BROUGHT = {"numpy", "pillow"}  # by torchvision
 ELSEWHERE = {"mlflow", "matplotlib"}  # done on a node with a network
 SOURCES = {"deepspeed"}  # have no wheels
 BUILD = "setuptools"  # what `pip install --no-build-isolation -e .` needs
+PATIENCE = 3600  # seconds for a command of pip
 
 
 class WheelhouseError(CmdistError):
@@ -120,7 +121,11 @@ def collect(lines: Sequence[str], version: str, folder: Path) -> None:
 
 def _pip(arguments: Sequence[str]) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, env=os.environ | {"DS_BUILD_OPS": "0"}, text=True, stderr=subprocess.PIPE)
+    environment = os.environ | {"DS_BUILD_OPS": "0"}
+    try:
+        done = subprocess.run(command, env=environment, text=True, stderr=subprocess.PIPE, timeout=PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        raise WheelhouseError(f"pip {arguments[0]} has not ended within {PATIENCE} s: is the registry slow?") from error
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         raise WheelhouseError(f"pip {arguments[0]}: {(errors or [f'ended with {done.returncode}'])[-1]}")

@@ -11,7 +11,6 @@ What it finds goes to RUN/glances and MLflow.
 
 import argparse
 import dataclasses
-import fcntl
 import json
 import time
 from collections.abc import Sequence
@@ -29,13 +28,14 @@ from cmdist.data.images import ShardedImages
 from cmdist.evaluation import glance, stored
 from cmdist.models import TrainedRun
 from cmdist.quality import Request
-from cmdist.system import cli, storage
+from cmdist.system import cli, locks, storage
 from cmdist.system.distributed import World
 from cmdist.tracking import courier, environment
 from cmdist.tracking import mlflow as tracking
 
 IMAGES = 64  # of the validation
 LEVELS = 18  # of its grid
+LONGEST = 7200.0  # seconds for which it waits for the glance before it
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str]) -> None:
     spool = tracking.spool_folder(run_url)
     spool.mkdir(parents=True, exist_ok=True)
     with (spool / "glance.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time, also over restarts of the training
+        # one at a time, also over restarts of the training
+        locks.take(lock.fileno(), f"looking at {run_url}", LONGEST)
         look(run_url, options.checkpoint, spool)
 
 

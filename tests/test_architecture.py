@@ -289,6 +289,27 @@ def test_html_is_made_by_what_escapes() -> None:
     assert {path.name: lines for path, lines in found.items() if lines} == {}
 
 
+def waits(tree: ast.AST) -> Iterator[str]:
+    """Calls that may wait for ever: a program without a limit, a lock that another process may keep."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name, given = ast.unparse(node.func), {keyword.arg for keyword in node.keywords}
+        runs = name in ("subprocess.run", "subprocess.check_output", "subprocess.check_call")
+        if runs and "timeout" not in given:
+            yield f"line {node.lineno}: {name} without a timeout"
+        if name == "fcntl.flock" and not re.search("LOCK_NB|LOCK_SH|LOCK_UN", ast.unparse(node)):
+            yield f"line {node.lineno}: a lock without a limit"
+
+
+def test_what_waits_for_another_process_has_a_limit() -> None:
+    text = "subprocess.run(a)\nsubprocess.run(a, timeout=1)\nfcntl.flock(f, LOCK_EX)\nfcntl.flock(f, A | LOCK_NB)"
+    assert [line.partition(":")[0] for line in waits(ast.parse(text))] == ["line 1", "line 3"]
+    files = [path for path in sources("cmdist", "pipelines", "cluster") if "benchmarks" not in path.parts]
+    found = {str(path.relative_to(ROOT)): list(waits(ast.parse(path.read_text()))) for path in files}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
 def test_no_two_files_of_tests_have_one_name() -> None:
     """pytest imports them by their names alone."""
     names = [path.name for path in sources("tests") if path.name.startswith("test_")]

@@ -19,7 +19,7 @@ def folder() -> Iterator[Path]:
     """A new folder, which goes at the end of the block; a process that lives holds the lock in its own."""
     sweep()
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name, (Path(name) / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # new, so nobody has it
         yield Path(name)
 
 

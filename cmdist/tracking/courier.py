@@ -9,6 +9,7 @@ from pathlib import Path
 from cmdist.tracking.delivery import Delivery, StoreGone
 from cmdist.tracking.journal import Journal, Watch
 
+_TURN = 600.0  # seconds for which it waits for the courier of an earlier attempt, which ends soon after its run
 _GRACE = 60.0  # seconds for which a courier goes on trying after its run has ended
 
 
@@ -19,7 +20,7 @@ def deliver(folder: Path, patience: float = 20.0) -> bool:
     deadline = time.monotonic() + patience
     journal = Journal(folder)
     while True:
-        with journal.lock(wait=False) as held:
+        with journal.lock() as held:
             if held:
                 return _drain(Delivery(journal), deadline)
         if not any(journal.read(journal.cursor()["place"], limit=1)):
@@ -54,7 +55,10 @@ def _courier(folder: Path, parent: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # the training decides when it ends, and the courier ends with it
     os.nice(10)
     journal = Journal(folder)
-    with journal.lock(wait=True):
+    with journal.lock(_TURN) as held:
+        if not held:
+            print(f"{time.strftime('%F %T')} another courier has had {folder} for {_TURN:.0f} s", file=sys.stderr)
+            return
         delivery, watch = Delivery(journal), Watch(journal)
         while True:
             watch.look()

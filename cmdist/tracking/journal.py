@@ -5,7 +5,6 @@ Several processes append whole lines (the Tracker of the training, the courier f
 delivered just before a kill is delivered again, and the receiver must not mind.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cmdist.errors import DataError
+from cmdist.system import locks
 from cmdist.tracking import documents
 from cmdist.tracking.machine import Machine
 
@@ -100,17 +100,15 @@ class Journal:
         os.replace(temporary, self._cursor)
 
     @contextmanager
-    def lock(self, wait: bool) -> Iterator[bool]:
-        """Hold the right to deliver; gives False if another process has it and `wait` is off.
+    def lock(self, patience: float = 0.0) -> Iterator[bool]:
+        """Hold the right to deliver; gives False if another process keeps it for so many seconds.
         A killed process loses it.
         """
+        deadline = time.monotonic() + patience
         with (self.folder / "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            while not (held := locks.tried(file.fileno())) and time.monotonic() < deadline:
+                time.sleep(locks.PAUSE)
+            yield held
 
 
 def set_aside(folder: Path, name: str) -> None:

@@ -79,6 +79,15 @@ def test_a_plan_that_slurm_refuses_half_way_is_taken_back(tmp_path: Path, monkey
     assert (tmp_path / "calls").read_text().splitlines()[-1] == "scancel 7"
 
 
+def test_a_controller_that_hangs_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/bash\nexec sleep 60\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(launch, "PATIENCE", 0.3)
+    with pytest.raises(launch.SlurmError, match="sbatch has not answered for 0.3 s: is Slurm's controller down?"):
+        launch.main([CONFIG])
+
+
 def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(launch.SlurmError, match="sbatch is not on this machine"):

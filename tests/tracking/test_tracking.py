@@ -76,22 +76,33 @@ def test_journal_skips_a_line_cut_short_by_a_kill_and_goes_on_behind_it(tmp_path
 
 def test_journal_lock_belongs_to_one_and_ends_with_its_process(tmp_path):
     journal = Journal(tmp_path / "j")
-    with journal.lock(wait=False) as first, Journal(tmp_path / "j").lock(wait=False) as second:
+    with journal.lock() as first, Journal(tmp_path / "j").lock() as second:
         assert first and not second
     holder = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path,))
     holder.start()
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
-    with journal.lock(wait=False) as held:
+    with journal.lock() as held:
         assert not held
     holder.kill()
     holder.join()
-    with journal.lock(wait=False) as held:
+    with journal.lock() as held:
         assert held
 
 
+def test_a_courier_does_not_wait_for_its_turn_without_end(tmp_path, monkeypatch, capsys):
+    journal = Journal(tmp_path / "j")
+    monkeypatch.setattr(courier, "_TURN", 0.2)
+    monkeypatch.setattr(courier.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(courier.os, "nice", lambda _: None)
+    with journal.lock() as held:
+        assert held
+        courier._courier(tmp_path / "j", os.getpid())
+    assert "another courier has had" in capsys.readouterr().err
+
+
 def _hold(folder: Path) -> None:
-    with Journal(folder / "j").lock(wait=True):
+    with Journal(folder / "j").lock(60):
         (folder / "held").touch()
         time.sleep(60)
 
