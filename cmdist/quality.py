@@ -117,6 +117,16 @@ def check(config: Config, request: Request, step: int | None = None) -> None:
     """
     data = build.dataset(config)
     by_space = extractors.spaces(request.metrics or extractors.usual(data))
+    for option, file, used in (
+        ("inception", request.inception, by_space.keys() - {"fd", "fd_dinov2"}),
+        ("dinov2", request.dinov2, by_space.keys() & {"fd_dinov2"}),
+    ):
+        if file is not None and not used:
+            raise ConfigError(
+                f"--{option} does nothing for {', '.join(m for names in by_space.values() for m in names)}"
+            )
+    if request.times and request.steps and set(request.steps) <= {"1", "heun"}:
+        raise ConfigError(f"--times does nothing with --steps {' '.join(request.steps)}")
     samplers(config, lambda x, sigma, labels: x, request.steps, request.times, step)
     extractors.check_files(list(by_space), data, files(config, request))
     urls = dict(config.evaluation.references) | real.named(request.references, by_space)

@@ -38,11 +38,14 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--label", type=int, help="the class, of a model that has classes")
     parser.add_argument("--mask", help=f"{', '.join(edits.MASKS)}, random:0.5, or a picture whose white is generated")
-    parser.add_argument("--patch", type=int, default=4, help="superresolve: pixels a side with a known mean (4)")
-    parser.add_argument("--sigma", type=float, default=0.5, help="denoise: the noise level of the pictures (0.5)")
+    parser.add_argument("--patch", type=int, help="superresolve: pixels a side with a known mean (4)")
+    parser.add_argument("--sigma", type=float, help="denoise: the noise level of the pictures (0.5)")
     parser.add_argument("--add-noise", action="store_true", help="denoise: add noise of that level first")
     parser.add_argument("--fit", action="store_true", help="crop and resize pictures of other sizes")
     options = parser.parse_intermixed_args(arguments)
+    for task, names in {"superresolve": ["patch"], "denoise": ["sigma", "add_noise"]}.items():
+        if options.task != task:
+            cli.unused(options, names, f"for {options.task}, only for {task}")
     if options.weights and options.ema is not None:
         raise ConfigError("--weights holds one set of weights, so there is no --ema")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,8 +62,8 @@ def main(arguments: Sequence[str]) -> None:
         options.times,
         options.label,
         mask,
-        options.patch,
-        options.sigma,
+        Request.patch if options.patch is None else options.patch,
+        Request.sigma if options.sigma is None else options.sigma,
         options.add_noise,
     )
     edits.check(editor, request, config.data.classes)

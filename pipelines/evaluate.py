@@ -171,10 +171,13 @@ def reference(arguments: Sequence[str]) -> None:
     add_options(parser)
     parser.add_argument("--out", metavar="FILE", help="of an imported file: where it goes, .npz")
     parser.add_argument("--image-size", type=int, help="of an imported file: the size of its images")
-    parser.add_argument("--n", type=int, default=5000, help="images of the scores (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the scores (default %(default)s)")
+    parser.add_argument("--n", type=int, help="images of the scores (default 5000)")
+    parser.add_argument("--seed", type=int, help="of the scores (default 0)")
     options = parser.parse_args(arguments)
     is_file = options.source.endswith(".npz")
+    if is_file or (options.metrics and "fd" not in options.metrics):
+        cli.unused(options, ["n", "seed"], "without fd, the space that has scores")
+    options.n, options.seed = (5000 if options.n is None else options.n), options.seed or 0
     if not 1 <= options.n <= generation.MOST or not 0 <= options.seed < 2**62:
         raise ConfigError(f"--n must be 1 to {generation.MOST}, and --seed 0 or more, below 2^62")
     if options.reference or is_file != bool(options.out and options.image_size):

@@ -39,8 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--times", nargs="+", type=float, help="noise levels of the multistep sampler; default: sampling.times"
     )
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0, help="the first image's seed (default %(default)s)")
+    parser.add_argument("--rows", type=int, help="of each grid (default 4)")
+    parser.add_argument("--seed", type=int, help="the first image's seed (default 0)")
     parser.add_argument("--seeds", nargs="+", type=int, help="these images alone, in a row")
     parser.add_argument("--labels", nargs="+", type=int, help="a row for each of these classes, of the same seeds")
     parser.add_argument(
@@ -48,6 +48,13 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--out", required=True, help="a file or URL that ends in .png")
     options = parser.parse_args(arguments)
+    if options.seeds or options.interpolate:
+        cli.unused(options, ["rows", "seed"], "with --seeds or --interpolate")
+    if options.labels:
+        cli.unused(options, ["rows"], "with --labels, each of which has one row")
+    if options.steps and set(options.steps) <= {"1", "heun"}:
+        cli.unused(options, ["times"], f"with --steps {' '.join(options.steps)}")
+    options.rows, options.seed = (4 if options.rows is None else options.rows), options.seed or 0
     if not 1 <= options.rows <= 1000 or not 0 <= options.seed < 2**62 or not options.out.endswith(".png"):
         raise ConfigError("--rows must be 1 to 1000, --seed 0 or more, below 2^62, and --out must end in .png")
     if options.seeds and (options.interpolate or min(options.seeds) < 0):

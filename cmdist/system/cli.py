@@ -76,6 +76,13 @@ class Parser(argparse.ArgumentParser):
         super().error(texts.printable(urls.masked(message)))
 
 
+def unused(options: argparse.Namespace, names: Sequence[str], where: str) -> None:
+    """Raise ConfigError for the first of the options `names` that was given: `where` it does nothing."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and value is not False and value != []:
+            raise ConfigError(f"--{name.replace('_', '-')} does nothing {where}")
+
+
 def say_failure(sentence: str) -> None:
     """The last words of a command, on stderr and where `note_failure` puts them."""
     say(f"error: {sentence}")
