@@ -29,7 +29,7 @@ from typing import Any
 from PIL import ImageColor
 
 from cmdist.data.decode import ENCODINGS, MAX_PIXELS
-from cmdist.data.preparing.indexing import index_shards
+from cmdist.data.preparing.indexing import chosen_of, index_shards
 from cmdist.data.preparing.look import MOST_PIXELS, look
 from cmdist.data.preparing.prepare import (
     SEED,
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     _check(given)
     source, out = given["source"], given["out"]
     if source == "shards":
-        _index(given["url"], given["name"], given["channels"], given["classes"], given["max_bad"])
+        _index(given["url"], given["name"], given["channels"], given["classes"], given["label_key"], given["max_bad"])
         return
     how = Writing(
         _settings(given),
@@ -108,13 +108,20 @@ def main(arguments: Sequence[str]) -> None:
         print(prepare(out, lambda: maker(**known), how, part_of(given["part"], os.environ)))
 
 
-def _index(url: str, name: str, channels: int, classes: Path | None, max_bad: int) -> None:
+def _index(url: str, name: str, channels: int, classes: Path | None, label_key: str | None, max_bad: int) -> None:
     names = class_names(classes) if classes else ()
     with bar(f"indexing {url}") as shown:
         index = index_shards(
-            url, name=name, channels=channels, classes=names, max_bad=max_bad, progress=shown.update, say=warn
+            url,
+            name=name,
+            channels=channels,
+            classes=names,
+            label_key=label_key,
+            max_bad=max_bad,
+            progress=shown.update,
+            say=warn,
         )
-    print(summary(url, index))
+    print(summary(chosen_of(url)[0], index))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,9 +144,12 @@ def _parser() -> argparse.ArgumentParser:
         "zip": sources.add_parser("zip", help="a zip file of your own images, as RGB"),
     }
     shards = sources.add_parser("shards", help="index WebDataset shards where they are")
-    shards.add_argument("url", type=_not_empty)
+    shards.add_argument("url", type=_not_empty, help="a folder of them, one, or a pattern: FOLDER/{00000..00003}.tar")
     shards.add_argument("--name", default="shards")
     shards.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    shards.add_argument(
+        "--label-key", metavar="KEY", help="labels are under this key of the .json members, not in .cls members"
+    )
     shards.set_defaults(out=None, per_shard=1)
     for name in SOURCES:
         sub[name].add_argument("path", type=lambda text: Path(_not_empty(text)))

@@ -224,7 +224,7 @@ def test_impossible_samplers_are_refused(steps, times, denoising, sentence):
         )
 
 
-def test_classes_without_images_are_not_drawn(all_images):
+def test_a4_classes_without_images_are_not_drawn(all_images):
     task = Task(range(900), (1, 8, 8), 10, 1, present=(0, 3, 7))
     assert [task.label(seed) for seed in range(5)] == [0, 3, 7, 0, 3]
     found = images_of(task)

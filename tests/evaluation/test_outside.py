@@ -45,7 +45,7 @@ def dino(file: Path, network: nn.Module) -> Files:
     return Files(dinov2=str(file), trusted=[extractors.digest(file.read_bytes())])
 
 
-def test_the_features_of_the_process_are_those_of_this_one(tmp_path):
+def test_b5_the_features_of_the_process_are_those_of_this_one(tmp_path):
     file = write(tmp_path / "inception-2015-12-05.pt")
     images = torch.randint(0, 256, (9, 3, 20, 20), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     here = extractors.inception(tmp_path, file, "fid_legacy", CPU)
@@ -61,7 +61,7 @@ def test_the_features_of_the_process_are_those_of_this_one(tmp_path):
 
 
 @pytest.mark.parametrize("option, space", [("--inception", "fid"), ("--dinov2", "fd_dinov2")])
-def test_a_file_is_trusted_by_its_checksum(tmp_path, option, space):
+def test_b5_a_file_is_trusted_by_its_checksum(tmp_path, option, space):
     file = write(tmp_path / "weights.pt")
     digest = extractors.digest(Path(file).read_bytes())
     evaluate = pipeline("evaluate")
@@ -88,7 +88,7 @@ def test_a_file_is_trusted_by_its_checksum(tmp_path, option, space):
         call(evaluate.main, *arguments[:-1], other, *trusting(file)[2:])
 
 
-def test_a_file_that_writes_files_leaves_none(tmp_path):
+def test_b5_a_file_that_writes_files_leaves_none(tmp_path):
     """It did before: the first call, which only asks for the number of features, was enough; torch is silent."""
     files = dino(tmp_path / "dino.pt", Writer(tmp_path / "planted"))
     (extractor,) = extractors.load(["fd_dinov2"], None, files, CPU)
@@ -98,7 +98,7 @@ def test_a_file_that_writes_files_leaves_none(tmp_path):
     assert (tmp_path / "planted").exists()
 
 
-def test_a_process_that_dies_is_named(tmp_path):
+def test_b5_a_process_that_dies_is_named(tmp_path):
     (extractor,) = extractors.load(["fd_dinov2"], None, dino(tmp_path / "dino.pt", Dies()), CPU)
     assert extractor.features(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (2, 4)
     with pytest.raises(DataError, match="the process of the extractor of fd_dinov2 ended with exit code 1"):
@@ -113,7 +113,7 @@ def test_a_process_that_dies_is_named(tmp_path):
         "subprocess.run(['true'])", "socket.create_connection(('127.0.0.1', PORT))",
     ],
 )  # fmt: skip
-def test_what_gave_up_writing_changes_nothing_and_starts_nothing(tmp_path, attempt):
+def test_b5_what_gave_up_writing_changes_nothing_and_starts_nothing(tmp_path, attempt):
     (tmp_path / "old").write_text("old")
     program = f"""
 import os, socket, subprocess
@@ -137,6 +137,6 @@ except OSError as error:
             assert [path.name for path in tmp_path.iterdir()] == ["old"] and (tmp_path / "old").read_text() == "old"
 
 
-def test_it_gets_no_secrets():
+def test_b5_it_gets_no_secrets():
     variables = {"PATH": "a", "AWS_SECRET_ACCESS_KEY": "b", "HF_TOKEN": "c", "OMP_NUM_THREADS": "1", "db_password": "d"}
     assert outside._environment(variables) == {"PATH": "a", "OMP_NUM_THREADS": "1"}

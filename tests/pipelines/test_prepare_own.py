@@ -1,9 +1,11 @@
 """Points A.2(b), (d), (f) to (i) through the command: own pictures, shards beside other things, changed sources."""
 
+import bz2
 import gzip
 import importlib.util
 import io
 import json
+import lzma
 import os
 import shlex
 from pathlib import Path
@@ -75,6 +77,106 @@ def test_a2b_a_gap_in_the_numbers_is_named(prepare_data, tmp_path, capsys):
 def test_a2b_nothing_but_compressed_shards_is_refused_by_name(prepare_data, tmp_path):
     write(tmp_path / "set", {"a.tar.gz": b"x", "b.tgz": b"x"})
     with pytest.raises(DataError, match=r"it holds 2 others: a\.tar\.gz, b\.tgz; unpack what is compressed$"):
+        prepare_data.main(["shards", str(tmp_path / "set")])
+
+
+def numbered(root, count=4):
+    root.mkdir()
+    for n in range(count):
+        members = [(f"{n}.png", encoded(photo(n, 8, 8), "PNG")), (f"{n}.json", b'{"caption": "a", "label": %d}' % n)]
+        tar_of(root / f"{n:05d}.tar", members)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("chosen", "names"),
+    [
+        ("{00000..00002}.tar", ["00000.tar", "00001.tar", "00002.tar"]),
+        ("{00003,00001}.tar", ["00003.tar", "00001.tar"]),
+        ("00002.tar", ["00002.tar"]),
+    ],
+)
+def test_b_shards_by_a_pattern_or_one(prepare_data, tmp_path, capsys, chosen, names):
+    root = numbered(tmp_path / "set")
+    prepare_data.main(["shards", f"{root}/{chosen}"])
+    dataset = open_dataset(str(root), memory=0)
+    assert [entry["name"] for entry in dataset.index["shards"]] == names
+    assert np.array_equal(dataset.image(0), photo(int(names[0][:5]), 8, 8))
+    assert f"{4 - len(names)} other shards of {root} are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ("{00000..00005}.tar", r"has no shard 00004\.tar \(2 of 6 are missing\)"),
+        ("{00000..00002.tar", "a brace is not closed"),
+        ("{0..99999999999}.tar", "at most 1,000,000 shards"),
+        ("{a,b}/{0..1}.tar", "only the names of the shards may be a pattern"),
+        ("00009.tar", r"has no shard 00009\.tar"),
+    ],
+)
+def test_b_a_pattern_that_cannot_be_is_one_sentence_and_writes_nothing(prepare_data, tmp_path, chosen, said):
+    root = numbered(tmp_path / "set")
+    with pytest.raises((ConfigError, DataError), match=said):
+        prepare_data.main(["shards", f"{root}/{chosen}"])
+    assert len(list(root.iterdir())) == 4
+
+
+def test_b_labels_of_json_members(prepare_data, tmp_path, capsys):
+    root = numbered(tmp_path / "set")
+    prepare_data.main(["shards", str(root)])
+    assert "4 samples have a .json member" in (said := capsys.readouterr().err) and "keys are caption, label" in said
+    assert not open_dataset(str(root)).labelled
+    for path in ("index.json", "index.npz"):
+        (root / path).unlink()
+    prepare_data.main(["shards", str(root), "--label-key", "label"])
+    assert open_dataset(str(root)).labels(range(4)).tolist() == [0, 1, 2, 3]
+
+
+def test_b_names_of_json_members_are_labels_by_a_file_of_classes(prepare_data, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    members = [(f"{n}.{kind}", data) for n in range(2) for kind, data in (
+        ("png", png(8)), ("json", b'{"what": "%s"}' % (b"cat", b"dog")[n]))]  # fmt: skip
+    tar_of(tmp_path / "set" / "0.tar", members)
+    command = ["shards", str(tmp_path / "set"), "--label-key"]
+    with pytest.raises(DataError, match=r"0\.json has None under 'label': a class number from 0 to .* is needed"):
+        prepare_data.main([*command, "label"])
+    with pytest.raises(DataError, match=r"0\.json has 'cat' under 'what': a class number .*, or a name of --classes"):
+        prepare_data.main([*command, "what"])
+    prepare_data.main([*command, "what", "--classes", str(tmp_path / "classes.txt")])
+    dataset = open_dataset(str(tmp_path / "set"))
+    assert dataset.labels(range(2)).tolist() == [1, 0] and dataset.classes == ("dog", "cat")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_b_a_compressed_shard_under_the_name_of_a_plain_one_is_named(prepare_data, tmp_path, pack):
+    root = numbered(tmp_path / "set")
+    (root / "00001.tar").write_bytes(pack((root / "00001.tar").read_bytes()))
+    with pytest.raises(DataError, match=r"shard 00001\.tar is compressed \((gzip|bzip2|xz)\), whatever its name says"):
+        prepare_data.main(["shards", str(root)])
+
+
+def test_b_shards_without_samples_are_passed_over_and_counted(prepare_data, tmp_path, capsys):
+    """img2dataset leaves such where no download succeeded."""
+    root = numbered(tmp_path / "set")
+    for name in ("00000.tar", "00002.tar"):
+        tar_of(root / name, [])
+    prepare_data.main(["shards", str(root)])
+    assert "2 of 4 shards have no sample and are left out: 00000.tar, 00002.tar" in capsys.readouterr().err
+    dataset = open_dataset(str(root), memory=0)
+    assert len(dataset) == 2 and np.array_equal(dataset.image(1), photo(3, 8, 8))
+    for path in root.iterdir():
+        path.unlink()
+    tar_of(root / "0.tar", [])
+    with pytest.raises(DataError, match=r"the shards of .*set have no sample: 0\.tar holds nothing"):
+        prepare_data.main(["shards", str(root)])
+
+
+def test_b_a_dot_too_many_in_a_name_is_explained(prepare_data, tmp_path):
+    (tmp_path / "set").mkdir()
+    tar_of(tmp_path / "set" / "a.tar", [("photo.v2.png", png(8))])
+    with pytest.raises(DataError, match=r"'photo\.v2\.png' has a dot too many; .* this is a member of sample photo"):
         prepare_data.main(["shards", str(tmp_path / "set")])
 
 

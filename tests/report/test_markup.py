@@ -36,7 +36,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_what_is_not_markup_is_escaped():
+def test_b4_what_is_not_markup_is_escaped():
     assert tag("b", "<i>", tag("i", "a & b")) == "<b>&lt;i&gt;<i>a &amp; b</i></b>"
     assert tag("img", alt='"><i>', data_name=3, class_="c", width=None) == (
         '<img alt="&#34;&gt;&lt;i&gt;" data-name="3" class="c">'
@@ -80,7 +80,7 @@ def runs(folder: Path, evil: str) -> list[Row]:
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_markup_in_every_field_of_every_source_stays_text(tmp_path, mixed):
+def test_b4_markup_in_every_field_of_every_source_stays_text(tmp_path, mixed):
     evil, plain = ([*runs(tmp_path / kind, text)] for kind, text in (("evil", EVIL), ("plain", "")))
     pages = []
     for rows, note in ((evil, EVIL), (plain, "")):
@@ -92,7 +92,7 @@ def test_markup_in_every_field_of_every_source_stays_text(tmp_path, mixed):
         assert f"{field}{EVIL}".lower() in pages[0].text.lower(), field
 
 
-def test_markup_in_a_chart_and_in_a_study_s_picture_stays_text():
+def test_b4_markup_in_a_chart_and_in_a_study_s_picture_stays_text():
     drawn = chart(EVIL, [Series(EVIL, 0, [(1, 1), (2, 2)])], EVIL, form=lambda value: EVIL)
     assert "x-evil" not in Page(drawn).elements
     assert Page(drawing.picture("folder", EVIL, EVIL)).elements == {"picture", "source", "img"}

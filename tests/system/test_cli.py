@@ -34,14 +34,14 @@ COMMANDS = sorted(path.stem for path in (REPOSITORY / "pipelines").glob("*.py"))
         ("evaluate", "reference RUN --metrics kid --seed 0", "--seed does nothing without fd"),
     ],
 )
-def test_an_argument_that_would_do_nothing_is_refused(name, arguments, said, run):
+def test_a4_an_argument_that_would_do_nothing_is_refused(name, arguments, said, run):
     with pytest.raises(ConfigError, match=said):
         call(pipeline(name).main, *(str(run) if word == "RUN" else word for word in arguments.split()))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("argument", ["--what=s3://me:hunter2@bucket/x", "--seed=s3://me:hunter2@bucket/x\x1b[2J"])
-def test_a_password_in_an_unknown_or_wrong_argument_is_not_shown(name, argument, capsys):
+def test_a4_a_password_in_an_unknown_or_wrong_argument_is_not_shown(name, argument, capsys):
     """argparse repeats what it does not know."""
     with pytest.raises((SystemExit, ValueError)) as failure:
         call(pipeline(name).main, argument, "s3://me:hunter2@bucket/y", argument)

@@ -1,5 +1,7 @@
 """What is known of a shard that was read once: its entry in index.json, and where each of its samples lies."""
 
+import contextlib
+import json
 import math
 import mmap
 import re
@@ -23,6 +25,48 @@ _MEMBER = re.compile(
 )  # WebDataset's rule: the key ends at the first dot of the base name
 
 
+PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # how such files begin
+
+
+class Labels:
+    """Where shards that are there already have their labels: in .cls members, or under a key of .json members, as
+    numbers or as names of `classes`. `other` counts the .json members that were not read, `keys` are those of the
+    first.
+    """
+
+    def __init__(self, key: str | None = None, classes: tuple[str, ...] = ()) -> None:
+        self.key, self._numbers = key, {name: number for number, name in enumerate(classes)}
+        self.other, self.keys = 0, list[str]()
+
+    @property
+    def extension(self) -> str:
+        """Of the members that are read."""
+        return "json" if self.key else "cls"
+
+    def see(self, data: bytes) -> None:
+        """Count a .json member that is not read."""
+        self.other += 1
+        if self.other == 1:
+            with contextlib.suppress(ValueError, RecursionError):
+                self.keys = list(json.loads(data))[:20]
+
+    def read(self, path: Path, name: str, data: bytes) -> int:
+        """The label in a member. Raises DataError."""
+        if self.key is None:
+            return _label(path, name, data)
+        try:
+            told = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"shard {path.name}: {name} is no JSON") from error
+        value = told.get(self.key) if isinstance(told, dict) else None
+        if isinstance(value, str) and value in self._numbers:
+            return self._numbers[value]
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_CLASSES:
+            return value
+        allowed = f"a class number from 0 to {MOST_CLASSES - 1}, or a name of --classes"
+        raise DataError(f"shard {path.name}: {name} has {value!r:.50} under '{self.key}': {allowed} is needed")
+
+
 class Scan(NamedTuple):
     """One shard."""
 
@@ -32,13 +76,20 @@ class Scan(NamedTuple):
     raw: bool  # whether its images are raw pixels
 
 
-def scan_shard(path: Path, size: int | None, channels: int = 3, bad: list[str] | None = None) -> Scan:
+def scan_shard(
+    path: Path,
+    size: int | None,
+    channels: int = 3,
+    bad: list[str] | None = None,
+    labels: Labels | None = None,
+) -> Scan:
     """Read a shard once; every image's header is looked at. With `size` None, all must be as large as the first.
 
-    With a list `bad` every image is decoded, and samples whose image cannot be, or of which a part is missing, are
-    left out and named there; without, it is ours and only its headers are looked at. Raw images have no header: theirs
-    is the size of a square of `channels`. Raises DataError.
+    With a list `bad` every image is decoded, samples whose image cannot be, or of which a part is missing, are left out
+    and named there, and a shard may have no sample; without, it is ours and only its headers are looked at. Raw images
+    have no header: theirs is the size of a square of `channels`. Raises DataError.
     """
+    labels = labels or Labels()
     entries: dict[str, dict[str, Any]] = {}
     kinds: set[bool] = set()  # raw or not
     left_out: set[str] = set()
@@ -51,13 +102,19 @@ def scan_shard(path: Path, size: int | None, channels: int = 3, bad: list[str] |
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:
             raise DataError(f"shard {path.name} is empty: a file of 0 bytes") from error
+        if packed := next((kind for begin, kind in PACKED.items() if data[:8].startswith(begin)), None):
+            data.close()
+            raise DataError(
+                f"shard {path.name} is compressed ({packed}), whatever its name says; samples are read at their "
+                "places, so unpack it"
+            )
         with data:
             for name, offset, length, regular in members(file, f"shard {path.name}"):
                 match = _MEMBER.fullmatch(name)
                 if match is None:
                     continue
                 key, extension = match[1], match[2].lower()
-                if extension not in (*EXTENSIONS, RAW, "cls") and not regular:
+                if extension not in (*EXTENSIONS, RAW, labels.extension) and not regular:
                     continue
                 if not regular:
                     raise DataError(
@@ -71,10 +128,14 @@ def scan_shard(path: Path, size: int | None, channels: int = 3, bad: list[str] |
                         f"when read ({', '.join(PICKLES)}) are refused"
                     )
                 sample = entries.setdefault(key, {})
-                if extension == "cls":
+                if extension == labels.extension:
                     if "label" in sample:
                         raise DataError(f"shard {path.name} has two labels for sample {key}")
-                    sample["label"] = _label(path, name, data[offset : offset + length])
+                    sample["label"] = labels.read(path, name, data[offset : offset + length])
+                elif extension == "json":
+                    labels.see(data[offset : offset + length])
+                elif "." in extension and extension.rpartition(".")[2] in EXTENSIONS:
+                    sample["dotted"] = name
                 elif extension in (*EXTENSIONS, RAW):
                     if "offset" in sample:
                         raise DataError(f"shard {path.name} has two images for sample {key}")
@@ -92,16 +153,21 @@ def scan_shard(path: Path, size: int | None, channels: int = 3, bad: list[str] |
                     with memoryview(data)[offset : offset + length] as view:
                         sample.update(offset=offset, length=length, checksum=xxhash.xxh3_64_intdigest(view))
     for key, sample in entries.items():
+        if "offset" not in sample and "dotted" in sample:
+            raise DataError(
+                f"shard {path.name}: the image '{sample['dotted']}' has a dot too many; WebDataset ends a sample's "
+                f"name at the first dot, so this is a member of sample {key}: rename it, e.g. with _ for the first dots"
+            )
         if "offset" not in sample:
             raise DataError(
                 f"shard {path.name}: sample {key} has no image member (one that ends in "
                 f"{', '.join((*EXTENSIONS, RAW))})"
             )
-    if not entries:
+    if not entries and bad is None:
         raise DataError(f"shard {path.name} is empty: it has no sample")
     entries = {key: sample for key, sample in entries.items() if key not in left_out}
     if not entries:
-        return nothing(path.name, size or 0, kinds.pop())
+        return nothing(path.name, size or 0, kinds.pop() if kinds else False)
     if len(kinds) > 1:
         raise DataError(
             f"shard {path.name} holds raw images beside others: either all images of a data set are raw or none is"
