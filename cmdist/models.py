@@ -75,14 +75,19 @@ class TrainedRun:
         return self.checkpoint.step
 
 
+def refuse_other(url: str) -> None:
+    """Raise CheckpointError if this is no run folder."""
+    if not storage.exists(storage.join(url, "config.yaml")):
+        raise CheckpointError(f"{url} is not a run folder: it has no config.yaml")
+
+
 def open_run(url: str, step: int | None = None) -> TrainedRun:
     """The newest (or a given) committed checkpoint of a run folder, or the checkpoint whose own folder is given.
     Raises CheckpointError.
     """
     run_url, _, name = url.rstrip("/").rpartition("/checkpoints/")
     chosen, url = (url, run_url) if run_url and name.startswith("step-") else ("", url)
-    if not storage.exists(storage.join(url, "config.yaml")):
-        raise CheckpointError(f"{url} is not a run folder: it has no config.yaml")
+    refuse_other(url)
     if chosen:
         checkpoint: Checkpoint | None = search.open_folder(chosen)
     else:

@@ -128,6 +128,7 @@ def verify(run_url: str, step: int | None) -> None:
 def thin(run_url: str, last: int | None, every: int | None) -> None:
     """Remove what the rule leaves over, after the newest checkpoint was verified."""
     if last is None or every is None:
+        models.refuse_other(run_url)
         config_url = storage.join(run_url, "config.yaml")
         config = configuration.parse(storage.read(config_url).decode(), where=config_url)
         last = config.train.keep_checkpoints if last is None else last
@@ -161,8 +162,7 @@ def copy(source: str, run_url: str) -> None:
     new = not storage.exists(records.url(run_url))
     if not new and records.read(run_url)["id"] != opened.commit.get("run"):
         raise CmdistError(f"{run_url} is another run; copy into a folder of its own")
-    if not storage.exists(storage.join(from_run, "config.yaml")):
-        raise CheckpointError(f"{from_run} is not a run folder: it has no config.yaml")
+    models.refuse_other(from_run)
     opened.verify()  # nothing is written of a damaged one
     copied = Checkpoint(target, opened.step, opened.commit)
     for name in opened.commit["files"]:

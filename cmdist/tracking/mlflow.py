@@ -114,8 +114,12 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
         yield
         return
     database = Path(uri.removeprefix("sqlite:///"))
+    lock = database.with_suffix(".lock")
+    if database.exists() and database.stat().st_size and not lock.exists():  # nobody is making it: it is only read
+        yield
+        return
     database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_suffix(".lock").open("a") as file:
+    with lock.open("a") as file:
         locks.take(file.fileno(), f"making the tables of {database}", 120.0)
         yield
 

@@ -165,6 +165,14 @@ def test_a_folder_that_is_not_shared(tmp_path: Path) -> None:
         pipeline("preflight").check_shared(str(tmp_path), [("preflight-a", "node1"), ("preflight-b", "node8")])
 
 
+def test_two_jobs_of_one_run_at_once_do_not_disturb_each_other(tmp_path: Path, digits: str) -> None:
+    """They removed each other's probe, and one was told that its nodes share no folder."""
+    config = write_config(tmp_path, digits)
+    jobs = [Ranks(1, tmp_path / f"log{n}", on_node, f"node{n}", 0, [config]) for n in range(3)]
+    assert [job.join() for job in jobs] == [[0]] * 3, [job.text for job in jobs]
+    assert list((tmp_path / "runs" / "small").iterdir()) == []
+
+
 def test_starts_without_progress_are_counted(tmp_path: Path) -> None:
     count, path = pipeline("preflight").count_start, tmp_path / "starts.json"
     for step in (0, 0, 0, 10, 10, 10):

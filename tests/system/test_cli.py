@@ -1,6 +1,9 @@
 """What every command says of arguments that it does not know."""
 
+import sys
+
 import pytest
+from tqdm import tqdm
 
 from cmdist.errors import ConfigError
 from cmdist.system import cli
@@ -49,3 +52,12 @@ def test_a4_a_password_in_an_unknown_or_wrong_argument_is_not_shown(name, argume
     shown = said.out + said.err + cli.sentence(failure.value)
     assert "hunter2" not in shown and "\x1b" not in shown
     assert isinstance(failure.value, ValueError) or failure.value.code == 2
+
+
+def test_a_sentence_is_not_glued_to_a_bar(capsys):
+    """The bar is drawn anew below the sentence."""
+    with tqdm(total=3, file=sys.stderr) as bar:
+        bar.update()
+        cli.say("error: the disk is full")
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert "error: the disk is full" in [line.strip() for line in lines]

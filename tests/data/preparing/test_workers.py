@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cmdist.data.preparing import workers
 from cmdist.data.preparing.workers import Tally, run
 from cmdist.errors import DataError
 
@@ -133,3 +134,17 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     os.waitpid(parent, 0)
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert not alive
+
+
+def test_workers_that_finish_no_image_for_long_are_given_up(monkeypatch, nothing_left):
+    """As on a mount that hangs: nothing else would end the wait."""
+    monkeypatch.setattr(workers, "IDLE", 0.5)
+
+    def work(task, tally):
+        tally.add(1)
+        time.sleep(60)
+
+    begin = time.monotonic()
+    with pytest.raises(DataError, match=r"have finished no image for .* min: is a disk or a mount stuck\? The same"):
+        run(range(2), work, 2)
+    assert nothing_left() and time.monotonic() - begin < 20
