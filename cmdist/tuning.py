@@ -4,6 +4,7 @@ on, and another one asks again for nothing.
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -22,6 +23,8 @@ from cmdist.quality import Request
 from cmdist.system import distributed, storage
 from cmdist.system.distributed import World
 from cmdist.system.typed import Document, Shape, Tree
+
+LEAST, LONGER = 60.0, 5.0  # a probe of another job is waited for: seconds, and as many times the longest of one's own
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,19 @@ def check(search: Search, config: Config) -> None:
 
 
 def search_times(
-    run: TrainedRun, search: Search, request: Request, world: World, ema: float | None, tell: Callable[[str], object]
+    run: TrainedRun,
+    search: Search,
+    request: Request,
+    world: World,
+    ema: float | None,
+    tell: Callable[[str], object],
+    part: tuple[int, int] = (1, 1),
 ) -> Tree:
     """The result, also written to the run's evaluations; all ranks must call. Probes make image i from seed i; the
     times found are scored once more on fresh seeds, behind all of those.
+
+    As part (K, N) of N jobs it makes every N-th of the probes that are asked for at a time and leaves the others to the
+    other jobs, but makes them too if they do not come.
     """
     config, url = run.config, run.checkpoint.url
     decay = config.train.ema[0] if ema is None else ema
@@ -81,26 +93,37 @@ def search_times(
         storage.create(storage.join(evaluation.folder, f"step-{run.step:010d}.begun"), b"")
     noise = config.noise
 
-    def score(levels: Sequence[float], n: int, seed: int = 0) -> float:
+    longest = 0.0  # seconds of a probe of one's own
+
+    def score(levels: Sequence[float], n: int, seed: int = 0, left: bool = False) -> float:
+        nonlocal longest
+        begin, patience = time.monotonic(), max(LEAST, LONGER * longest) if left else 0.0
         sampler = generation.multistep(denoise, levels, noise.sigma_min)
         images = dataclasses.replace(evaluation.images, n=n, seed=seed)
         one = dataclasses.replace(evaluation, subjects=[(subject, sampler)], images=images)
-        shown = records.evaluate(one, world, lambda line: None)
+        shown = records.evaluate(one, world, lambda line: None, patience)
         value = shown[0]["metrics"][f"{search.metric}_{sampler.name}"] if world.first else 0.0
         value = float(distributed.gather(value, world.control)[0])
+        longest = longest if left else max(longest, time.monotonic() - begin)
         if world.first:
             tell(f"{' '.join(f'{level:.4g}' for level in levels)}   {search.metric} {value:.5g}   {n} images")
         return value
 
+    def scores(several: Sequence[Sequence[float]], n: int) -> list[float]:
+        own = [place for place in range(len(several)) if place % part[1] == part[0] - 1]
+        left = [place for place in range(len(several)) if place not in own]
+        values = {place: score(several[place], n, left=place in left) for place in (*own, *left)}
+        return [values[place] for place in range(len(several))]
+
     grid = karras_sigmas(search.levels, noise.sigma_min, noise.sigma_max, noise.rho).tolist()
-    outcome = times.search(lambda levels, n: score(levels, n), grid, search.steps, search.few, search.many)
+    outcome = times.search(scores, grid, search.steps, search.few, search.many)
     result = {
         "step": run.step,
         "ema": decay,
         "metric": search.metric,
         "times": list(outcome.times),
         "probes": [[list(probe) for probe in probes] for probes in outcome.probes],
-        "fresh": score(outcome.times, search.many, search.many),
+        "fresh": score(outcome.times, search.many, search.many, left=part[0] > 1),
         "seed": search.many,
     }
     if world.first:

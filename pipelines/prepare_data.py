@@ -36,7 +36,6 @@ from cmdist.data.preparing.prepare import (
     Writing,
     bar,
     finish_parts,
-    part_of,
     prepare,
     prepare_digits,
     summary,
@@ -53,7 +52,7 @@ from cmdist.data.preparing.sources.lsun import lsun
 from cmdist.data.preparing.sources.pictures import Reading, html
 from cmdist.errors import ConfigError
 from cmdist.nets.classifier import train_classifier
-from cmdist.system import cli, urls
+from cmdist.system import cli, jobs, urls
 
 MOST_WORKERS = 1024
 QUALITY = 95  # of jpg
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str]) -> None:
     elif given["finish"]:
         print(finish_parts(out, how))
     else:
-        print(prepare(out, lambda: maker(**known), how, part_of(given["part"], os.environ)))
+        print(prepare(out, lambda: maker(**known), how, jobs.part_of(given["part"], os.environ)))
 
 
 def _index(url: str, name: str, channels: int, classes: Path | None, label_key: str | None, max_bad: int) -> None:

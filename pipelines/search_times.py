@@ -2,6 +2,7 @@
 
 python pipelines/search_times.py runs/digits/cd                 two steps, the data set's own distance
 torchrun ... pipelines/search_times.py runs/lsun/cd --steps 3 --metric fid --inception FILE --few 10000 --many 50000
+sbatch --array=1-5 --wrap 'srun .venv/bin/python pipelines/search_times.py RUN'          five jobs share the probes
 
 Times are added one at a time. A ternary search on the levels of a Karras grid brackets each with few images, every
 level of the last bracket is scored with many, the best of those is kept, and the times found are scored once more on
@@ -10,6 +11,7 @@ made twice. `evaluate.py RUN --times search` measures with the result, and its p
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from functools import partial
 
@@ -17,7 +19,7 @@ from cmdist import build, models, quality, tuning
 from cmdist.evaluation import extractors
 from cmdist.quality import Request
 from cmdist.report import charts
-from cmdist.system import cli, distributed, storage
+from cmdist.system import cli, distributed, jobs, storage
 from cmdist.tuning import Search
 
 tell = partial(print, flush=True)
@@ -39,7 +41,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--trust", nargs="+", default=[], metavar="CHECKSUM", help="of a TorchScript file that may run")
     parser.add_argument("--reference", nargs="+", default=[], metavar="SPACE=FILE", help="statistics of real images")
     parser.add_argument("--hang-minutes", type=float, default=120.0, help="for a probe's image (default %(default)s)")
+    parser.add_argument("--part", metavar="K/N", help="of N jobs that share the probes; default: a Slurm array's task")
     options = parser.parse_args(arguments)
+    part = jobs.part_of(options.part, os.environ) or (1, 1)
     url = storage.absolute(options.run)
 
     def request_of(config: models.Config) -> tuple[Search, Request]:
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         newest = models.open_run(url, options.checkpoint).step if world.first else 0
         run = models.open_run(url, distributed.gather(newest, world.control)[0])
         search, request = request_of(run.config)
-        result = tuning.search_times(run, search, request, world, options.ema, tell)
+        result = tuning.search_times(run, search, request, world, options.ema, tell, part)
         if world.first:
             stem = f"{run.checkpoint.url.rpartition('/checkpoints/')[0]}/evaluations/times-{search.steps}"
             storage.write(f"{stem}.png", charts.search(result["probes"], search.metric))

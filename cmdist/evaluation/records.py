@@ -20,6 +20,8 @@ from cmdist.system.distributed import World
 from cmdist.tracking import courier
 from cmdist.tracking import mlflow as tracking
 
+PAUSE = 0.5  # seconds between two looks for what another job makes
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -83,10 +85,14 @@ class Evaluation:
     references: Mapping[str, Reference]
 
 
-def evaluate(evaluation: Evaluation, world: World, tell: Callable[[str], object]) -> list[dict[str, Any]]:
+def evaluate(
+    evaluation: Evaluation, world: World, tell: Callable[[str], object], patience: float = 0.0
+) -> list[dict[str, Any]]:
     """Make what is missing of the figures that were asked for; all ranks must call. On rank 0 the records of all, of
-    which `tell` is told a line for each figure. Raises DataError.
+    which `tell` is told a line for each figure. For `patience` seconds it is left to another job to make them.
+    Raises DataError.
     """
+    deadline = time.monotonic() + patience
     references = dict(evaluation.references)
     for extractor in evaluation.extractors:
         if not distributed.gather(extractor.space in references, world.control)[0]:
@@ -101,7 +107,12 @@ def evaluate(evaluation: Evaluation, world: World, tell: Callable[[str], object]
             if world.first
             else []
         )
-        missing = [[m for m in evaluation.wanted[e["protocol"]["space"]] if find(known, e, m) is None] for e in bases]
+        missing = _missing(evaluation, bases, known)
+        while world.first and any(missing) and time.monotonic() < deadline:
+            time.sleep(PAUSE)
+            world.alive()
+            known = read(evaluation.folder, evaluation.step)
+            missing = _missing(evaluation, bases, known)
         missing = distributed.gather(missing, world.control)[0]
         if any(missing):
             todo = [
@@ -121,6 +132,13 @@ def evaluate(evaluation: Evaluation, world: World, tell: Callable[[str], object]
                 tell(f"{name:15s} {record['metrics'][name]:10.4f}   {how}{again}")
                 shown += [record] if record not in shown else []
     return shown
+
+
+def _missing(
+    evaluation: Evaluation, bases: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]]
+) -> list[list[str]]:
+    """Of each space the metrics of which there is no figure."""
+    return [[m for m in evaluation.wanted[e["protocol"]["space"]] if find(known, e, m) is None] for e in bases]
 
 
 def describe(

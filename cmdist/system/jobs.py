@@ -1,6 +1,7 @@
-"""Commands that run side by side, some after others, each in its own log file."""
+"""Commands that run side by side, some after others, each in its own log file; shares of the jobs of an array."""
 
 import os
+import re
 import subprocess
 import threading
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmdist.errors import CmdistError
+from cmdist.errors import CmdistError, ConfigError
 
 PERIOD = 0.2  # seconds between two looks at who has ended
 GRACE = 120.0  # seconds for a command that is told to end
@@ -109,3 +110,25 @@ def places() -> int:
     import torch
 
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def part_of(given: str | None, environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """(K, N) of --part K/N, or of the Slurm array that this is a task of; None: everything."""
+    if given is not None:
+        match = re.fullmatch(r"(\d+)/(\d+)", given)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise ConfigError(f"--part {given}: K/N with K from 1 to N is needed, e.g. --part 3/8")
+        return int(match[1]), int(match[2])
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX")
+    if names[0] not in environment:
+        return None
+    texts = [environment.get(name, environment[names[0]] if name != names[1] else "1") for name in names]
+    if strange := [f"{name}={text}" for name, text in zip(names, texts, strict=True) if not text.isdigit()]:
+        raise ConfigError(f"{strange[0]}: a number is needed; give --part, or unset it outside of a Slurm array")
+    task, count, first, last = map(int, texts)
+    if last - first + 1 != count:
+        raise ConfigError(
+            f"the Slurm array {first} to {last} has {count} tasks, so some parts would be missing: use one without "
+            f"gaps, e.g. 1-{count}"
+        )
+    return task - first + 1, count

@@ -1,11 +1,13 @@
 """The search of times on a small run: as good as a full scan, killed and gone on with, on one rank and two."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cmdist import tuning
 from cmdist.core.noise import karras_sigmas
 from cmdist.errors import ConfigError
 from cmdist.evaluation import records
@@ -80,6 +82,42 @@ def test_two_ranks_find_the_same(tmp_path: Path, data: Path) -> None:
     ranks = Ranks(2, tmp_path / "log", run_pipeline, "search_times", [str(two), *map(str, SMALL)])
     assert ranks.join() == [0, 0], ranks.text
     assert result(one) == result(two)
+
+
+def probes(run: Path) -> dict[str, int]:
+    """How often each probe was made: a record of its own each time."""
+    made = [json.loads(path.read_text()) for path in (run / "evaluations").glob("step-*.json")]
+    names = [json.dumps(record["sampling"]) + str(record["protocol"]["seeds"]) for record in made]
+    return {name: names.count(name) for name in names}
+
+
+def test_jobs_of_an_array_share_the_probes(tmp_path: Path, data: Path) -> None:
+    one, shared = (make_run(tmp_path / name, "ct", data) for name in ("one", "shared"))
+    call(search_times.main, one, *SMALL)
+    arguments = [str(shared), *map(str, SMALL)]
+    jobs = [
+        Ranks(1, tmp_path / f"log{k}", in_an_array, k, 3, "search_times", arguments)
+        for k in (1, 2, 3)
+    ]  # fmt: skip
+    assert [job.join() for job in jobs] == [[0]] * 3, [job.text for job in jobs]
+    assert result(one) == result(shared) and probes(one) == probes(shared) and set(probes(shared).values()) == {1}
+
+
+def in_an_array(task: int, count: int, name: str, arguments: list[str]) -> None:
+    values = {"ID": task, "COUNT": count, "MIN": 1, "MAX": count}
+    os.environ.update({f"SLURM_ARRAY_TASK_{key}": str(value) for key, value in values.items()})
+    run_pipeline(name, arguments)
+
+
+def test_the_probes_of_a_job_that_is_lost_are_made_by_another(tmp_path: Path, data: Path, monkeypatch) -> None:
+    one, alone = (make_run(tmp_path / name, "ct", data) for name in ("one", "alone"))
+    monkeypatch.setattr(tuning, "LEAST", 0.1)
+    monkeypatch.setattr(tuning, "LONGER", 0.1)
+    call(search_times.main, one, *SMALL)
+    call(search_times.main, alone, *SMALL, "--part", "2/2")
+    assert result(one) == result(alone)
+    with pytest.raises(ConfigError, match="--part 3/2: K/N with K from 1 to N is needed"):
+        call(search_times.main, alone, *SMALL, "--part", "3/2")
 
 
 @pytest.mark.parametrize(

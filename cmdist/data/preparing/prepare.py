@@ -1,8 +1,7 @@
 """From a source to a finished data set, in one go or by parts; what is finished is only compared with its source."""
 
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from cmdist.data.preparing.shards import finish, write_dataset, write_shards
 from cmdist.data.preparing.sources.base import Source
 from cmdist.data.preparing.sources.digits import digits
 from cmdist.data.preparing.sources.labels import counts
-from cmdist.errors import ConfigError, DataError
+from cmdist.errors import DataError
 from cmdist.system import storage, urls
 
 EXTRACTOR = "extractor.safetensors"
@@ -186,28 +185,6 @@ def _tell(source: Source) -> None:
 def bar(title: str, images: int | None = None) -> "tqdm[Any]":
     """Images per second and time left, on a terminal in place, in a log once in half a minute."""
     return tqdm(total=images, desc=urls.masked(title), unit=" images", mininterval=0.1 if sys.stderr.isatty() else 30)
-
-
-def part_of(given: str | None, environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """(K, N) of --part K/N, or of the Slurm array that this is a task of; None: everything."""
-    if given is not None:
-        match = re.fullmatch(r"(\d+)/(\d+)", given)
-        if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise ConfigError(f"--part {given}: K/N with K from 1 to N is needed, e.g. --part 3/8")
-        return int(match[1]), int(match[2])
-    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX")
-    if names[0] not in environment:
-        return None
-    texts = [environment.get(name, environment[names[0]] if name != names[1] else "1") for name in names]
-    if strange := [f"{name}={text}" for name, text in zip(names, texts, strict=True) if not text.isdigit()]:
-        raise ConfigError(f"{strange[0]}: a number is needed; give --part, or unset it outside of a Slurm array")
-    task, count, first, last = map(int, texts)
-    if last - first + 1 != count:
-        raise ConfigError(
-            f"the Slurm array {first} to {last} has {count} tasks, so some parts would be missing: use one without "
-            f"gaps, e.g. 1-{count}"
-        )
-    return task - first + 1, count
 
 
 def _extractor(out: str, source: Source, train: Train) -> dict[str, Any]:
