@@ -39,6 +39,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--times", nargs="+", type=float, help="noise levels of the multistep sampler; default: sampling.times"
     )
+    parser.add_argument("--guidance", type=float, metavar="W", help="scale of classifier-free guidance; 1: none")
+    parser.add_argument(
+        "--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help="noise levels at which it holds"
+    )
     parser.add_argument("--rows", type=int, help="of each grid (default 4)")
     parser.add_argument("--seed", type=int, help="the first image's seed (default 0)")
     parser.add_argument("--seeds", nargs="+", type=int, help="these images alone, in a row")
@@ -65,6 +69,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(
             "with --weights one configuration file is given, and no --ema: the file holds one set of weights"
         )
+    guidance = quality.guidance_of(options.guidance, options.guidance_interval)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     quality.set_up_process()  # the same seed gives the same bits as in evaluation
     blocks, layouts = [], set()
@@ -72,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
         model = build.open_model(url, options.ema, options.weights, options.qkv_order)
         config, classes = model.config, model.config.data.classes
         samplers, shape = (
-            quality.samplers(config, model.denoiser(device), options.steps, options.times, model.step),
+            quality.samplers(config, model.denoiser(device), options.steps, options.times, model.step, guidance),
             quality.shape(config),
         )
         if options.seeds or options.labels or options.interpolate:

@@ -70,6 +70,26 @@ def test_a_part_that_hangs_is_cut_off_with_its_processes_and_what_it_found_stays
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
+def test_half_a_compiled_library_of_a_part_that_is_cut_off_is_in_nobody_elses_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "SHORTEST", 0.5)
+    shared = tmp_path / "cache-of-all"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared))
+    writes = """
+import pathlib, tempfile
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+for folder in cache_dir(), tempfile.gettempdir():
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    pathlib.Path(folder, 'half.so').write_bytes(b'half')
+open(found, 'w').write(json.dumps({'folder': folder, 'cache': cache_dir()}))
+"""
+    rows = scheduled(tmp_path, 40.0, cut=writes + "time.sleep(60)", whole=writes)
+    assert [row["state"] for row in rows.values()] == ["cut off", "done"]
+    folders = {row["found"][key] for row in rows.values() for key in ("folder", "cache")}
+    assert len(folders) == 4 and not any(Path(folder).exists() for folder in folders) and not shared.exists()
+
+
 def test_when_time_is_out_later_parts_are_skipped_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

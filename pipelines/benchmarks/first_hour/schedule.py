@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,9 +59,15 @@ class Setup:
         return tell
 
 
-def environment(device: str) -> dict[str, str]:
-    """The environment of a part: one rank, without a launcher's variables, and no GPU if it is for the CPU."""
+def environment(device: str, scratch: str | None = None) -> dict[str, str]:
+    """The environment of a part: one rank, without a launcher's variables, and no GPU if it is for the CPU.
+
+    What it writes beside its results goes to the folder `scratch` (None: that of the part that asks). torch's compiler writes libraries in place: one that
+    is ended in the midst of it would leave half a library in the cache of all who compile the same later.
+    """
     kept = distributed.without_ranks(os.environ) | {"PYTHONUNBUFFERED": "1"}
+    if scratch:
+        kept |= {"TMPDIR": scratch, "TORCHINDUCTOR_CACHE_DIR": f"{scratch}/compiled"}
     return kept | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
 
 
@@ -96,14 +103,14 @@ def _run(part: Part, command: list[str], most: float, left: float, whole: float,
     if left <= 0 or limit < min(SHORTEST, 0.5 * most, 0.1 * whole):
         return row | {"reason": f"{max(left, 0.0):.0f} s were left"}
     log, begin, used = setup.out / "logs" / f"{part.name}.log", time.monotonic(), _used()
-    with log.open("wb") as output:
+    with log.open("wb") as output, tempfile.TemporaryDirectory(prefix="part-", ignore_cleanup_errors=True) as scratch:
         process = subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=REPOSITORY,
-            env=environment(setup.device),
+            env=environment(setup.device, scratch),
             start_new_session=True,
         )
         try:
