@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from cmdist import build
 from cmdist.build import Model
 from cmdist.checkpoints.checkpoint import checksum
 from cmdist.config import Config
+from cmdist.core.guidance import Guidance, classifier_free
 from cmdist.core.noise import Denoise, karras_sigmas
 from cmdist.core.solvers import heun_step, integrate, mean_jump
 from cmdist.data.images import ShardedImages
@@ -39,6 +41,7 @@ class Request:
     dinov2: str | None = None
     references: Sequence[str] = ()  # SPACE=FILE
     trusted: Sequence[str] = ()  # checksums, beside the configuration's
+    guidance: Guidance = Guidance()
     searched: str | None = None  # the metric on which `times` were searched, which the protocol must say
 
 
@@ -48,13 +51,19 @@ def samplers(
     steps: Sequence[str] | None = None,
     times: Sequence[float] | None = None,
     step: int | None = None,
+    guidance: Guidance = Guidance(),  # noqa: B008  (frozen)
 ) -> list[Sampler]:
     """The ways to make images that were asked for, else the usual ones of the objective after so many steps of training
-    (None: all). Raises ConfigError.
+    (None: all), with classifier-free guidance. Raises ConfigError.
     """
     noise = config.noise
-    return generation.samplers(
-        denoise,
+    if not guidance.none and (not config.null_label or config.second_time):
+        raise ConfigError(
+            f"{config.run.name} cannot be guided: a model that takes one noise level and knows the label of no class "
+            "(network.null_label, train.label_dropout) can be"
+        )
+    made = generation.samplers(
+        classifier_free(denoise, guidance),
         steps or config.usual_steps(step),
         times or config.sampling.times,
         makes=config.kind.makes,
@@ -64,6 +73,19 @@ def samplers(
         sigma_max=noise.sigma_max,
         rho=noise.rho,
     )
+    return made if guidance.none else [dataclasses.replace(s, described=s.described | guidance.described) for s in made]
+
+
+def guidance_of(scale: float | None, interval: Sequence[float] | None) -> Guidance:
+    """Of the options --guidance and --guidance-interval. Raises ConfigError."""
+    if interval is not None and scale is None:
+        raise ConfigError("--guidance-interval LOW HIGH says where --guidance holds, and there is none")
+    if scale is not None and not -100 <= scale <= 100:
+        raise ConfigError(f"--guidance {scale:g}: -100 to 100 is allowed, 1 is none")
+    low, high = interval or (0.0, math.inf)
+    if not 0 <= low < high:
+        raise ConfigError(f"--guidance-interval {low:g} {high:g}: 0 <= LOW < HIGH is needed")
+    return Guidance(1.0 if scale is None else scale, low, high)
 
 
 def consistency(config: Config, denoise: Callable[..., Tensor]) -> Denoise | None:
@@ -127,7 +149,7 @@ def check(config: Config, request: Request, step: int | None = None) -> None:
             )
     if request.times and request.steps and set(request.steps) <= {"1", "heun"}:
         raise ConfigError(f"--times does nothing with --steps {' '.join(request.steps)}")
-    samplers(config, lambda x, sigma, labels: x, request.steps, request.times, step)
+    samplers(config, lambda x, sigma, labels: x, request.steps, request.times, step, request.guidance)
     extractors.check_files(list(by_space), data, files(config, request))
     urls = dict(config.evaluation.references) | real.named(request.references, by_space)
     for space in by_space:
@@ -183,7 +205,7 @@ def assembled(
     every = [
         (s, sampler.searched_on(request.searched) if request.searched else sampler)
         for s in subjects
-        for sampler in samplers(config, s.denoise, request.steps, request.times, step or None)
+        for sampler in samplers(config, s.denoise, request.steps, request.times, step or None, request.guidance)
     ]
     references = {}
     if world.first:

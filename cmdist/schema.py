@@ -60,6 +60,14 @@ class Config(Section):
                 "train.compile with network.checkpoint_activations needs network.dropout 0: "
                 "compiled checkpointing draws its masks in another order, so student and target would not share them"
             )
+        if train.label_dropout and not self.null_label:
+            raise ValueError(
+                "train.label_dropout takes labels away: it needs network.null_label true, and data.classes above 0"
+            )
+        if train.label_dropout and self.teacher is not None:
+            raise ValueError(
+                "train.label_dropout takes classes away, for which a teacher would be asked: it must be 0 with one"
+            )
         if self.kind.through(self.objective) and getattr(self.network, "checkpoint_activations", False):
             raise ValueError(
                 f"the gradient of objective.kind {self.kind_name} goes through a derivative of the network here, which "
@@ -144,6 +152,11 @@ class Config(Section):
     def second_time(self) -> bool:
         """Whether the network takes a second noise level."""
         return bool(getattr(self.network, "second_time", False))
+
+    @property
+    def null_label(self) -> bool:
+        """Whether the network knows the label of no class."""
+        return bool(getattr(self.network, "null_label", False)) and self.data.classes > 0
 
     def as_denoiser(self) -> "Config":
         """With a network that takes one noise level, as those of denoisers."""

@@ -183,6 +183,9 @@ class Train(Section):
             "images that are computed together: ask --plan or pipelines/benchmark.py train before the first start"
         ),
     ]
+    label_dropout: Annotated[
+        float, Field(ge=0, lt=1), identity("the share of labels that become that of no class, with network.null_label")
+    ] = 0.0
     zero_stage: Annotated[Literal[0, 1, 2], free("what the ranks share out, of DeepSpeed")] = 1
     precision: Annotated[Literal["fp32", "bf16", "fp16"], warned("inside the network; everything else is fp32")] = (
         "bf16"

@@ -27,6 +27,12 @@ class Guidance:
     high: float = inf
 
     @property
+    def described(self) -> dict[str, object]:
+        """For a record of what was sampled."""
+        high = None if self.high == inf else self.high
+        return {"guidance": {"kind": "classifier-free", "scale": self.scale, "low": self.low, "high": high}}
+
+    @property
     def none(self) -> bool:
         """Whether it changes nothing."""
         return self.scale == 1.0

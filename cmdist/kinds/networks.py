@@ -54,6 +54,9 @@ class Adm(Section):
     unshuffle: Annotated[
         Literal[1, 2, 4], identity("pixels a side that become channels of one before the first layer, and back at last")
     ] = 1
+    null_label: Annotated[
+        bool, identity("a vector for no class, for classifier-free guidance; learnt by train.label_dropout")
+    ] = False
     norm_groups: Annotated[
         Annotated[int, Field(ge=1, le=1024)] | Literal["by_width"] | None,
         identity(

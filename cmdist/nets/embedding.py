@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -31,3 +31,20 @@ def fourier_features(c_noise: Tensor, width: int, scale: float) -> Tensor:
     frequencies = (2 * math.pi * scale * torch.special.ndtri(places)).to(c_noise.dtype)
     angles = c_noise[:, None] * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+
+
+class LabelEmbedding(nn.Embedding):
+    """A vector (emb,) for each class; with `null` one more for the label -1, of no class, that begins at 0.
+
+    `weight` has the shape of the released weights either way.
+    """
+
+    def __init__(self, classes: int, width: int, null: bool) -> None:
+        super().__init__(classes, width)
+        self.null = nn.Parameter(torch.zeros(width)) if null else None
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B,) int64 -> (B, width)."""
+        if self.null is None:
+            return super().forward(labels)
+        return torch.where((labels < 0)[:, None], self.null, super().forward(labels.clamp(min=0)))

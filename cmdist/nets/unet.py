@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cmdist.errors import ConfigError, DataError
-from cmdist.nets.embedding import fourier_features, timestep_embedding
+from cmdist.nets.embedding import LabelEmbedding, fourier_features, timestep_embedding
 from cmdist.nets.forward_mode import Conv2d, Linear, linear
 from cmdist.nets.group_norm import GroupNorm, pixel_norm
 
@@ -140,11 +140,11 @@ class UNet(nn.Module):
     """The network F of a denoiser, for images of one size; its output is 0 at initialization.
 
     `attention_resolutions` are in pixels of the body, whose channels hold `unshuffle` pixels a side of the image. The
-    body runs under autocast to `precision`; the time embedding, the head and
-    the output keep the parameters' dtype (fp32). `time_factor` multiplies c_noise before its sinusoids, the released
-    models' 1000; with `fourier_scale` it enters as Fourier features of that scale instead. With `second_time` it takes
-    the c_noise of a second noise level too, through an MLP that adds 0 at initialization. Raises ConfigError, with one
-    sentence, for a shape that cannot be built.
+    body runs under autocast to `precision`; the time embedding, the head and the output keep the parameters' dtype
+    (fp32). `time_factor` multiplies c_noise before its sinusoids, the released models' 1000; with `fourier_scale` it
+    enters as Fourier features of that scale instead. With `second_time` it takes the c_noise of a second noise level
+    too, through an MLP that adds 0 at initialization. With `null_label` the label -1 is that of no class. Raises
+    ConfigError, with one sentence, for a shape that cannot be built.
     """
 
     def __init__(
@@ -169,6 +169,7 @@ class UNet(nn.Module):
         double_norm: bool = False,
         second_time: bool = False,
         unshuffle: int = 1,
+        null_label: bool = False,
         precision: Precision = "fp32",
     ) -> None:
         super().__init__()
@@ -196,7 +197,8 @@ class UNet(nn.Module):
         if second_time:
             self.next_embed = nn.Sequential(Linear(model_channels, emb), nn.SiLU(), _zero(Linear(emb, emb)))
         if num_classes:
-            self.label_emb = nn.Embedding(num_classes, emb)
+            self.label_emb = LabelEmbedding(num_classes, emb, null_label)
+        self.null_label = null_label and bool(num_classes)
 
         channels, size = channel_mult[0] * model_channels, image_size // unshuffle
         inputs = [Block(Conv2d(in_channels * unshuffle**2, channels, 3, padding=1))]
@@ -309,7 +311,7 @@ class UNet(nn.Module):
         if (
             labels.device.type == "cpu"
             and labels.numel()
-            and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes
+            and not -self.null_label <= int(labels.min()) <= int(labels.max()) < self.num_classes
         ):
             raise DataError(
                 f"labels lie in {int(labels.min())}..{int(labels.max())}, but this network knows "

@@ -105,6 +105,7 @@ def make_trainer(
         objective=objective,
         networks=networks,
         conditional=bool(config.data.classes),
+        label_dropout=t.label_dropout,
         learning_rate=build.lr_schedule(config),
         averages=averages,
         copies=copies,

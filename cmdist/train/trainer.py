@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cmdist import seeding
 from cmdist.checkpoints.saver import LONGEST_LAST, WAIT, Saver
+from cmdist.core.guidance import NULL
 from cmdist.core.noise import onto, unit_pixels
 from cmdist.core.objectives.base import At, Draw, Losses, Networks, Objective
 from cmdist.data.reader import MicroBatch
@@ -54,6 +55,7 @@ class Trainer:
     objective: Objective
     networks: Networks
     conditional: bool  # whether the networks are given labels
+    label_dropout: float  # the share of them that become that of no class
     learning_rate: Callable[[int], float]
     averages: Averages
     copies: dict[str, Copy]  # "target", "teacher": what the loss needs of the student's past
@@ -201,7 +203,8 @@ class Trainer:
     def _losses(self, batch: MicroBatch, at: At, networks: Networks) -> tuple[Draw, Losses]:
         device = self.world.device
         images = unit_pixels(onto(batch.images, device))
-        labels = onto(batch.labels, device) if self.conditional and batch.labels is not None else None
+        labels = labels_of(batch, self.label_dropout, self.seed) if self.conditional else None
+        labels = None if labels is None else onto(labels, device)
         draw = self.objective.draw(images.shape, at, seeding.generator(device, self.seed, "draw", batch.number))
         return draw, self.objective.loss(networks, images, labels, draw)
 
@@ -267,3 +270,11 @@ class Trainer:
                 | self.clock.metrics(),
             )
         return mean
+
+
+def labels_of(batch: MicroBatch, dropout: float, seed: int) -> torch.Tensor | None:
+    """The labels (B,) int64 of a micro-batch, a share `dropout` of them that of no class."""
+    if not dropout or batch.labels is None:
+        return batch.labels
+    draw = torch.rand(len(batch.labels), generator=seeding.generator("cpu", seed, "no label", batch.number))
+    return batch.labels.masked_fill(draw < dropout, NULL)

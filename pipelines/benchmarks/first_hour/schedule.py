@@ -62,8 +62,9 @@ class Setup:
 def environment(device: str, scratch: str | None = None) -> dict[str, str]:
     """The environment of a part: one rank, without a launcher's variables, and no GPU if it is for the CPU.
 
-    What it writes beside its results goes to the folder `scratch` (None: that of the part that asks). torch's compiler writes libraries in place: one that
-    is ended in the midst of it would leave half a library in the cache of all who compile the same later.
+    What it writes beside its results goes to the folder `scratch` (None: that of the part that asks). torch's compiler
+    writes libraries in place: one that is ended in the midst of it would leave half a library in the cache of all who
+    compile the same later.
     """
     kept = distributed.without_ranks(os.environ) | {"PYTHONUNBUFFERED": "1"}
     if scratch:

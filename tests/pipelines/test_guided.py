@@ -1,0 +1,88 @@
+"""Classifier-free guidance from the label dropout of training to what sampling and evaluation record."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmdist.core.guidance import NULL
+from cmdist.data.reader import MicroBatch
+from cmdist.errors import ConfigError
+from cmdist.train.trainer import labels_of
+from ranks import pipeline
+from runs import call, make_data, make_run
+
+evaluate, sample = pipeline("evaluate"), pipeline("sample")
+NETWORK = {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8, "null_label": True}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    return make_run(folder, "edm", make_data(folder / "data"), "denoising", emas=(0.9,), network=NETWORK)
+
+
+def figures(run: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("*.json"))]
+
+
+def test_each_scale_is_another_protocol_and_one_is_none(run: Path) -> None:
+    call(evaluate.main, run, "--n", 300)
+    before = {path.name: path.read_bytes() for path in (run / "evaluations").glob("*.json")}
+    call(evaluate.main, run, "--n", 300, "--guidance", 1)
+    assert {path.name: path.read_bytes() for path in (run / "evaluations").glob("*.json")} == before
+    call(evaluate.main, run, "--n", 300, "--guidance", 3, "--guidance-interval", 0.3, 5)
+    new = [path for path in (run / "evaluations").glob("*.json") if path.name not in before]
+    assert len(new) == 1
+    text = new[0].read_text()
+    assert json.loads(text)["metrics"] != json.loads(next(iter(before.values())))["metrics"]
+    assert '"classifier-free"' in text and '"scale": 3.0' in text and '"low": 0.3' in text and '"high": 5.0' in text
+
+
+def test_pictures_are_guided_too(run: Path, tmp_path: Path) -> None:
+    made = []
+    for name, more in {"plain": (), "one": ("--guidance", 1), "three": ("--guidance", 3)}.items():
+        call(sample.main, run, "--steps", "heun", "--seeds", 3, 14, "--out", tmp_path / f"{name}.png", *more)
+        made.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--guidance-interval", 0, 1), "says where --guidance holds, and there is none"),
+        (("--guidance", "nan"), "-100 to 100 is allowed"),
+        (("--guidance", 101), "-100 to 100 is allowed"),
+        (("--guidance", 2, "--guidance-interval", 3, 1), "0 <= LOW < HIGH is needed"),
+        (("--guidance", 2, "--guidance-interval", "nan", 1), "0 <= LOW < HIGH is needed"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(run: Path, tmp_path: Path, options: tuple[object, ...], sentence: str) -> None:
+    for main, out in ((evaluate.main, ()), (sample.main, ("--out", tmp_path / "s.png"))):
+        with pytest.raises(ConfigError) as error:
+            call(main, run, *options, *out)
+        assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_that_knows_no_label_of_no_class_is_refused(run: Path, tmp_path: Path) -> None:
+    other = make_run(run.parent, "plain", run.parent / "data", "denoising")
+    with pytest.raises(ConfigError, match="plain cannot be guided"):
+        call(sample.main, other, "--guidance", 2, "--out", tmp_path / "s.png")
+
+
+def test_the_labels_that_are_dropped_are_a_function_of_seed_and_number() -> None:
+    labels = torch.arange(2000) % 10
+
+    def batch(number: int) -> MicroBatch:
+        return MicroBatch(number, labels, labels, labels, [])
+
+    a, b, other = (labels_of(batch(number), 0.2, 7) for number in (1, 1, 2))
+    assert a is not None and b is not None and other is not None
+    assert torch.equal(a, b) and not torch.equal(a, other)
+    assert not torch.equal(a, labels_of(batch(1), 0.2, 8))
+    dropped = a == NULL
+    assert torch.equal(a[~dropped], labels[~dropped]) and 0.17 < dropped.double().mean() < 0.23
+    assert labels_of(batch(1), 0.0, 7) is labels
