@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 from cmdist import build
 from cmdist.config import Config
 from cmdist.core import distances
+from cmdist.core.guidance import classifier_free
 from cmdist.core.objectives.base import Networks
 from cmdist.nets.classifier import Classifier, Layers
 from cmdist.nets.lpips import Lpips
@@ -153,8 +154,9 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "
             student(images, sigma, None, *([sigma] if config.second_time else []))
         denoise, fixed = build.model(unlabelled, student), build.model(unlabelled, other)
         teacher = fixed if not config.second_time else build.model(unlabelled, build.network(unlabelled.as_denoiser()))
+        guided = classifier_free(teacher, config.guidance)
         extra = config.kind.extra(config.objective) if config.kind.extra else None
-        networks = Networks(denoise, denoise, target=fixed, teacher=teacher, frozen=fixed, extra=extra)
+        networks = Networks(denoise, denoise, target=fixed, teacher=guided, frozen=fixed, extra=extra)
         with Counter() as step:
             objective.loss(networks, images, None, draw).minimised.mean().backward()  # type: ignore[no-untyped-call]
     return forward, step

@@ -4,7 +4,9 @@ from typing import Annotated
 
 from pydantic import model_validator
 
+from cmdist.core.guidance import Guidance
 from cmdist.kinds.distances import Features, Lpips
+from cmdist.kinds.guided import guidance
 from cmdist.kinds.kind import Kind
 from cmdist.kinds.networks import NETWORKS, Images
 from cmdist.kinds.objectives import OBJECTIVES
@@ -68,6 +70,12 @@ class Config(Section):
             raise ValueError(
                 "train.label_dropout takes classes away, for which a teacher would be asked: it must be 0 with one"
             )
+        if not self.guidance.none and not self.data.classes:
+            raise ValueError("objective.guidance guides towards classes: it needs data.classes above 0")
+        if self.guidance.low >= self.guidance.high:
+            raise ValueError(
+                f"objective.guidance_low ({self.guidance.low:g}) must be below guidance_high ({self.guidance.high:g})"
+            )
         if self.kind.through(self.objective) and getattr(self.network, "checkpoint_activations", False):
             raise ValueError(
                 f"the gradient of objective.kind {self.kind_name} goes through a derivative of the network here, which "
@@ -121,6 +129,11 @@ class Config(Section):
     def teacher(self) -> str | None:
         """Whom the objective follows, if it does."""
         return getattr(self.objective, "teacher", None)
+
+    @property
+    def guidance(self) -> Guidance:
+        """How the teacher is guided."""
+        return guidance(self.objective)
 
     @property
     def frozen(self) -> str | None:

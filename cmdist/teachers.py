@@ -6,6 +6,7 @@ from torch import nn
 from cmdist import build, models
 from cmdist.config import Config
 from cmdist.core import preconditioning
+from cmdist.core.guidance import classifier_free
 from cmdist.core.noise import Denoise
 from cmdist.data.images import ShardedImages
 from cmdist.errors import ConfigError
@@ -19,21 +20,26 @@ def teacher(
     """The denoiser that distillation follows: a trained run, a file, or the data's closed form.
     Raises CheckpointError, ConfigError.
 
-    A file has no configuration of its own: it is a denoiser with EDM's scalings and this run's `network.*`.
+    It is guided as `objective.guidance` says. A file has no configuration of its own: it is a denoiser with EDM's
+    scalings and this run's `network.*`.
     """
     if config.teacher is None:
         return None
-    weights = weights or Weights()
-    if config.teacher == "exact":
+    return classifier_free(_unguided(config, config.teacher, data, device, weights or Weights()), config.guidance)
+
+
+def _unguided(config: Config, url: str, data: ShardedImages, device: torch.device, weights: Weights) -> Denoise:
+    if url == "exact":
         return models.exact_teacher(data, device, conditional=bool(config.data.classes))
-    if released.is_file(config.teacher):
-        released.check_kind(config.teacher, denoising=True)
-        state = weights.file(config.teacher, build.head_channels(config))
+    if released.is_file(url):
+        released.check_kind(url, denoising=True)
+        check_knows_none(config, config)
+        state = weights.file(url, build.head_channels(config))
         return _teacher(
             config,
-            build.ready(config.as_denoiser(), state, f"teacher {config.teacher}", device, build.denoiser_of),
+            build.ready(config.as_denoiser(), state, f"teacher {url}", device, build.denoiser_of),
         )
-    run, state = weights.run(config.teacher)
+    run, state = weights.run(url)
     check_teacher(config, run.config)
     return _teacher(config, build.ready(_computed_as(config, run.config), state, run.checkpoint.url, device))
 
@@ -53,6 +59,16 @@ def check_teacher(config: Config, theirs: Config) -> None:
             f"teacher {config.teacher} is no denoiser, its objective is {theirs.kind_name}; a teacher must be one"
         )
     _check_images(f"teacher {config.teacher}", config, theirs)
+    check_knows_none(config, theirs)
+
+
+def check_knows_none(config: Config, theirs: Config) -> None:
+    """A teacher with the network of `theirs` can be guided, if it is to be. Raises ConfigError."""
+    if not config.guidance.none and not theirs.null_label:
+        raise ConfigError(
+            f"objective.guidance {config.guidance.scale:g} asks teacher {config.teacher} without a class, and its "
+            "network knows none: it must be trained with network.null_label and train.label_dropout"
+        )
 
 
 def check_helper(config: Config, theirs: Config) -> None:

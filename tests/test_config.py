@@ -109,6 +109,7 @@ def test_an_impossible_configuration_is_one_sentence(override: str, says: str) -
 
 PD = ["objective.kind=progressive_distillation", "objective.teacher=runs/edm", "init=teacher"]
 
+CD = ["objective.kind=consistency_distillation", "objective.teacher=runs/edm"]
 TCM = ["objective.kind=truncated_consistency_training", "objective.first=runs/ect", "init=runs/ect"]
 TCM += ["sampling.times=[80.0, 1.0]"]
 
@@ -137,6 +138,14 @@ TCM += ["sampling.times=[80.0, 1.0]"]
         (
             ["network.null_label=true", "data.classes=10", "train.label_dropout=0.1", *PD],
             "train.label_dropout takes classes away, for which a teacher would be asked: it must be 0 with one",
+        ),
+        (
+            [*CD, "data.classes=0", "objective.guidance=2.0"],
+            "objective.guidance guides towards classes: it needs data.classes above 0",
+        ),
+        (
+            [*CD, "data.classes=10", "objective.guidance=2.0", "objective.guidance_low=3", "objective.guidance_high=1"],
+            "objective.guidance_low (3) must be below guidance_high (1)",
         ),
         (["objective.kind=easy_consistency_tuning", "objective.q=1.0"], "key 'objective.q' = 1.0: input should be gr"),
     ],

@@ -43,6 +43,9 @@ def test_training_costs_its_passes() -> None:
     distil = ["objective.kind=consistency_distillation", "objective.teacher=runs/t"]
     assert flops(*distil, "objective.solver=euler") - found.flops == one
     assert flops(*distil, "objective.solver=heun") - found.flops == 2 * one
+    guided = [*distil, "data.classes=10", "objective.guidance=2.0"]
+    assert flops(*guided, "objective.solver=euler") - found.flops == 2 * one
+    assert flops(*guided, "objective.solver=heun") - found.flops == 4 * one
     assert flops("objective.kind=denoising") == found.flops - one
     assert flops("train.micro_batch=4") == found.flops
 

@@ -70,7 +70,7 @@ class GaussianMixture:
 
 class FiniteDataSet:
     """Data = one of `images` (K, C, H, W), each as likely,
-    and with `labels` (K,) one of the class that is asked for.
+    and with `labels` (K,) one of the class that is asked for; -1 asks for no class.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
@@ -85,7 +85,8 @@ class FiniteDataSet:
         # -|x - y|^2 / 2 without the part that is the same for all y: no (B, K, C, H, W) is ever made
         logits = (x.flatten(1) @ data.T - self._half_norms.to(x)) / sigma[:, None] ** 2
         if self._labels is not None and labels is not None:
-            logits = logits.masked_fill(self._labels.to(labels.device)[None] != labels[:, None], -torch.inf)
+            other = (self._labels.to(labels.device)[None] != labels[:, None]) & (labels >= 0)[:, None]
+            logits = logits.masked_fill(other, -torch.inf)
         return (logits.softmax(1) @ data).view(-1, *self._shape)
 
 

@@ -56,8 +56,8 @@ def classifier_free(denoise: Denoise, guidance: Guidance) -> Denoise:
         return denoise
 
     def guided(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        assert labels is not None, "a guided network has classes"
-        both = torch.cat([labels, torch.full_like(labels, NULL)])
+        # without labels both are the same, and cost as much
+        both = None if labels is None else torch.cat([labels, torch.full_like(labels, NULL)])
         denoised, baseline = denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
         return _between(baseline, denoised, guidance.at(sigma))
 

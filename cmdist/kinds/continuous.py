@@ -11,9 +11,10 @@ from cmdist.core.objectives.base import Objective
 from cmdist.core.objectives.continuous import Continuous
 from cmdist.core.objectives.scm import Scm
 from cmdist.kinds.distances import DISTANCES, L1, L2, Features, Lpips
+from cmdist.kinds.guided import Followed
 from cmdist.kinds.kind import Kind, Parts, bounded, edm
 from cmdist.nets.weighting import Weighting
-from cmdist.sections import MOST, Finite, OneOf, PositiveFloat, Section, Spread, content, identity
+from cmdist.sections import MOST, Finite, OneOf, PositiveFloat, Section, Spread, identity
 
 
 class ScmTraining(Section):
@@ -30,11 +31,10 @@ class ScmTraining(Section):
     warm_up_steps: Annotated[int, Field(ge=0, le=MOST), identity("to blend in the network's own derivative")] = 10_000
 
 
-class ScmDistillation(ScmTraining):
+class ScmDistillation(Followed, ScmTraining):
     """sCD: sCM along a teacher's ODE."""
 
     kind: Annotated[Literal["scm_distillation"], identity("what is learned")]  # type: ignore[assignment]
-    teacher: Annotated[str, content("whom the student follows, compared by its weights; exact: the data's closed form")]
 
 
 def _scm(keys: ScmTraining, parts: Parts) -> Objective:
@@ -75,11 +75,10 @@ class ContinuousTraining(Section):
         return self
 
 
-class ContinuousDistillation(ContinuousTraining):
+class ContinuousDistillation(Followed, ContinuousTraining):
     """Consistency distillation in continuous time (Theorems 3 to 5)."""
 
     kind: Annotated[Literal["continuous_distillation"], identity("what is learned")]  # type: ignore[assignment]
-    teacher: Annotated[str, content("whom the student follows, compared by its weights; exact: the data's closed form")]
     gradient: Annotated[
         Literal["stopped", "through"],
         identity("the target is the student held fixed (Theorem 5), or it goes through the derivative (3, 4)"),

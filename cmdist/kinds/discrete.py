@@ -12,6 +12,7 @@ from cmdist.core.noise import Weighting
 from cmdist.core.objectives import alpha_flow, cmt, ect, progressive, tcm
 from cmdist.core.objectives.base import Objective
 from cmdist.kinds.distances import DISTANCES, L2, PseudoHuber
+from cmdist.kinds.guided import Followed
 from cmdist.kinds.kind import Kind, Parts, bounded, edm
 from cmdist.sections import (
     MOST,
@@ -63,13 +64,10 @@ class TruncatedConsistencyTraining(EasyConsistencyTuning):
     q: Annotated[float, Field(gt=1, le=1e9), identity("1 / gap of the first stage")] = 1000.0
 
 
-class ConsistencyMidTraining(Section):
+class ConsistencyMidTraining(Followed):
     """Consistency mid-training (CMT)."""
 
-    kind: Annotated[Literal["consistency_mid_training"], identity("what is learned")]
-    teacher: Annotated[
-        str, content("whose trajectories end where, compared by its weights; exact: the data's closed form")
-    ]
+    kind: Annotated[Literal["consistency_mid_training"], identity("what is learned")]  # type: ignore[assignment]
     distance: Annotated[Section, OneOf(DISTANCES, "l2")] = L2(kind="l2")
     points: Annotated[
         int, Field(ge=2, le=4096), identity("of a trajectory, each an evaluation of teacher and student")

@@ -12,8 +12,9 @@ from cmdist.core.objectives.base import Objective
 from cmdist.core.objectives.consistency import Consistency
 from cmdist.kinds import continuous, discrete, mean_flows
 from cmdist.kinds.distances import CURRICULA, DISTANCES, L2, Constant, curriculum, has_target
+from cmdist.kinds.guided import Followed
 from cmdist.kinds.kind import Kind, Parts, bounded, edm
-from cmdist.sections import Finite, OneOf, Section, Spread, content, identity
+from cmdist.sections import Finite, OneOf, Section, Spread, identity
 
 
 class Denoising(Section):
@@ -51,11 +52,10 @@ class ConsistencyTraining(Section):
     curriculum: Annotated[Section, OneOf(CURRICULA, "constant")] = Constant(kind="constant")
 
 
-class ConsistencyDistillation(ConsistencyTraining):
+class ConsistencyDistillation(Followed, ConsistencyTraining):
     """Consistency distillation (Algorithm 2)."""
 
     kind: Annotated[Literal["consistency_distillation"], identity("what is learned")]  # type: ignore[assignment]
-    teacher: Annotated[str, content("whom the student follows, compared by its weights; exact: the data's closed form")]
     solver: Annotated[Literal["euler", "heun"], identity("the teacher's step")] = "heun"
 
 

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from cmdist import config
+from cmdist import build, config, teachers
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.train import beforehand
 from runs import make_data, make_run
 from training import write_config
 
+CD = ["objective.kind=consistency_distillation"]
 TCM = ["objective.kind=truncated_consistency_training", "sampling.times=[80.0, 1.0]"]
 PD = ["objective.kind=progressive_distillation", "init=teacher"]
 
@@ -37,6 +39,45 @@ def test_a_teacher_is_a_denoiser_of_the_same_images(root: Path) -> None:
         check(root, *PD, f"{teacher}/edm", "data.classes=0")
     with pytest.raises(CheckpointError, match=r"nowhere is not a run folder"):
         check(root, *PD, f"{teacher}/nowhere")
+
+
+def test_a_guided_teacher_knows_the_label_of_no_class(root: Path) -> None:
+    guided = [*CD, "objective.guidance=2.0", "network.norm_groups=by_width"]
+    network = {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8, "null_label": True}
+    null = make_run(root / "runs", "null", root / "data", "denoising", network=network)
+    check(root, *guided, f"objective.teacher={null}")
+    check(root, *guided, "objective.teacher=exact")
+    (ema,) = list(null.glob("**/ema*.safetensors"))[:1]
+    check(root, *guided, f"objective.teacher={ema}", "network.null_label=true")
+    edm = next((root / "runs/edm").glob("**/ema*.safetensors"))
+    for teacher in (root / "runs/edm", edm):
+        with pytest.raises(
+            ConfigError, match=r"guidance 2 asks teacher .* without a class, and its network knows none"
+        ):
+            check(root, *guided, f"objective.teacher={teacher}")
+        check(root, *CD, guided[-1], f"objective.teacher={teacher}")
+
+
+@pytest.mark.parametrize("kind", ["consistency_distillation", "scm_distillation", "continuous_distillation"])
+def test_a_guided_teacher_is_d_null_and_w_times_the_rest(root: Path, kind: str) -> None:
+    network = {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8, "null_label": True}
+    run = make_run(root / "runs", f"null-{kind}", root / "data", "denoising", network=network)
+    cpu = torch.device("cpu")
+    for teacher in ("exact", str(run)):
+        keys = [f"objective.kind={kind}", f"objective.teacher={teacher}"]
+        plain = config.load(write_config(root, str(root / "data")), keys)
+        more = [*keys, "objective.guidance=3.0", "objective.guidance_low=0.5", "objective.guidance_high=5.0"]
+        guided = config.load(write_config(root, str(root / "data")), more)
+        data = build.dataset(plain)
+        unguided, denoise = (teachers.teacher(made, data, cpu) for made in (plain, guided))
+        assert unguided is not None and denoise is not None
+        x, labels = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 5, 9])
+        with torch.inference_mode():
+            for sigma, w in ((0.5, 1.0), (2.0, 3.0), (5.0, 3.0), (5.1, 1.0)):
+                level = torch.full((4,), sigma)
+                of_class, of_none = unguided(x, level, labels), unguided(x, level, torch.full_like(labels, -1))
+                truth = of_none + w * (of_class - of_none)
+                torch.testing.assert_close(denoise(x, level, labels), truth, atol=1e-5, rtol=1e-5)
 
 
 def test_a_second_stage_needs_a_first_that_is_a_consistency_model_of_the_same_images(root: Path) -> None:
