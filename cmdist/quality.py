@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from cmdist.data.images import ShardedImages
 from cmdist.errors import ConfigError, DataError
 from cmdist.evaluation import arithmetic, extractors, generation, measurement, real, records
 from cmdist.evaluation.generation import Sampler
+from cmdist.evaluation.metrics import table
 from cmdist.evaluation.records import Evaluation, Images, Subject
 from cmdist.models import TrainedRun
 from cmdist.system import cli, distributed, storage
@@ -139,6 +141,8 @@ def check(config: Config, request: Request, step: int | None = None) -> None:
     """
     data = build.dataset(config)
     by_space = extractors.spaces(request.metrics or extractors.usual(data))
+    if not config.data.classes and (of_classes := table.need([*chain(*by_space.values())], "classes")):
+        raise ConfigError(f"--metrics {of_classes[0]}: {config.run.name} has no classes (data.classes 0)")
     for option, file, used in (
         ("inception", request.inception, by_space.keys() - {"fd", "fd_dinov2"}),
         ("dinov2", request.dinov2, by_space.keys() & {"fd_dinov2"}),

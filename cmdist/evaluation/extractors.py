@@ -52,7 +52,7 @@ def own(data: ShardedImages, device: torch.device) -> Extractor:
     """The small network that lies beside a data set whose images are too small for Inception. Raises DataError."""
     net, checksum = classifier(data)
     net = net.to(device)
-    compute = inside("fd", lambda images: images.to(device), net.features)
+    compute = inside("fd", lambda images: images.to(device), net.features, lambda images: net(images).softmax(1))
     return Extractor("fd", checksum, "none", int(net.head.in_features), compute)
 
 

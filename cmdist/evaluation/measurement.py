@@ -136,9 +136,15 @@ def collect(
             "images": images[: max(0, keep - task.before(blocks[part].start))].numpy(),
         }
         for extractor, metrics, _ in measures:
-            if table.need(metrics, "probabilities"):
+            scored, classed = table.need(metrics, "probabilities"), table.need(metrics, "classes")
+            if scored or classed:
                 features, probabilities = extractor.features_and_probabilities(images)
-                arrays[f"{extractor.space}/probabilities"] = probabilities.numpy()
+                if scored:
+                    arrays[f"{extractor.space}/probabilities"] = probabilities.numpy()
+                if classed:
+                    first = task.seeds.start + task.before(blocks[part].start)
+                    labels = torch.tensor([task.label(seed) for seed in range(first, first + len(images))])
+                    arrays[f"{extractor.space}/right"] = (probabilities.argmax(1) == labels).numpy()
             else:
                 features = extractor.features(images)
             arrays[f"{extractor.space}/features"] = features.numpy()
@@ -183,6 +189,7 @@ class Space:
         self._rows = Features(extractor.dimensions) if table.need(metrics, "rows") else None
         self._n = n
         self._score: InceptionScore | None = None
+        self._right = 0  # images that the extractor takes for one of their class
 
     def add(self, arrays: Arrays) -> None:
         """A part's features."""
@@ -195,6 +202,8 @@ class Space:
             probabilities = torch.from_numpy(arrays[f"{self._name}/probabilities"])
             self._score = self._score or InceptionScore(self._n, probabilities.shape[1])
             self._score.add(probabilities)
+        if table.need(self._metrics, "classes"):
+            self._right += int(arrays[f"{self._name}/right"].sum())
 
     def _add_rows(self, rows: Tensor) -> None:
         while len(rows):
@@ -211,7 +220,10 @@ class Space:
     def figures(self) -> dict[str, float]:
         """By metric."""
         real = self._reference
-        gathered = Gathered(self.statistics, real.statistics, self._rows, real.features, self._score, self._device)
+        accuracy = self._right / self._n if table.need(self._metrics, "classes") else None
+        gathered = Gathered(
+            self.statistics, real.statistics, self._rows, real.features, self._score, accuracy, self._device
+        )
         return {metric: METRICS[metric].value(gathered) for metric in self._metrics}
 
     def statistics(self) -> frechet.Statistics:

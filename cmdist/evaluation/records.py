@@ -200,7 +200,7 @@ def make(
     columns = images.columns
     content = {
         "of": [base["measured"] for base in bases],
-        "probabilities": any(table.need(metrics, "probabilities") for _, metrics, _ in todo),
+        "more": [table.need(metrics, what) for what in ("probabilities", "classes") for _, metrics, _ in todo],
     }
     parts = storage.join(folder, f"parts-{distributed.gather(measurement.digest(content), world.control)[0]}")
     keep = (pictures.ROWS + 1) * columns

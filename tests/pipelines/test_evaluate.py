@@ -308,7 +308,7 @@ def test_a_file_of_weights_is_measured_as_the_run_that_it_came_from(evaluated, t
         (
             ["--metrics", "psnr"],
             ConfigError,
-            "--metrics psnr: fd, fid, kid, fid_legacy, is, precision, recall, fd_dinov2 are allowed",
+            "--metrics psnr: fd, accuracy, fid, kid, fid_legacy, is, precision, recall, fd_dinov2 are allowed",
         ),
         (
             ["--metrics", "fid"],

@@ -8,9 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from cmdist import build, quality
 from cmdist.core.guidance import NULL
+from cmdist.data.images import open_dataset
 from cmdist.data.reader import MicroBatch
 from cmdist.errors import ConfigError
+from cmdist.evaluation import extractors, generation
 from cmdist.train.trainer import labels_of
 from ranks import pipeline
 from runs import call, make_data, make_run
@@ -86,3 +89,30 @@ def test_the_labels_that_are_dropped_are_a_function_of_seed_and_number() -> None
     dropped = a == NULL
     assert torch.equal(a[~dropped], labels[~dropped]) and 0.17 < dropped.double().mean() < 0.23
     assert labels_of(batch(1), 0.0, 7) is labels
+
+
+def test_accuracy_is_the_share_that_the_classifier_takes_for_one_of_its_class(run: Path) -> None:
+    """Of seeds that begin within a group of images, and end in another block."""
+    call(evaluate.main, run, "--n", 200, "--seed", 37, "--metrics", "accuracy", "--steps", "heun")
+    (value,) = (
+        value
+        for path in (run / "evaluations").glob("*.json")
+        for name, value in json.loads(path.read_text())["metrics"].items()
+        if name.startswith("accuracy")
+    )
+    model = build.open_model(str(run))
+    (sampler,) = quality.samplers(model.config, model.denoiser(), ["heun"])
+    task = generation.Task(range(37, 237), quality.shape(model.config), 10, sampler.draws)
+    images = generation.images(task, sampler.sample, torch.device("cpu"))
+    net, _ = extractors.classifier(open_dataset(model.config.data.url))
+    with torch.inference_mode():
+        right = net(images).argmax(1) == torch.arange(37, 237) % 10
+    assert value == float(right.double().mean()) and 0 < value < 1
+
+
+def test_accuracy_of_what_has_no_classes_is_refused(run: Path) -> None:
+    none = make_run(run.parent, "none", run.parent / "data", "denoising")
+    path = none / "config.yaml"
+    path.write_text(path.read_text().replace("classes: 10", "classes: 0"))
+    with pytest.raises(ConfigError, match=r"--metrics accuracy: none has no classes"):
+        call(evaluate.main, none, "--metrics", "accuracy")

@@ -13,7 +13,7 @@ from cmdist.evaluation.metrics.frechet import Statistics
 from cmdist.evaluation.metrics.inception_score import SPLITS, InceptionScore
 from cmdist.evaluation.metrics.neighbours import Rows
 
-Need = Literal["moments", "rows", "probabilities"]
+Need = Literal["moments", "rows", "probabilities", "classes"]
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Gathered:
     features: Rows | None
     real_features: Tensor | None
     score: InceptionScore | None
+    accuracy: float | None
     device: str | torch.device
 
     @property
@@ -51,6 +52,11 @@ def _inception_score(of: Gathered) -> float:
     return of.score.value()
 
 
+def _accuracy(of: Gathered) -> float:
+    assert of.accuracy is not None, "counted where a metric needs classes"
+    return of.accuracy
+
+
 @dataclass(frozen=True)
 class Metric:
     """A row of the table. `space` has the name of its Frechet distance; `definition` goes into the protocol record."""
@@ -59,7 +65,7 @@ class Metric:
     space: str
     title: str
     better: Literal["lower", "higher"]
-    needs: Need  # moments of the features, all of them, or probabilities of classes
+    needs: Need  # moments of the features, all of them, probabilities of classes, or whether the likeliest is the label
     value: Callable[[Gathered], float]
     definition: str = ""
 
@@ -73,12 +79,13 @@ _KID = f"{kernel.SUBSETS} subsets of {kernel.SUBSET_SIZE}"
 _IS = f"{SPLITS} splits"
 _NEIGHBOURS = f"{neighbours.NEIGHBOURS} neighbours"
 
-# fd: the data set's own extractor; fid: Inception after clean-fid's resizing; fid_legacy: Inception as in the papers'
-# tables, and what they take there
+# fd: the data set's own extractor, whose classifier says what class an image is of; fid: Inception after clean-fid's
+# resizing; fid_legacy: Inception as in the papers' tables, and what they take there
 METRICS = {
     metric.name: metric
     for metric in (
         Metric("fd", "fd", "FD", "lower", "moments", _frechet),
+        Metric("accuracy", "fd", "accuracy", "higher", "classes", _accuracy),
         Metric("fid", "fid", "FID", "lower", "moments", _frechet),
         Metric("kid", "fid", "KID", "lower", "rows", lambda of: kernel.kernel_distance(*of.rows), _KID),
         Metric("fid_legacy", "fid_legacy", "FID legacy", "lower", "moments", _frechet),
