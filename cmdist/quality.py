@@ -59,13 +59,8 @@ def samplers(
     (None: all), with classifier-free guidance. Raises ConfigError.
     """
     noise = config.noise
-    if not guidance.none and (not config.null_label or config.second_time):
-        raise ConfigError(
-            f"{config.run.name} cannot be guided: a model that takes one noise level and knows the label of no class "
-            "(network.null_label, train.label_dropout) can be"
-        )
     made = generation.samplers(
-        classifier_free(denoise, guidance),
+        guided(config, denoise, guidance),
         steps or config.usual_steps(step),
         times or config.sampling.times,
         makes=config.kind.makes,
@@ -76,6 +71,16 @@ def samplers(
         rho=noise.rho,
     )
     return made if guidance.none else [dataclasses.replace(s, described=s.described | guidance.described) for s in made]
+
+
+def guided(config: Config, denoise: Callable[..., Tensor], guidance: Guidance) -> Callable[..., Tensor]:
+    """`denoise` with classifier-free guidance. Raises ConfigError if there is to be some and it knows no class."""
+    if not guidance.none and (not config.null_label or config.second_time):
+        raise ConfigError(
+            f"{config.run.name} cannot be guided: a model that takes one noise level and knows the label of no class "
+            "(network.null_label, train.label_dropout) can be"
+        )
+    return classifier_free(denoise, guidance)
 
 
 def guidance_of(scale: float | None, interval: Sequence[float] | None) -> Guidance:

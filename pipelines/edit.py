@@ -37,6 +37,7 @@ def main(arguments: Sequence[str]) -> None:
         "--times", nargs="+", type=float, help="falling noise levels; default: the paper's (40 levels, stroke: 2)"
     )
     parser.add_argument("--label", type=int, help="the class, of a model that has classes")
+    cli.add_guidance(parser)
     parser.add_argument("--mask", help=f"{', '.join(edits.MASKS)}, random:0.5, or a picture whose white is generated")
     parser.add_argument("--patch", type=int, help="superresolve: pixels a side with a known mean (4)")
     parser.add_argument("--sigma", type=float, help="denoise: the noise level of the pictures (0.5)")
@@ -48,12 +49,13 @@ def main(arguments: Sequence[str]) -> None:
             cli.unused(options, names, f"for {options.task}, only for {task}")
     if options.weights and options.ema is not None:
         raise ConfigError("--weights holds one set of weights, so there is no --ema")
+    guidance = quality.guidance_of(options.guidance, options.guidance_interval)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     quality.set_up_process()
     model = build.open_model(options.run, options.ema, options.weights)
     config, shape = model.config, quality.shape(model.config)
     noise = config.noise
-    consistency = quality.to_sigma_min(config, model.denoiser(device))
+    consistency = quality.to_sigma_min(config, quality.guided(config, model.denoiser(device), guidance))
     editor = Editor(consistency, shape, noise.sigma_min, noise.sigma_max, noise.rho, device)
     mask = edits.mask_of(options.mask, shape[1]) if options.mask is not None else None
     request = Request(

@@ -69,10 +69,7 @@ def main(arguments: Sequence[str]) -> None:
         help="noise levels of the multistep sampler, or `search`: those that search_times.py has found; default: "
         "sampling.times",
     )
-    parser.add_argument("--guidance", type=float, metavar="W", help="scale of classifier-free guidance; 1: none")
-    parser.add_argument(
-        "--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help="noise levels at which it holds"
-    )
+    cli.add_guidance(parser)
     parser.add_argument("--n", type=int, default=5000, help="images (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="image i comes from seed SEED + i (default %(default)s)")
     parser.add_argument(

@@ -39,10 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--times", nargs="+", type=float, help="noise levels of the multistep sampler; default: sampling.times"
     )
-    parser.add_argument("--guidance", type=float, metavar="W", help="scale of classifier-free guidance; 1: none")
-    parser.add_argument(
-        "--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help="noise levels at which it holds"
-    )
+    cli.add_guidance(parser)
     parser.add_argument("--rows", type=int, help="of each grid (default 4)")
     parser.add_argument("--seed", type=int, help="the first image's seed (default 0)")
     parser.add_argument("--seeds", nargs="+", type=int, help="these images alone, in a row")

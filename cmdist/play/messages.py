@@ -13,6 +13,7 @@ MOST = 16  # pictures at once
 SEED = 2**53  # from here on the numbers of a browser have gaps
 Seed = Annotated[int, Field(ge=0, lt=SEED)]
 Level = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=-100, le=100)]  # of guidance
 Slot = Literal["first", "second"]
 
 
@@ -43,6 +44,7 @@ class Sampling(Message):
     steps: Annotated[str, Field(pattern=r"^(heun|[1-9][0-9]?)$")]
     times: Annotated[list[Level], Field(max_length=MOST)]
     label: int | None = None
+    guidance: Scale = 1.0
 
 
 class Sample(Sampling):
@@ -78,6 +80,7 @@ class Edit(Message):
     count: Annotated[int, Field(ge=1, le=MOST)]
     times: Annotated[list[Level], Field(max_length=100)] | None = None
     label: int | None = None
+    guidance: Scale = 1.0
     patch: int = 4
     sigma: Level = 0.5
     add_noise: bool = False

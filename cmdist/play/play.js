@@ -50,6 +50,8 @@ function panel(id, work) {
 
 const whole = (id) => ($(id).value.trim() === "" ? null : Number($(id).value));
 const label = () => (models.first.classes ? Number($("label").value) : null);
+// One scale for both models; one that knows no class is not guided.
+const guidance = (slot) => (models[slot].guided && whole("guidance") !== null ? whole("guidance") : 1);
 const seconds = (...replies) => `${replies.reduce((sum, reply) => sum + reply.seconds, 0).toFixed(2)} s`;
 
 function show(id, images, captions) {
@@ -77,6 +79,7 @@ function fill(slot) {
   $(slot === "first" ? "steps" : "beside-steps").value = model.steps;
   if (slot === "second") return;
   $("labelled").hidden = !model.classes;
+  $("guided").hidden = !model.guided;
   $("label").replaceChildren(...Array.from({ length: model.classes }, (_, i) => new Option(i)));
   $("levels").max = model.grid.length;
   for (const canvas of [board, picture, mask]) canvas.width = canvas.height = model.size;
@@ -129,11 +132,11 @@ function outputs() {
   }
 }
 
-const asked = () => ({ times: times(), label: label() });
+const asked = (slot) => ({ slot, times: times(), label: label(), guidance: guidance(slot) });
 
 const sample = panel("sample", async () => {
   const seed = whole("seed"), beside = $("beside").checked, count = beside ? 3 : ENTRIES;
-  const first = await ask("sample", { ...asked(), slot: "first", steps: $("steps").value, seed, count });
+  const first = await ask("sample", { ...asked("first"), steps: $("steps").value, seed, count });
   const captions = first.images.map((_, i) => `seed ${seed + i}`);
   show("samples", first.images, captions);
   if (!beside) {
@@ -141,7 +144,7 @@ const sample = panel("sample", async () => {
     return `${count} pictures in ${seconds(first)}`;
   }
   show("besides", [], []);
-  const second = await ask("sample", { ...asked(), slot: "second", steps: $("beside-steps").value, seed, count });
+  const second = await ask("sample", { ...asked("second"), steps: $("beside-steps").value, seed, count });
   show("besides", second.images, captions);
   return `${models.first.title} above in ${seconds(first)}, ${models.second.title} below in ${seconds(second)}`;
 });
@@ -149,7 +152,7 @@ const sample = panel("sample", async () => {
 const between = panel("between", async () => {
   const shares = [...WAY, Number($("share").value)];
   const ends = { seed: whole("from"), other: whole("to") };
-  const reply = await ask("between", { ...asked(), slot: "first", steps: $("steps").value, ...ends, shares });
+  const reply = await ask("between", { ...asked("first"), steps: $("steps").value, ...ends, shares });
   show("way", reply.images, shares.map((share) => share.toFixed(2)));
   return `${shares.length} pictures in ${seconds(reply)}`;
 });
@@ -165,7 +168,7 @@ const edit = panel("edit", async () => {
   if (levels.some(Number.isNaN)) throw new Error("times: numbers with spaces between them are needed");
   const seed = whole("edit-seed");
   const reply = await ask("edit", {
-    task, seed, count: whole("count"), label: label(), mask: shown, picture: base64(picture.toDataURL()),
+    task, seed, count: whole("count"), label: label(), guidance: guidance("first"), mask: shown, picture: base64(picture.toDataURL()),
     times: task === "denoise" ? null : levels, patch: whole("patch"), sigma: whole("sigma"),
     add_noise: $("add-noise").checked,
   });
@@ -287,11 +290,11 @@ function on(type, ids, act) {
 }
 
 document.addEventListener("input", outputs);
-on("input", ["seed", "label", "times", "beside-steps"], sample);
+on("input", ["seed", "label", "guidance", "times", "beside-steps"], sample);
 on("change", ["beside"], sample);
-on("input", ["from", "to", "share", "label", "times"], between);
+on("input", ["from", "to", "share", "label", "guidance", "times"], between);
 on("change", ["steps"], () => { sliders(); sample(); between(); });
-on("input", ["edit-seed", "count", "edit-times", "patch", "sigma", "add-noise", "label"], edit);
+on("input", ["edit-seed", "count", "edit-times", "patch", "sigma", "add-noise", "label", "guidance"], edit);
 on("input", ["levels"], () => { levels(); edit(); });
 on("change", ["task"], () => {
   levels();

@@ -10,6 +10,7 @@ from torch import Tensor
 from cmdist import build, quality
 from cmdist.build import Model
 from cmdist.core import editing
+from cmdist.core.guidance import Guidance
 from cmdist.core.noise import Denoise
 from cmdist.errors import ConfigError
 from cmdist.evaluation import edits, generation
@@ -39,8 +40,11 @@ class Player:
     @cached_property
     def editor(self) -> Editor:
         """What edits with it; a denoiser by its ODE."""
-        noise = self.model.config.noise
-        consistency = quality.to_sigma_min(self.model.config, self.denoise)
+        return self._editor(Guidance())
+
+    def _editor(self, guidance: Guidance) -> Editor:
+        noise, denoise = self.model.config.noise, quality.guided(self.model.config, self.denoise, guidance)
+        consistency = quality.to_sigma_min(self.model.config, denoise)
         return Editor(consistency, self.shape, noise.sigma_min, noise.sigma_max, noise.rho, self.device)
 
     def described(self) -> dict[str, object]:
@@ -52,6 +56,7 @@ class Player:
             "size": self.shape[1],
             "channels": self.shape[0],
             "classes": config.data.classes,
+            "guided": config.null_label and not config.second_time,
             "sigma_min": config.noise.sigma_min,
             "sigma_max": config.noise.sigma_max,
             "steps": config.usual_steps(self.model.step)[0],
@@ -60,37 +65,46 @@ class Player:
             "stroke": self.editor.times("stroke"),
         }
 
-    def sample(self, seeds: Sequence[int], steps: str, times: Sequence[float], label: int | None) -> Tensor:
+    def sample(
+        self, seeds: Sequence[int], steps: str, times: Sequence[float], label: int | None, guidance: float = 1.0
+    ) -> Tensor:
         """Images uint8 (n, C, H, W) of seeds; `steps` is a number, or heun for a denoiser. Raises ConfigError."""
-        sampler = self._sampler(steps, times, label)
+        sampler = self._sampler(steps, times, label, guidance)
         return self._images(sampler, generation.noises(seeds, sampler.draws, self.shape), label)
 
     def between(
-        self, ends: tuple[int, int], shares: Sequence[float], steps: str, times: Sequence[float], label: int | None
+        self,
+        ends: tuple[int, int],
+        shares: Sequence[float],
+        steps: str,
+        times: Sequence[float],
+        label: int | None,
+        guidance: float = 1.0,
     ) -> Tensor:
         """Images uint8 (n, C, H, W) on the way between the noises of two seeds, 0 at the first and 1 at the other.
 
         Noise that further steps add is the first seed's. Raises ConfigError.
         """
-        sampler = self._sampler(steps, times, label)
+        sampler = self._sampler(steps, times, label, guidance)
         noises = generation.noises(ends, sampler.draws, self.shape)
         way = noises[:, :1].repeat(1, len(shares), 1, 1, 1)
         way[0] = editing.slerp(noises[0, 0], noises[0, 1], torch.tensor(shares))
         return self._images(sampler, way, label)
 
-    def edit(self, request: Request, picture: Tensor) -> Result:
+    def edit(self, request: Request, picture: Tensor, guidance: float = 1.0) -> Result:
         """A picture (C, H, W), edited. Raises ConfigError."""
-        edits.check(self.editor, request, self.model.config.data.classes)
+        editor = self._editor(Guidance(guidance))
+        edits.check(editor, request, self.model.config.data.classes)
         with torch.inference_mode():
-            (result,) = edits.edited(self.editor, request, [("picture", picture)])
+            (result,) = edits.edited(editor, request, [("picture", picture)])
         return result
 
-    def _sampler(self, steps: str, times: Sequence[float], label: int | None) -> Sampler:
+    def _sampler(self, steps: str, times: Sequence[float], label: int | None, guidance: float) -> Sampler:
         config = self.model.config
         edits.check_label(label, config.data.classes)
         several = steps.isdigit() and int(steps) > 1
         levels = times if several else [config.noise.sigma_max]
-        (sampler,) = quality.samplers(config, self.denoise, [steps], levels, self.model.step)
+        (sampler,) = quality.samplers(config, self.denoise, [steps], levels, self.model.step, Guidance(guidance))
         return sampler
 
     def _images(self, sampler: Sampler, noises: Tensor, label: int | None) -> Tensor:

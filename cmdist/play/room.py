@@ -71,12 +71,14 @@ class Room:
 
     def _sample(self, request: Sample) -> Reply:
         seeds = range(request.seed, request.seed + request.count)
-        images = self._sampling(request).sample(seeds, request.steps, request.times, request.label)
+        images = self._sampling(request).sample(seeds, request.steps, request.times, request.label, request.guidance)
         return {"images": [_encoded(image) for image in images]}
 
     def _between(self, request: Between) -> Reply:
         ends = request.seed, request.other
-        images = self._sampling(request).between(ends, request.shares, request.steps, request.times, request.label)
+        images = self._sampling(request).between(
+            ends, request.shares, request.steps, request.times, request.label, request.guidance
+        )
         return {"images": [_encoded(image) for image in images]}
 
     def _upload(self, request: Upload) -> Reply:
@@ -97,6 +99,7 @@ class Room:
                 request.task, seeds, request.times, request.label, mask, request.patch, request.sigma, request.add_noise
             ),
             picture,
+            request.guidance,
         )
         return {
             "known": _encoded(_bytes(result.known)),

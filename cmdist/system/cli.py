@@ -76,6 +76,14 @@ class Parser(argparse.ArgumentParser):
         super().error(texts.printable(urls.masked(message)))
 
 
+def add_guidance(parser: argparse.ArgumentParser) -> None:
+    """The options of classifier-free guidance, for quality.guidance_of."""
+    parser.add_argument("--guidance", type=float, metavar="W", help="scale of classifier-free guidance; 1: none")
+    parser.add_argument(
+        "--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help="noise levels at which it holds"
+    )
+
+
 def unused(options: argparse.Namespace, names: Sequence[str], where: str) -> None:
     """Raise ConfigError for the first of the options `names` that was given: `where` it does nothing."""
     for name in names:

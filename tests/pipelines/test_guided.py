@@ -18,7 +18,7 @@ from cmdist.train.trainer import labels_of
 from ranks import pipeline
 from runs import call, make_data, make_run
 
-evaluate, sample = pipeline("evaluate"), pipeline("sample")
+evaluate, sample, edit = pipeline("evaluate"), pipeline("sample"), pipeline("edit")
 NETWORK = {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8, "null_label": True}
 
 
@@ -50,6 +50,17 @@ def test_pictures_are_guided_too(run: Path, tmp_path: Path) -> None:
     for name, more in {"plain": (), "one": ("--guidance", 1), "three": ("--guidance", 3)}.items():
         call(sample.main, run, "--steps", "heun", "--seeds", 3, 14, "--out", tmp_path / f"{name}.png", *more)
         made.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
+
+
+def test_edits_are_guided_too(run: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8), dtype=np.uint8)).save(picture)
+    made = []
+    for name, more in {"plain": (), "one": ("--guidance", 1), "three": ("--guidance", 3)}.items():
+        how = ("--times", 5, 1, "--label", 3, "--seeds", 0, "--out", tmp_path / name, *more)
+        call(edit.main, "stroke", run, picture, *how)
+        made.append(np.asarray(Image.open(tmp_path / name / "picture-stroke-0.png")))
     assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
 
 

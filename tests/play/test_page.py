@@ -192,6 +192,30 @@ def test_what_cannot_be_is_a_sentence_on_the_page(page: Browser, tmp_path: Path)
     assert pictures(page, "besides") == pictures(page, "samples") and error(page, "sample") == ""
 
 
+def test_a_model_that_knows_no_class_is_guided_and_the_one_beside_it_is_not(page: Browser, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    network = {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8, "null_label": True}
+    runs = {
+        "first": make_run(tmp_path, "edm", data, "denoising", network=network),
+        "second": make_run(tmp_path, "ct", data),
+    }
+    assert page.wait("document.getElementById('guided').hidden", "the shipped model is not guided")
+    for slot, run in runs.items():
+        put(page, "slot", slot)
+        page.type("#run", str(run))
+        page.click("#open button")
+        page.wait(f"document.getElementById('{slot}-title').textContent.startsWith('{run.name}, ')", "it is open")
+    put(page, "beside", True)
+    page.wait("!document.getElementById('guided').hidden", "this one is")
+    before, beside = pictures(page, "samples"), pictures(page, "besides")
+    put(page, "guidance", "4")
+    assert not set(pictures(page, "samples")) & set(before) and pictures(page, "besides") == beside
+    put(page, "guidance", "1")
+    assert pictures(page, "samples") == before
+    put(page, "guidance", "101")
+    assert "guidance" in error(page, "sample")
+
+
 def test_its_server_answers_this_machine_and_its_own_page_only(port: int) -> None:
     def reply(method: str, path: str, body: str = "", **headers: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
