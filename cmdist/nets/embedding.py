@@ -18,6 +18,17 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
+def positional_features(c_noise: Tensor, width: int) -> Tensor:
+    """(B,) -> (B, width), in fp32 or wider: sines, then cosines, of c_noise * 10000^(-i/(half - 1)), whose last is
+    1/10000 exactly (DDPM++; Song et al. 2021, appendix H), for an even width of at least 4.
+    """
+    c_noise = c_noise.to(torch.promote_types(c_noise.dtype, torch.float32))
+    half = width // 2
+    places = torch.arange(half, dtype=c_noise.dtype, device=c_noise.device) / (half - 1)
+    angles = c_noise[:, None] * torch.exp(-math.log(10000) * places)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 def fourier_features(c_noise: Tensor, width: int, scale: float) -> Tensor:
     """(B,) -> (B, width): cosines, then sines,
     of 2 pi f c_noise for frequencies f of a normal law of standard deviation `scale`.

@@ -16,9 +16,9 @@ class GroupNorm(nn.GroupNorm):
     would have under 4 channels, unless told otherwise.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
         most = max(1, min(32, channels // 4))
-        super().__init__(next(n for n in range(most, 0, -1) if channels % n == 0), channels)
+        super().__init__(next(n for n in range(most, 0, -1) if channels % n == 0), channels, eps)
 
     def take(self, groups: int) -> None:
         """Normalise in so many groups. Raises ConfigError if they do not divide the channels."""

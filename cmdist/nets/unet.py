@@ -6,7 +6,7 @@ residual block, an attention block, or a plain resampling convolution. Everythin
 head runs in the given precision.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cmdist.errors import ConfigError, DataError
+from cmdist.errors import ConfigError
+from cmdist.nets.checks import check_inputs, check_levels
 from cmdist.nets.embedding import LabelEmbedding, fourier_features, timestep_embedding
 from cmdist.nets.forward_mode import Conv2d, Linear, linear
 from cmdist.nets.group_norm import GroupNorm, pixel_norm
@@ -23,7 +24,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Resample = Literal["up", "down"]
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 SECOND = "next_embed."  # before the names of what takes the second noise level: no weights of a denoiser have it
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ResBlock(nn.Module):
@@ -236,11 +237,7 @@ class UNet(nn.Module):
         """Keep the body's convolutions and products in `precision`, for a network that does not learn: the same output,
         as autocast would round these weights so at every call. Returns self.
         """
-        for block in (*self.input_blocks, self.middle_block, *self.output_blocks):
-            for layer in block.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear):
-                    for name, p in list(layer.named_parameters(recurse=False)):
-                        setattr(layer, name, nn.Parameter(p.data.to(_DTYPES[self.precision]), p.requires_grad))
+        lower_layers((*self.input_blocks, self.middle_block, *self.output_blocks), DTYPES[self.precision])
         return self
 
     def forward(
@@ -252,7 +249,8 @@ class UNet(nn.Module):
         Raises DataError, with one sentence, for images or labels that do not fit the network.
         """
         dtype = next(self.parameters()).dtype
-        self._check_inputs(x, labels, c_noise_next)
+        shape = (self.in_channels, self.image_size, self.image_size)
+        check_inputs(shape, self.num_classes, self.null_label, self.second_time, x, labels, c_noise_next)
         with torch.autocast(x.device.type, enabled=False):  # the caller's autocast must not reach the time embedding
             emb = self.time_embed(self._features(c_noise))
             if c_noise_next is not None:
@@ -260,7 +258,7 @@ class UNet(nn.Module):
             if labels is not None:
                 emb = emb + self.label_emb(labels)
             emb = F.silu(emb)
-        with torch.autocast(x.device.type, dtype=_DTYPES[self.precision], enabled=self.precision != "fp32"):
+        with torch.autocast(x.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32"):
             h = F.pixel_unshuffle(x, self.unshuffle) if self.unshuffle > 1 else x
             h = h.to(dtype, memory_format=self.memory_format)
             skips = []
@@ -286,37 +284,14 @@ class UNet(nn.Module):
             return cast(Tensor, checkpoint(block, h, emb, use_reentrant=False, preserve_rng_state=self.dropout > 0))
         return cast(Tensor, block(h, emb))
 
-    def _check_inputs(self, x: Tensor, labels: Tensor | None, c_noise_next: Tensor | None) -> None:
-        expected = (self.in_channels, self.image_size, self.image_size)
-        if tuple(x.shape[1:]) != expected:
-            raise DataError(
-                f"images of shape {tuple(x.shape[1:])} were given to a network for {expected} (channels, height, width)"
-            )
-        if self.second_time != (c_noise_next is not None):
-            raise DataError(
-                "a second noise level is missing: this network has second_time"
-                if self.second_time
-                else "a second noise level was given to a network without second_time"
-            )
-        if self.num_classes and labels is None:
-            raise DataError(f"labels are missing: this network is conditional on {self.num_classes} classes")
-        if labels is None:
-            return
-        if not self.num_classes:
-            raise DataError("labels were given to a network without classes; give None, or build it with num_classes")
-        # Looking at labels on a GPU would make the host wait for it at every pass; the reader has checked those on the
-        # host. While a compiler traces there is nothing to look at.
-        if torch.compiler.is_compiling():
-            return
-        if (
-            labels.device.type == "cpu"
-            and labels.numel()
-            and not -self.null_label <= int(labels.min()) <= int(labels.max()) < self.num_classes
-        ):
-            raise DataError(
-                f"labels lie in {int(labels.min())}..{int(labels.max())}, but this network knows "
-                f"0..{self.num_classes - 1}"
-            )
+
+def lower_layers(blocks: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """Keep the weights of the convolutions and products in `blocks` in `dtype`."""
+    for block in blocks:
+        for layer in block.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                for name, p in list(layer.named_parameters(recurse=False)):
+                    setattr(layer, name, nn.Parameter(p.data.to(dtype), p.requires_grad))
 
 
 def _resample(x: Tensor, direction: Resample) -> Tensor:
@@ -332,12 +307,7 @@ def _zero(layer: Layer) -> Layer:
 def _check_shape(
     size: int, width: int, mult: Sequence[int], attention: Sequence[int], head_channels: int, precision: str
 ) -> None:
-    factor = 2 ** (len(mult) - 1)
-    if size % factor:
-        raise ConfigError(f"image_size {size} must be divisible by {factor}, for channel_mult has {len(mult)} levels")
-    sizes = [size // 2**level for level in range(len(mult))]
-    if unknown := sorted(set(attention) - set(sizes)):
-        raise ConfigError(f"attention_resolutions {unknown} do not occur in this network; allowed, in pixels: {sizes}")
+    sizes = check_levels(size, mult, attention)
     attended = {m * width for m, s in zip(mult, sizes, strict=True) if s in attention} | {
         mult[-1] * width
     }  # the last: the middle block
@@ -346,5 +316,5 @@ def _check_shape(
             f"head_channels {head_channels} must divide the width of every block with attention; it "
             f"does not divide {odd}"
         )
-    if precision not in _DTYPES:
-        raise ConfigError(f"precision '{precision}' is not one of {', '.join(_DTYPES)}")
+    if precision not in DTYPES:
+        raise ConfigError(f"precision '{precision}' is not one of {', '.join(DTYPES)}")
