@@ -56,7 +56,11 @@ class Config(Section):
                 f"({train.micro_batch})"
             )
         if len(set(train.ema)) != len(train.ema):
-            raise ValueError(f"train.ema {list(train.ema)} names a decay twice; each may stand once")
+            raise ValueError(f"train.ema {list(train.ema)} names one twice; each may stand once")
+        if train.ema_ramp_up is not None and max(train.ema) < 1:
+            raise ValueError(
+                f"train.ema_ramp_up shortens half-lives in images, and train.ema {list(train.ema)} has decays alone"
+            )
         if train.compile and getattr(self.network, "checkpoint_activations", False) and self.dropout:
             raise ValueError(
                 "train.compile with network.checkpoint_activations needs network.dropout 0: "

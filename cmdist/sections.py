@@ -19,6 +19,7 @@ PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
 Finite = Annotated[float, Field(ge=-80, le=80)]  # a logarithm; e to that is about what fp32 has
 Spread = Annotated[float, Field(gt=0, le=20)]  # a standard deviation of logarithms
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Average = Annotated[float, Field(ge=0, le=1e12)]
 Kind = Literal["identity", "content", "warned", "free", "place"]
 
 
@@ -195,9 +196,15 @@ class Train(Section):
         Field(ge=2.0**-32, le=2.0**32),
         free("fp16: the first one; halved at an overflow, doubled after 1,000 steps without one"),
     ] = 65536.0
-    ema: Annotated[tuple[Decay, ...], Field(min_length=1, max_length=100), identity("decays of the averages")] = (
-        0.9999,
-    )
+    ema: Annotated[
+        tuple[Average, ...],
+        Field(min_length=1, max_length=100),
+        identity("the averages: below 1 a decay, from 1 on a half-life in images"),
+    ] = (0.9999,)
+    ema_ramp_up: Annotated[
+        Annotated[float, Field(gt=0, le=1000)] | None,
+        identity("a half-life is at most so many times the images that were seen before (EDM: 0.05); null: never less"),
+    ] = None
     log_every: Annotated[Positive, free("steps between two points of the curves")] = 50
     checkpoint_every: Annotated[Positive, free("steps between two checkpoints")] = 1000
     keep_checkpoints: Annotated[

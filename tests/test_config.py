@@ -63,7 +63,11 @@ def test_flat_names_every_leaf() -> None:
         ("sampling.times=[80, 90]", "sampling.times [80.0, 90.0] must fall from noise.sigma_max (80.0)"),
         ("data.image_size=9", "data.image_size (9) must be divisible by 2"),
         ("noise.sigma_min=100", "noise.sigma_min (100.0) must be below noise.sigma_max (80.0)"),
-        ("train.ema=[0.9, 0.9]", "names a decay twice"),
+        (
+            "train.ema_ramp_up=0.05",
+            "train.ema_ramp_up shortens half-lives in images, and train.ema [0.9999]",
+        ),
+        ("train.ema=[0.9, 0.9]", "names one twice; each may stand once"),
         ("network.channel_mult=[]", "key 'network.channel_mult' = []: "),
         (
             "network.model_channels=4000000000",

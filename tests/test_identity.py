@@ -58,6 +58,7 @@ OTHERS = {  # where neither another choice nor a little more would do
     "objective.curriculum.mu0": 0.5,
     "optimizer.betas": [0.5, 0.9],
     "train.ema": [0.5],
+    "train.ema_ramp_up": 0.05,
     "train.global_batch": 128,
     "train.micro_batch": 16,
     "train.glance_device": "0",

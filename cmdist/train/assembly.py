@@ -96,7 +96,7 @@ def make_trainer(
         workers=config.data.workers,
         bad_samples=config.data.bad_samples,
     )
-    averages = Averages(engine, t.ema)
+    averages = Averages(engine, t.ema, t.global_batch, t.ema_ramp_up)
     trainer = Trainer(
         world=world,
         seed=config.run.seed,

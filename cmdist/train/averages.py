@@ -9,20 +9,33 @@ from cmdist.checkpoints.layout import Layout, Piece, load_slice, overlap, whole
 from cmdist.train.engine import Engine, all_slices
 
 
-class Averages:
-    """EMAs of the fp32 weights, one slice for each decay: 1/world of the memory and no communication."""
+def decay_at(average: float, step: int, batch: int, ramp_up: float | None) -> float:
+    """What the average of that name keeps of itself after `step` steps of `batch` images.
 
-    def __init__(self, engine: Engine, decays: tuple[float, ...]) -> None:
-        self._engine = engine
+    Below 1 it is named by its decay; else by its half-life in images, which with `ramp_up` is at most so many times the
+    images of the steps before (EDM, appendix F: 500,000 and 0.05), so that the start is forgotten.
+    """
+    if average < 1:
+        return average
+    half_life = average if ramp_up is None else min(average, ramp_up * step * batch)
+    return 0.5 ** (batch / half_life) if half_life else 0.0
+
+
+class Averages:
+    """EMAs of the fp32 weights, one slice for each decay or half-life: 1/world of the memory and no communication."""
+
+    def __init__(self, engine: Engine, decays: tuple[float, ...], batch: int = 1, ramp_up: float | None = None) -> None:
+        self._engine, self._batch, self._ramp_up = engine, batch, ramp_up
         self.slices: dict[float, Tensor] = {decay: engine.slice("master", _device(engine)) for decay in decays}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """ema <- decay ema + (1 - decay) weights; once after each step that was really taken."""
+    def update(self, step: int) -> None:
+        """ema <- decay ema + (1 - decay) weights; once after each step that was really taken, the first one is 0."""
+        keeps = {average: decay_at(average, step, self._batch, self._ramp_up) for average in self.slices}
         for piece in self._engine.pieces("master"):
             place = piece.start - self._engine.start
             for decay, values in self.slices.items():
-                values[place : place + piece.tensor.numel()].lerp_(piece.tensor, 1.0 - decay)
+                values[place : place + piece.tensor.numel()].lerp_(piece.tensor, 1.0 - keeps[decay])
 
     def load(self, decay: float, values: Tensor) -> None:
         """Set this rank's slice of one average."""

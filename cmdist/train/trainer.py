@@ -174,7 +174,7 @@ class Trainer:
             for sigma, each, _ in done:
                 for name, values in {"loss": each.minimised, **each.told}.items():
                     self.buckets.add(name, sigma, values)
-            self.averages.update()
+            self.averages.update(self.step)
             if "target" in self.copies:
                 self.copies["target"].update(self.engine.module, at["mu"])
         return losses

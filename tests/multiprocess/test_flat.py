@@ -73,7 +73,7 @@ def update(out: str) -> None:
                 theirs.step()
                 theirs.zero_grad()
                 with seen:
-                    averages.update()
+                    averages.update(0)
                     target.update(net, 0.5)
                 ema.lerp_(vector(plain.parameters()), 0.25)
             moments = [vector(theirs.state[p][kind] for p in plain.parameters()) for kind in KINDS[1:]]
@@ -93,7 +93,7 @@ def update(out: str) -> None:
         engine.backward(engine(torch.ones(2, 1, 8, 8), torch.ones(2)).square().mean())
         with Counter() as counter:
             engine.step()
-            averages.update()
+            averages.update(0)
             target.update(net, 0.5)
     report["bytes"] = [counter.touched.total(), plan(c, 1).update]
     if world.first:

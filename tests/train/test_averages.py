@@ -1,12 +1,47 @@
-"""The target network that is called in less precision: it follows the fp32 one, which stays the truth."""
+"""Averages by half-life, and the target network that is called in less precision, which follows the fp32 one."""
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
-from cmdist.checkpoints.layout import Layout
-from cmdist.train.averages import Copy
+from cmdist.checkpoints.layout import Layout, Piece
+from cmdist.train.averages import Averages, Copy, decay_at
+
+
+class Weights:
+    """One weight, as an engine gives it."""
+
+    start, module = 0, nn.Linear(1, 1)
+
+    def __init__(self, value: float) -> None:
+        self.tensor = torch.full((3,), value, dtype=torch.float64)
+
+    def slice(self, kind: str, device: torch.device) -> torch.Tensor:
+        return self.tensor.clone()
+
+    def pieces(self, kind: str) -> list[Piece]:
+        return [Piece(0, self.tensor)]
+
+
+@pytest.mark.parametrize("batch", [1, 8, 40])
+def test_half_of_it_is_forgotten_after_its_half_life_whatever_the_batch(batch: int) -> None:
+    weights = Weights(0.0)
+    averages = Averages(weights, (0.75, 80.0), batch)  # type: ignore[arg-type]
+    weights.tensor += 1.0
+    for step in range(240 // batch):
+        averages.update(step)
+        seen = (step + 1) * batch
+        torch.testing.assert_close(averages.slices[80.0], torch.full_like(weights.tensor, 1 - 0.5 ** (seen / 80)))
+        torch.testing.assert_close(averages.slices[0.75], torch.full_like(weights.tensor, 1 - 0.75 ** (step + 1)))
+
+
+def test_a_ramp_up_forgets_the_start() -> None:
+    """EDM's: the half-life is at most so many times the images before the step; the first one keeps nothing."""
+    kept = [decay_at(500_000, step, 512, 0.05) for step in (0, 1, 100, 19_531, 19_532, 10**9)]
+    assert kept[:3] == [0.0, 0.5**20, 0.5 ** (1 / 5)] and kept[3] < kept[4] == kept[5] == 0.5 ** (512 / 500_000)
+    assert decay_at(0.9999, 0, 512, 0.05) == 0.9999
 
 
 class Net(nn.Module):
