@@ -27,6 +27,7 @@ from cmdist.models import TrainedRun, Weights, described, ema_weights, open_run
 from cmdist.nets import group_norm, released
 from cmdist.nets.classifier import Classifier, Layers
 from cmdist.nets.lpips import load_lpips
+from cmdist.nets.songunet import SongUNet
 from cmdist.nets.undrawn import Undrawn
 from cmdist.nets.unet import SECOND, UNet
 from cmdist.sections import Section
@@ -75,7 +76,7 @@ def lowered(module: nn.Module) -> nn.Module:
 
 def lower(net: nn.Module) -> None:
     """Keep the weights of a network that does not learn in the precision that they are used in."""
-    if isinstance(net, UNet):
+    if isinstance(net, UNet | SongUNet):
         net.lower()
 
 

@@ -100,7 +100,13 @@ class Config(Section):
                     else "gives the network one noise level: network.second_time must be false"
                 )
             )
-        NETWORKS[self.network.kind].check(self.network, self.images)  # type: ignore[attr-defined]
+        row = NETWORKS[self.network.kind]  # type: ignore[attr-defined]
+        row.check(self.network, self.images)
+        if row.drawn and self.optimizer.weight_decay:
+            raise ValueError(
+                f"optimizer.weight_decay moves every weight, and a network of this kind keeps {row.drawn} as they were "
+                "drawn: it must be 0"
+            )
         times, top, bottom = self.sampling.times, noise.sigma_max, noise.sigma_min
         if times[0] != top or any(a <= b for a, b in zip(times, times[1:], strict=False)) or times[-1] <= bottom:
             raise ValueError(

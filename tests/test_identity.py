@@ -1,6 +1,7 @@
 """What may change between two starts of a run: found from the marks in the schema, so that no key can be forgotten."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -41,6 +42,11 @@ objective: {kind: consistency_training, distance: {kind: pseudo_huber}, index: {
     "l1": "objective: {kind: consistency_training, distance: {kind: l1}, curriculum: {kind: constant}}",
     "l2": "objective: {kind: consistency_training}",
     "features": "objective: {kind: consistency_training, distance: {kind: features}}",
+}
+SONG = "model_channels: 16, channel_mult: [1, 2], num_blocks: 1"
+OBJECTIVE |= {
+    kind: OBJECTIVE["edm"] + re.sub("network: {.*}", f"network: {{kind: {kind}, {SONG}}}", REST)
+    for kind in ("ddpmpp", "ncsnpp")
 }
 BASE = OBJECTIVE["cd"] + REST
 OTHERS = {  # where neither another choice nor a little more would do
