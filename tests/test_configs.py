@@ -20,6 +20,13 @@ PARAMETERS = {
     "lsun_cat256": 526_304_771,
     "cifar10": 52_542_979,
 }
+OWN = {  # other networks than their data set's: EDM's DDPM++ and NCSN++, with the frequencies of the latter
+    "edm_ddpmpp": 55_732_739,
+    "ect_public": 55_733_891,
+    "cmt_public": 55_733_891,
+    "ect_cmt_public": 55_733_891,
+    "cd_public": 56_397_827 + 128,
+}
 TABLE_3 = {  # lr, batch, steps, N or (s0, s1), mu or mu0: paper, appendix C, table 3
     ("cifar10", "cd"): (4e-4, 512, 800_000, 18, 0.0),
     ("cifar10", "ct"): (4e-4, 512, 800_000, (2, 150), 0.9),
@@ -66,7 +73,7 @@ def test_it_builds_and_its_head_says_how_to_run_it(path: Path) -> None:
     build.numbers(made, 0)
     if path.parent.name in SMALL:
         return
-    assert sum(p.numel() for p in net.parameters()) == PARAMETERS[path.parent.name]
+    assert sum(p.numel() for p in net.parameters()) == OWN.get(path.stem, PARAMETERS[path.parent.name])
     assert any(line.startswith("# Cost: about ") for line in head) and any(
         line.startswith("# Expected FID") for line in head
     )
@@ -115,6 +122,8 @@ def test_averages_are_those_of_the_public_lines(path: Path) -> None:
         assert list(made.train.ema) == [0.0]
     elif made.kind_name != "denoising":
         assert list(made.train.ema) == EMAS[data]
+    elif made.train.ema_ramp_up:  # the half-life itself, and EDM's ramp-up
+        assert (made.train.ema, made.train.ema_ramp_up) == ((500_000,), 0.05)
     else:  # cifar10: a half-life of 0.5 million images; the others: 50 million at a batch of 4,096
         assert made.train.ema[0] == (
             pytest.approx(0.5 ** (512 / 0.5e6), abs=5e-6) if data == "cifar10" else 0.5 ** (4096 / 50e6)
@@ -125,6 +134,7 @@ def test_averages_are_those_of_the_public_lines(path: Path) -> None:
     ("data", "kind", "numbers"),
     [
         ("cifar10", "edm", ("adam", 1e-3, 19531, 512, 400_000, 0.13)),
+        ("cifar10", "edm_ddpmpp", ("adam", 1e-3, 19531, 512, 390_625, 0.13)),  # 200 million images
         ("imagenet64", "edm", ("adam", 1e-4, 2441, 4096, 610_352, 0.1)),  # 2,500 million images
         ("lsun_bedroom256", "edm", ("radam", 1e-4, 0, 2048, 600_000, 0.1)),
         ("lsun_bedroom256", "edm_launch", ("radam", 1e-4, 0, 256, 600_000, 0.1)),
@@ -136,6 +146,20 @@ def test_teachers_have_the_numbers_of_their_sources(data: str, kind: str, number
     made = config.load(ROOT / "configs" / data / f"{kind}.yaml")
     o, t = made.optimizer, made.train
     assert (o.kind, o.lr, o.warmup_steps, t.global_batch, t.steps, made.network.dropout) == numbers
+
+
+@pytest.mark.parametrize("kind", ["ect", "cmt", "ect_cmt", "cd"])
+def test_from_a_public_teacher_the_network_and_where_it_comes_from_differ(kind: str) -> None:
+    own, public = (config.load(ROOT / "configs/cifar10" / f"{name}.yaml") for name in (kind, f"{kind}_public"))
+    for part in ("noise", "optimizer", "train", "sampling", "data", "evaluation"):
+        assert getattr(own, part) == getattr(public, part)
+    teacher = {"teacher": public.teacher} if public.teacher else {}
+    assert own.objective.model_copy(update=teacher) == public.objective
+    assert own.dropout == public.dropout and public.network.augment_dim == 9
+    assert public.start in (
+        "runs/cifar10/cmt_public",
+        f"weights/edm-cifar10-32x32-uncond-{'ve' if kind == 'cd' else 'vp'}.safetensors",
+    )
 
 
 @pytest.mark.parametrize("data", ["lsun_bedroom256", "lsun_cat256"])
