@@ -8,7 +8,7 @@ import collections
 import io
 import pickle
 import pickletools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -89,10 +89,21 @@ KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined]  # of its memo none is made before it is filled
+_InPython: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the compiled one makes a memo of any size it is told
+
+
+class _Reader(_InPython):  # type: ignore[misc]
     def find_class(self, module: str, name: str) -> Any:
         known = KNOWN.get((module, name))
         return known if known is not None else type("Record", (Record,), {"name": f"{module}.{name}"})
+
+    def load_build(self) -> None:
+        """Give an object its state; the functions above have none, and must not get attributes of a file."""
+        if not isinstance(self.stack[-2], Record | collections.OrderedDict):
+            raise pickle.UnpicklingError("a state for what has none")
+        super().load_build()
+
+    dispatch: ClassVar[dict[int, Any]] = {**_InPython.dispatch, pickle.BUILD[0]: load_build}
 
 
 def _check(content: bytes) -> None:

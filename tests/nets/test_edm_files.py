@@ -144,6 +144,13 @@ def test_what_is_damaged_is_one_sentence() -> None:
             assert "\n" not in str(error)
 
 
+def test_no_file_changes_the_reader() -> None:
+    state = pickle.dumps((None, {"__defaults__": (1, 2, 3, 4)}), 2)[2:-1]
+    with pytest.raises(CheckpointError, match="nothing of it was run"):
+        inert.read(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + state + b"b.", "edm.pkl")
+    assert inert._tensor.__defaults__ is None
+
+
 def memo(index: int) -> bytes:
     return b"\x80\x04Nr" + index.to_bytes(4, "little") + b"."
 
