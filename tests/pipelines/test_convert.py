@@ -1,4 +1,4 @@
-"""From a file in EDM's published layout to samples, a teacher and an export."""
+"""From a file in EDM's published layout to samples, a figure, a teacher and an export."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+import xxhash
 import yaml
 from PIL import Image
 
@@ -16,18 +17,19 @@ from cmdist import build, config, teachers
 from cmdist.data.preparing.shards import write_dataset
 from cmdist.data.preparing.sources.base import Source
 from cmdist.errors import CheckpointError, ConfigError
+from cmdist.nets.classifier import Classifier
 from cmdist.train import beforehand
 from nets.persistence import file, weights
 from ranks import REPOSITORY, pipeline
 from runs import call
 
-convert, sample, export = (pipeline(name) for name in ("convert", "sample", "export"))
+convert, sample, export, evaluate = (pipeline(name) for name in ("convert", "sample", "export", "evaluate"))
 TINY = {kind: np.load(REPOSITORY / f"tests/nets/edm_{kind}_tiny.npz") for kind in ("adm", "ddpmpp")}
 CLASS = {"adm": "DhariwalUNet", "ddpmpp": "SongUNet"}
 
 
 @pytest.mark.parametrize("kind", ["adm", "ddpmpp"])
-def test_a_published_file_is_sampled_followed_and_exported(
+def test_a_published_file_is_sampled_measured_followed_and_exported(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive, made = TINY[kind], tmp_path / "edm.safetensors"
@@ -42,10 +44,17 @@ def test_a_published_file_is_sampled_followed_and_exported(
     assert json.loads(header["keys"]) == keys and header["preconditioning"] == "edm"
 
     data, classes = tmp_path / "data", keys["data"]["classes"]
-    images = np.random.default_rng(0).integers(0, 255, (100, 16, 16, 3), dtype=np.uint8)
-    labels = np.arange(100) % classes if classes else None
+    images = np.random.default_rng(0).integers(0, 255, (150, 16, 16, 3), dtype=np.uint8)
+    labels = np.arange(150) % classes if classes else None
     names = tuple(map(str, range(classes)))
-    write_dataset(str(data), Source("small", 16, 3, "none", 100, images.__getitem__, labels, names))
+    data.mkdir()
+    torch.manual_seed(0)
+    extractor = safetensors.torch.save(Classifier(3, max(classes, 2)).state_dict())
+    (data / "extractor.safetensors").write_bytes(extractor)
+    checksum = f"xxh3:{xxhash.xxh3_128_hexdigest(extractor)}"
+    entry = {"file": "extractor.safetensors", "checksum": checksum, "accuracy": 0.1}
+    source = Source("small", 16, 3, "none", 150, images.__getitem__, labels, names)
+    write_dataset(str(data), source, extractor=entry)
     denoiser = {
         **keys,
         "objective": {"kind": "denoising"},
@@ -60,6 +69,10 @@ def test_a_published_file_is_sampled_followed_and_exported(
     pictures = "--steps", "heun", "--seeds", 1, 2, "--out", tmp_path / "s.png"
     call(sample.main, tmp_path / "edm.yaml", "--weights", made, *pictures)
     assert Image.open(tmp_path / "s.png").width > 16
+
+    how = "--weights", made, "--n", 130, "--steps", "heun", "--metrics", "fd"
+    call(evaluate.main, tmp_path / "edm.yaml", *how, "--out", tmp_path / "figures")
+    assert "fd_ode" in capsys.readouterr().out
 
     student = denoiser | {"objective": {"kind": "consistency_distillation", "teacher": str(made)}, "init": "teacher"}
     followed = config.parse(yaml.safe_dump(student))
