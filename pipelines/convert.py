@@ -25,16 +25,17 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("file", help="a pickle as published, a path or URL")
     parser.add_argument("--out", required=True, metavar="FILE", help="ends in .safetensors; must not be there yet")
     options = parser.parse_args(arguments)
-    if not options.out.endswith(".safetensors"):
-        raise ConfigError(f"--out {options.out} must end in .safetensors")
-    if storage.exists(options.out):
-        raise ConfigError(f"--out {options.out} is there already; give a file that is not")
-    edm_files.check_name(options.file)
-    try:
-        content = storage.read(options.file)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no file {options.file}") from None
-    made = edm_files.conversion(inert.read(content, options.file), options.file)
+    with cli.before_start():  # nothing is written before the file is known to be right
+        if not options.out.endswith(".safetensors"):
+            raise ConfigError(f"--out {options.out} must end in .safetensors")
+        if storage.exists(options.out):
+            raise ConfigError(f"--out {options.out} is there already; give a file that is not")
+        edm_files.check_name(options.file)
+        try:
+            content = storage.read(options.file)
+        except FileNotFoundError:
+            raise CheckpointError(f"there is no file {options.file}") from None
+        made = edm_files.conversion(inert.read(content, options.file), options.file)
     header = {
         "format": "pt",
         "source": options.file.rpartition("/")[2],

@@ -11,6 +11,7 @@ from cmdist.nets.inert import Record
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 HEAD_CHANNELS = 64  # of ADM
+LONGEST = 200  # characters of a name before its last part
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def source(content: Any, url: str) -> Source:
         raise CheckpointError(f"{url} holds {kind or 'no network'} where SongUNet or DhariwalUNet is read")
     sigma_data = state.get("sigma_data")
     if not isinstance(sigma_data, int | float) or not 0 < sigma_data < 1e6:
-        raise CheckpointError(f"{url} has sigma_data {str(sigma_data)[:40]}, and a number above 0 is needed")
+        raise CheckpointError(f"{url} has a sigma_data that is no number above 0 and below 1e6")
     return Source(kind, float(sigma_data), _tensors(net, url))
 
 
@@ -52,7 +53,8 @@ def _of(value: Any) -> tuple[str, dict[str, Any]]:
         return value.name.rpartition(".")[2], _dictionary(value.__dict__["state"])
     arguments = value.__dict__["arguments"]
     meta = _dictionary(arguments[0]) if arguments else {}
-    return str(meta.get("class_name"))[:60], _dictionary(meta.get("state"))
+    name = meta.get("class_name")
+    return name[:60] if isinstance(name, str) else "", _dictionary(meta.get("state"))
 
 
 def _dictionary(value: Any) -> dict[str, Any]:
@@ -66,6 +68,8 @@ def _tensors(top: Any, url: str) -> dict[str, Tensor]:
         prefix, module = waiting.pop()
         if id(module) in seen:
             raise CheckpointError(f"{url}: {prefix or 'the network'} is a part of itself, or stands twice")
+        if len(prefix) > LONGEST:
+            raise CheckpointError(f"{url} has names of more than {LONGEST} characters, as no network of EDM")
         seen.add(id(module))
         _, state = _of(module)
         for group in ("_parameters", "_buffers"):
@@ -76,6 +80,9 @@ def _tensors(top: Any, url: str) -> dict[str, Tensor]:
                     tensors[f"{prefix}{name}"] = value
         below = [(f"{prefix}{name}.", part) for name, part in _dictionary(state.get("_modules")).items()]
         waiting += reversed([each for each in below if each[1] is not None])
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()}
+    if sum(value.nbytes for value in tensors.values()) > sum(storages.values()):
+        raise CheckpointError(f"{url} has more tensors than numbers, as no network of EDM")
     return tensors
 
 
@@ -154,12 +161,11 @@ def conversion(content: Any, url: str) -> Conversion:
     tensors, song = net.tensors, net.kind == "SongUNet"
     try:
         keys = _sizes(tensors, song)
-    except (KeyError, IndexError, ValueError) as error:
+        kept = {name: value for name, value in tensors.items() if not name.endswith("resample_filter")}
+        weights = kept if song else adm(tensors, url)
+    except (ArithmeticError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         raise CheckpointError(f"{url} lacks tensors of a {net.kind}; it is damaged, or another network") from error
-    keys["noise"] = {"sigma_data": net.sigma_data}
-    if not song:
-        return Conversion(adm(tensors, url), keys)
-    return Conversion({name: value for name, value in tensors.items() if not name.endswith("resample_filter")}, keys)
+    return Conversion(weights, keys | {"noise": {"sigma_data": net.sigma_data}})
 
 
 def _sizes(tensors: dict[str, Tensor], song: bool) -> dict[str, dict[str, Any]]:

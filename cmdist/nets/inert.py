@@ -18,7 +18,7 @@ from cmdist.errors import CheckpointError
 LEGACY = b"\x80"  # how a nested file of torch begins that was saved as a plain pickle
 # Operations that bring in objects from elsewhere, or that take memory before what is to fill it was read.
 _REFUSED = frozenset(
-    "PERSID BINPERSID EXT1 EXT2 EXT4 INST OBJ BYTEARRAY8 NEXT_BUFFER READONLY_BUFFER".split()  # noqa: SIM905
+    "PERSID BINPERSID EXT1 EXT2 EXT4 INST OBJ DICT FROZENSET BYTEARRAY8 NEXT_BUFFER READONLY_BUFFER".split()  # noqa: SIM905
 )
 
 
@@ -50,7 +50,7 @@ class Record:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
-    if not isinstance(storage, Tensor):
+    if not isinstance(storage, Tensor) or not all(type(n) is int for n in (offset, *size, *stride)):
         raise pickle.UnpicklingError("a tensor without numbers")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     whole = torch.Size(size).numel()
@@ -59,14 +59,39 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Te
     return storage.as_strided(size, stride, offset)
 
 
+_DTYPES = {
+    "torch.FloatStorage": torch.float32,
+    "torch.DoubleStorage": torch.float64,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+
+
 def _storage(content: Any) -> Tensor:
+    """Numbers of a nested file of torch: four pickles, the keys as a fifth, then their count and the numbers."""
     if not isinstance(content, bytes) or not content.startswith(LEGACY):
         raise pickle.UnpicklingError("numbers in an unknown form")
-    found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    if not isinstance(found, torch.storage.TypedStorage | torch.UntypedStorage):
+    _check(content, parts=5)
+    file = io.BytesIO(content)
+    *_, (tag, kind, key, _, count, view), keys = [_Reader(file).load() for _ in range(5)]
+    dtype = _DTYPES.get(getattr(kind, "name", ""))
+    numbers = content[file.tell() + 8 :]
+    declared = int.from_bytes(content[file.tell() : file.tell() + 8], "little")
+    if tag != "storage" or dtype is None or keys != [key] or view is not None or type(count) is not int:
         raise pickle.UnpicklingError("numbers that are none")
-    dtype = found.dtype if isinstance(found, torch.storage.TypedStorage) else torch.uint8
-    return torch.empty(0, dtype=dtype).set_(found)  # type: ignore[call-overload, no-any-return]
+    if declared != count or count * dtype.itemsize != len(numbers):
+        raise pickle.UnpicklingError("another count of numbers than stated")
+    return torch.frombuffer(bytearray(numbers), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def _ordered() -> collections.OrderedDict[Any, Any]:
+    return collections.OrderedDict()
 
 
 def _parameter(data: Any, *rest: Any) -> Any:
@@ -82,7 +107,7 @@ def _bytes(text: Any, encoding: Any) -> bytes:
 
 KNOWN: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _bytes,
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _ordered,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch.storage", "_load_from_bytes"): _storage,
@@ -97,19 +122,53 @@ class _Reader(_InPython):  # type: ignore[misc]
         known = KNOWN.get((module, name))
         return known if known is not None else type("Record", (Record,), {"name": f"{module}.{name}"})
 
+    def persistent_load(self, saved: Any) -> Any:
+        """What stands for the numbers in a nested file; _check lets no other file have one."""
+        return saved
+
     def load_build(self) -> None:
-        """Give an object its state; the functions above have none, and must not get attributes of a file."""
-        if not isinstance(self.stack[-2], Record | collections.OrderedDict):
+        """Give an object its state; the functions above have none, and a dictionary's would hide its methods."""
+        if isinstance(self.stack[-2], collections.OrderedDict):
+            self.stack.pop()
+            return
+        if not isinstance(self.stack[-2], Record):
             raise pickle.UnpicklingError("a state for what has none")
         super().load_build()
 
-    dispatch: ClassVar[dict[int, Any]] = {**_InPython.dispatch, pickle.BUILD[0]: load_build}
+    def load_setitem(self) -> None:
+        _plain(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _plain(self.stack[::2])
+        super().load_setitems()
+
+    def load_additems(self) -> None:
+        _plain(self.stack)
+        super().load_additems()
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **_InPython.dispatch,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.ADDITEMS[0]: load_additems,
+    }
 
 
-def _check(content: bytes) -> None:
-    for operation, _, _ in pickletools.genops(content):
-        if operation.name in _REFUSED:
-            raise pickle.UnpicklingError(f"{operation.name} is not read")
+def _plain(keys: list[Any]) -> None:
+    """Refuse keys other than text and numbers: the hash of nested tuples takes any time, or the whole stack."""
+    if not all(isinstance(key, str | bytes | int | float | None) for key in keys):
+        raise pickle.UnpicklingError("a key that is no text or number")
+
+
+def _check(content: bytes, parts: int = 1) -> None:
+    """Refuse operations that are not read; `parts` pickles stand one after another, of a nested file if above 1."""
+    file = io.BytesIO(content)
+    for _ in range(parts):
+        for operation, _, _ in pickletools.genops(file):
+            if operation.name in _REFUSED and (parts == 1 or operation.name != "BINPERSID"):
+                raise pickle.UnpicklingError(f"{operation.name} is not read")
 
 
 def read(content: bytes, url: str) -> Any:

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import pickletools
 import re
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,112 @@ def test_what_is_damaged_is_one_sentence() -> None:
             edm_files.conversion(inert.read(bytes(changed), "edm.pkl"), "edm.pkl")
         except CheckpointError as error:
             assert "\n" not in str(error)
+
+
+STAND_IN = b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def persistent(name: bytes, state: bytes) -> bytes:
+    """Operations of a pickle for an object of the class that `name` leaves on the stack."""
+    return STAND_IN + b"}(" + text("class_name") + name + text("state") + state + b"u\x85R"
+
+
+def of_ema(ema: bytes) -> bytes:
+    return b"\x80\x02}" + text("ema") + ema + b"s."
+
+
+def with_sigma_data(value: bytes) -> bytes:
+    modules = text("_modules") + b"}" + text("model") + persistent(text("DhariwalUNet"), b"}") + b"s"
+    return of_ema(persistent(text("EDMPrecond"), b"}(" + modules + text("sigma_data") + value + b"u"))
+
+
+def nested(content: bytes) -> bytes:
+    return b"ctorch.storage\n_load_from_bytes\nB" + len(content).to_bytes(4, "little") + content + b"\x85R"
+
+
+DOUBLED = b"K\x00" + b"2\x86" * 40  # a pair of the same pair, 40 times: 2**40 leaves
+LISTS = b"]" * 100_000 + b"a" * 99_999
+TUPLES = b"K\x00" + b"\x85" * 300_000
+WHOLE = pickle.dumps(torch.zeros(7), 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        of_ema(persistent(DOUBLED, b"}")),
+        of_ema(persistent(LISTS, b"}")),
+        with_sigma_data(DOUBLED),
+        with_sigma_data(LISTS),
+        with_sigma_data(b"\x8b" + (9000).to_bytes(4, "little") + b"\x7f" * 9000),  # an int of 21,000 digits
+        b"\x80\x02}" + DOUBLED + b"K\x01s.",
+        b"\x80\x02}" + TUPLES + b"K\x01s.",
+        b"\x80\x02}(" + TUPLES + b"K\x01u.",
+        b"\x80\x04\x8f(" + TUPLES + b"\x90.",
+        b"\x80\x04(" + TUPLES + b"\x91.",
+        b"\x80\x02(" + TUPLES + b"K\x01d.",
+        b"\x80\x02ccollections\nOrderedDict\n](" + TUPLES + b"K\x01\x86e\x85R.",
+        b"\x80\x02"
+        + nested(b"\x80\x02c__builtin__\nbytearray\n\x8a\x05" + (10**10).to_bytes(5, "little") + b"\x85R.")
+        + b".",
+        WHOLE.replace(b"K\x07\x85", b"J\xff\xff\xff\x7f\x85").replace(b"K\x01\x85", text("x") + b"\x85"),
+    ],
+)
+def test_no_file_takes_any_time_or_memory(content: bytes) -> None:
+    with pytest.raises(CheckpointError) as error:
+        edm_files.conversion(inert.read(content, "edm.pkl"), "edm.pkl")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool]
+)
+def test_numbers_of_each_type_are_read(dtype: torch.dtype) -> None:
+    value = torch.arange(12).view(3, 4).T.to(dtype)
+    for each in (value, value[:0]):
+        read = inert.read(pickle.dumps({"a": each}), "edm.pkl")["a"]
+        assert torch.equal(read, each) and read.dtype == dtype
+
+
+@pytest.mark.parametrize("count", [1, 6, 8, 2**31 - 1])
+def test_numbers_are_as_many_as_stated(count: int) -> None:
+    operations = pickletools.genops(pickle.dumps(torch.zeros(7), 4))
+    whole = next(value for _, value, _ in operations if isinstance(value, bytes))
+    assert torch.equal(inert.read(b"\x80\x02" + nested(whole) + b".", "edm.pkl"), torch.zeros(7))
+    stated = whole.replace(b"K\x07", b"J" + count.to_bytes(4, "little"), 1)
+    with pytest.raises(CheckpointError):
+        inert.read(b"\x80\x02" + nested(stated) + b".", "edm.pkl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"enc.16x16_conv.weight": None}, "lacks tensors of a DhariwalUNet"),
+        ({"map_layer0.weight": torch.zeros(4, 0)}, "lacks tensors of a DhariwalUNet"),
+        ({"enc.8x8_block0.qkv.weight": torch.tensor(1.0)}, "lacks tensors of a DhariwalUNet"),
+        ({"other": torch.zeros(2)}, "lacks tensors of a DhariwalUNet"),
+        ({"out_norm.weight": torch.zeros(64, dtype=torch.complex64)}, "nothing of it was run"),
+        ({".".join(["part"] * 50): torch.zeros(2)}, "names of more than 200 characters"),
+    ],
+)
+def test_a_foreign_network_is_one_sentence(changes: dict[str, Tensor | None], sentence: str) -> None:
+    tensors = {name: value for name, value in (weights(ADM) | changes).items() if value is not None}
+    with pytest.raises(CheckpointError, match=sentence):
+        edm_files.conversion(inert.read(file("DhariwalUNet", tensors), "edm.pkl"), "edm.pkl")
+
+
+def test_a_tensor_stands_once() -> None:
+    tensors = weights(ADM)
+    tensors["out_norm.bias"] = tensors["out_norm.weight"] = torch.ones(64)
+    content = inert.read(file("DhariwalUNet", tensors), "edm.pkl")
+    top = content["ema"].arguments[0]["state"]["_modules"]["model"].arguments[0]["state"]["_modules"]["out_norm"]
+    parameters = top.arguments[0]["state"]["_parameters"]
+    parameters["bias"] = parameters["weight"]
+    with pytest.raises(CheckpointError, match="more tensors than numbers"):
+        edm_files.conversion(content, "edm.pkl")
 
 
 def test_no_file_changes_the_reader() -> None:

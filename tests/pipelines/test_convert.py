@@ -109,5 +109,5 @@ def test_what_cannot_be_converted_is_one_sentence_and_leaves_nothing(tmp_path: P
     ]:
         with pytest.raises(error) as found:
             call(convert.main, tmp_path / source, "--out", tmp_path / out)
-        assert sentence in str(found.value) and "\n" not in str(found.value)
+        assert sentence in str(found.value) and "\n" not in str(found.value) and found.value.exit_code == 2
         assert sorted(tmp_path.iterdir()) == before
