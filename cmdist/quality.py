@@ -74,11 +74,11 @@ def samplers(
 
 
 def guided(config: Config, denoise: Callable[..., Tensor], guidance: Guidance) -> Callable[..., Tensor]:
-    """`denoise` with classifier-free guidance. Raises ConfigError if there is to be some and it knows no class."""
-    if not guidance.none and (not config.null_label or config.second_time):
+    """`denoise` with classifier-free guidance. Raises ConfigError if there is to be some and it has not learnt it."""
+    if not guidance.none and not config.guidable:
         raise ConfigError(
-            f"{config.run.name} cannot be guided: a model that takes one noise level and knows the label of no class "
-            "(network.null_label, train.label_dropout) can be"
+            f"{config.run.name} cannot be guided: a model can be that takes one noise level and has learnt no class "
+            "beside classes (network.null_label, train.label_dropout)"
         )
     return classifier_free(denoise, guidance)
 
@@ -89,6 +89,8 @@ def guidance_of(scale: float | None, interval: Sequence[float] | None) -> Guidan
         raise ConfigError("--guidance-interval LOW HIGH says where --guidance holds, and there is none")
     if scale is not None and not -100 <= scale <= 100:
         raise ConfigError(f"--guidance {scale:g}: -100 to 100 is allowed, 1 is none")
+    if interval is not None and scale == 1:
+        raise ConfigError("--guidance-interval LOW HIGH says where --guidance holds, and --guidance 1 is none")
     low, high = interval or (0.0, math.inf)
     if not 0 <= low < high:
         raise ConfigError(f"--guidance-interval {low:g} {high:g}: 0 <= LOW < HIGH is needed")

@@ -1,5 +1,6 @@
 """The schema of a run's configuration: the sections of every run, and those of its kinds of objective and network."""
 
+from math import inf
 from typing import Annotated
 
 from pydantic import model_validator
@@ -66,16 +67,23 @@ class Config(Section):
                 "train.compile with network.checkpoint_activations needs network.dropout 0: "
                 "compiled checkpointing draws its masks in another order, so student and target would not share them"
             )
-        if train.label_dropout and not self.null_label:
+        if short := [value for value in train.ema if 1 <= value < train.global_batch]:
             raise ValueError(
-                "train.label_dropout takes labels away: it needs network.null_label true, and data.classes above 0"
+                f"train.ema {short[0]:g} is a half-life in images below train.global_batch ({train.global_batch}): "
+                "such an average is the weights of the last step"
             )
+        if self.null_label and not self.data.classes:
+            raise ValueError("network.null_label is the label of no class: it needs data.classes above 0")
+        if train.label_dropout and not self.null_label:
+            raise ValueError("train.label_dropout takes labels away: it needs network.null_label true")
         if train.label_dropout and self.teacher is not None:
             raise ValueError(
                 "train.label_dropout takes classes away, for which a teacher would be asked: it must be 0 with one"
             )
         if not self.guidance.none and not self.data.classes:
             raise ValueError("objective.guidance guides towards classes: it needs data.classes above 0")
+        if self.guidance.none and (self.guidance.low > 0 or self.guidance.high < inf):
+            raise ValueError("objective.guidance_low and guidance_high limit objective.guidance, which is 1: none")
         if self.guidance.low >= self.guidance.high:
             raise ValueError(
                 f"objective.guidance_low ({self.guidance.low:g}) must be below guidance_high ({self.guidance.high:g})"
@@ -179,7 +187,12 @@ class Config(Section):
     @property
     def null_label(self) -> bool:
         """Whether the network knows the label of no class."""
-        return bool(getattr(self.network, "null_label", False)) and self.data.classes > 0
+        return bool(getattr(self.network, "null_label", False))
+
+    @property
+    def guidable(self) -> bool:
+        """Whether its model has learnt no class beside classes, at one noise level."""
+        return self.null_label and self.train.label_dropout > 0 and not self.second_time
 
     def as_denoiser(self) -> "Config":
         """With a network that takes one noise level, as those of denoisers."""

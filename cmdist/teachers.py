@@ -33,7 +33,7 @@ def _unguided(config: Config, url: str, data: ShardedImages, device: torch.devic
         return models.exact_teacher(data, device, conditional=bool(config.data.classes))
     if released.is_file(url):
         released.check_kind(url, denoising=True)
-        check_knows_none(config, config)
+        check_guidable(config, config.null_label)
         state = weights.file(url, build.head_channels(config))
         return _teacher(
             config,
@@ -59,15 +59,15 @@ def check_teacher(config: Config, theirs: Config) -> None:
             f"teacher {config.teacher} is no denoiser, its objective is {theirs.kind_name}; a teacher must be one"
         )
     _check_images(f"teacher {config.teacher}", config, theirs)
-    check_knows_none(config, theirs)
+    check_guidable(config, theirs.guidable)
 
 
-def check_knows_none(config: Config, theirs: Config) -> None:
-    """A teacher with the network of `theirs` can be guided, if it is to be. Raises ConfigError."""
-    if not config.guidance.none and not theirs.null_label:
+def check_guidable(config: Config, guidable: bool) -> None:
+    """A teacher that can be guided or not is, if it is to be. Raises ConfigError."""
+    if not config.guidance.none and not guidable:
         raise ConfigError(
-            f"objective.guidance {config.guidance.scale:g} asks teacher {config.teacher} without a class, and its "
-            "network knows none: it must be trained with network.null_label and train.label_dropout"
+            f"objective.guidance {config.guidance.scale:g} asks teacher {config.teacher} without a class, which it has "
+            "not learnt: it must be trained with network.null_label and train.label_dropout"
         )
 
 

@@ -21,6 +21,19 @@ from cmdist.nets.classifier import Classifier
 from cmdist.tracking import mlflow as tracking
 from cmdist.tracking.mlflow import Tracker, spool_folder
 
+# of a model that has learnt no class beside classes
+GUIDABLE: dict[str, Any] = {
+    "network": {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8, "null_label": True},
+    "train": {
+        "steps": 10,
+        "global_batch": 8,
+        "micro_batch": 8,
+        "precision": "fp32",
+        "ema": [0.9],
+        "label_dropout": 0.1,
+    },
+}
+
 
 def make_data(folder: Path, n: int = 300, extractor: bool = True) -> Path:
     """Ten classes of 8x8 grey images; the extractor is not trained, which no test minds."""

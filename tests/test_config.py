@@ -138,7 +138,20 @@ TCM += ["sampling.times=[80.0, 1.0]"]
         ([*TCM, "objective.boundary=80.0"], "boundary (80.0) must lie between noise.sigma_min (0.002) and"),
         ([*TCM, "train.micro_batch=2"], "boundary_share (0.25) of train.micro_batch (2) is less than one image"),
         ([*TCM, "sampling.times=[80.0, 0.8]"], "sampling.times must not go below the boundary (1.0)"),
-        (["train.label_dropout=0.1"], "train.label_dropout takes labels away: it needs network.null_label true, and"),
+        (["train.label_dropout=0.1"], "train.label_dropout takes labels away: it needs network.null_label true"),
+        (
+            ["network.null_label=true", "data.classes=0"],
+            "network.null_label is the label of no class: it needs",
+        ),
+        (["train.ema=[0.9, 1.0]"], "train.ema 1 is a half-life in images below train.global_batch"),
+        (
+            [*CD, "data.classes=10", "objective.guidance_low=1"],
+            "guidance_low and guidance_high limit objective.gui",
+        ),
+        (
+            [*CD, "data.classes=10", "objective.guidance_high=5"],
+            "guidance_low and guidance_high limit objective.gui",
+        ),
         (
             ["network.null_label=true", "data.classes=10", "train.label_dropout=0.1", *PD],
             "train.label_dropout takes classes away, for which a teacher would be asked: it must be 0 with one",

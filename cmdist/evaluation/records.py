@@ -198,10 +198,10 @@ def make(
     begin = time.monotonic()
     images, folder = evaluation.images, evaluation.folder
     columns = images.columns
-    content = {
-        "of": [base["measured"] for base in bases],
-        "more": [table.need(metrics, what) for what in ("probabilities", "classes") for _, metrics, _ in todo],
-    }
+    needs = {what: [table.need(metrics, what) for _, metrics, _ in todo] for what in ("probabilities", "classes")}
+    content: dict[str, Any] = {"of": [base["measured"] for base in bases], "more": needs["probabilities"]}
+    if any(needs["classes"]):  # else the parts of a job that an older version began are found
+        content["classes"] = needs["classes"]
     parts = storage.join(folder, f"parts-{distributed.gather(measurement.digest(content), world.control)[0]}")
     keep = (pictures.ROWS + 1) * columns
     bar, advance = real.progress(images.n, sampler.name, world)

@@ -56,7 +56,7 @@ class Player:
             "size": self.shape[1],
             "channels": self.shape[0],
             "classes": config.data.classes,
-            "guided": config.null_label and not config.second_time,
+            "guided": config.guidable,
             "sigma_min": config.noise.sigma_min,
             "sigma_max": config.noise.sigma_max,
             "steps": config.usual_steps(self.model.step)[0],

@@ -24,7 +24,7 @@ def decay_at(average: float, step: int, batch: int, ramp_up: float | None) -> fl
 class Averages:
     """EMAs of the fp32 weights, one slice for each decay or half-life: 1/world of the memory and no communication."""
 
-    def __init__(self, engine: Engine, decays: tuple[float, ...], batch: int = 1, ramp_up: float | None = None) -> None:
+    def __init__(self, engine: Engine, decays: tuple[float, ...], batch: int, ramp_up: float | None) -> None:
         self._engine, self._batch, self._ramp_up = engine, batch, ramp_up
         self.slices: dict[float, Tensor] = {decay: engine.slice("master", _device(engine)) for decay in decays}
 

@@ -74,7 +74,7 @@ def _check_shapes(config: Config, url: str, teacher: bool) -> None:
         shapes = released.shapes(url, build.head_channels(config))
         if shapes is not None:
             if teacher:
-                teachers.check_knows_none(config, config)
+                teachers.check_guidable(config, config.null_label)
                 released.check(build.on_meta(config.as_denoiser()), shapes, f"teacher {url}")
             else:
                 build.fitting(config, build.on_meta(config), None, shapes)

@@ -111,7 +111,7 @@ def measure(size: float, repeats: int, url: str, folder: Path, world: World) -> 
     net = Flat(size).to(world.device)
     optimizer = make_optimizer("adam", net.parameters(), betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     engine = Engine(net, optimizer, zero_stage=1, micro_batch=1, accumulation=1)
-    snapshots = Snapshots(engine, Averages(engine, (0.9999,)), {})
+    snapshots = Snapshots(engine, Averages(engine, (0.9999,), 1, None), {})
     times: dict[str, list[float]] = {}
     run = storage.join(url, "run")
     for repeat in range(repeats):

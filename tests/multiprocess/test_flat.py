@@ -57,7 +57,7 @@ def update(out: str) -> None:
             plain = copy.deepcopy(net)
             theirs = optimizer(plain)
             engine = Engine(net, optimizer(net), zero_stage=stage, micro_batch=3, accumulation=2, clip=clip)
-            averages, target = Averages(engine, (0.75,)), Copy(net)
+            averages, target = Averages(engine, (0.75,), 12, None), Copy(net)
             ema = vector(plain.parameters())
             for _ in range(STEPS):
                 engine.set_lr(0.01)
@@ -87,7 +87,7 @@ def update(out: str) -> None:
     c = config.load("configs/digits/ct.yaml", ["data.classes=0", "train.zero_stage=1"])
     net = build.network(c)
     engine = Engine(net, optimizer(net, c.optimizer.weight_decay), zero_stage=1, micro_batch=2, accumulation=1)
-    averages, target = Averages(engine, c.train.ema), Copy(net)
+    averages, target = Averages(engine, c.train.ema, c.train.global_batch, None), Copy(net)
     for _ in range(STEPS):
         engine.set_lr(0.01)
         engine.backward(engine(torch.ones(2, 1, 8, 8), torch.ones(2)).square().mean())

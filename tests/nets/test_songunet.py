@@ -17,6 +17,7 @@ from cmdist.core.objectives.base import same_dropout
 from cmdist.core.preconditioning import Model, edm_scalings
 from cmdist.errors import ConfigError, DataError
 from cmdist.nets.songunet import DDPMPP, EPS, NCSNPP, ConvDown, FourierFeatures, Resample, SongUNet
+from nets.filled import filled, inputs
 
 HERE = Path(__file__).parent
 KINDS = {"ddpmpp": DDPMPP, "ncsnpp": NCSNPP}
@@ -28,20 +29,7 @@ def small(kind: str = "ddpmpp", **changes: object) -> SongUNet:
     arguments: dict = {"image_size": 8, "in_channels": 1, "model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1}
     arguments |= {"attention_resolutions": (4,), "num_classes": 10, "augment_dim": 9}
     torch.manual_seed(0)
-    net = SongUNet(**(arguments | KINDS[kind] | changes))
-    for parameter in net.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return net
-
-
-def inputs(channels: int = 1, size: int = 8, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return (
-        torch.randn(batch, channels, size, size, generator=generator),
-        torch.linspace(-1.5, 1.0, batch),
-        torch.arange(batch),
-    )
+    return filled(SongUNet(**(arguments | KINDS[kind] | changes)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

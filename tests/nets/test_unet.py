@@ -14,6 +14,7 @@ from cmdist.core.objectives.base import same_dropout
 from cmdist.errors import ConfigError, DataError
 from cmdist.nets.embedding import fourier_features, timestep_embedding
 from cmdist.nets.unet import Attention, Block, GroupNorm, ResBlock, UNet
+from nets.filled import inputs, small
 
 RELEASED = {
     "imagenet64": (
@@ -42,32 +43,6 @@ RELEASED = {
 
 
 DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
-
-
-def small(**changes: object) -> UNet:
-    """A network of about 10,000 parameters whose zero-initialized layers are filled, so that every path counts."""
-    arguments: dict = {
-        "image_size": 8,
-        "in_channels": 1,
-        "model_channels": 8,
-        "channel_mult": (1, 2),
-        "num_res_blocks": 1,
-        "attention_resolutions": (4,),
-        "head_channels": 8,
-        "num_classes": 10,
-    }
-    torch.manual_seed(0)
-    net = UNet(**(arguments | changes))
-    for parameter in net.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return net
-
-
-def inputs(channels: int = 1, size: int = 8, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, channels, size, size, generator=generator)
-    return x, torch.linspace(-1.5, 1.0, batch), torch.arange(batch)
 
 
 @pytest.mark.parametrize("name", RELEASED)

@@ -16,16 +16,15 @@ from cmdist.errors import ConfigError
 from cmdist.evaluation import extractors, generation
 from cmdist.train.trainer import labels_of
 from ranks import pipeline
-from runs import call, make_data, make_run
+from runs import GUIDABLE, call, make_data, make_run
 
 evaluate, sample, edit = pipeline("evaluate"), pipeline("sample"), pipeline("edit")
-NETWORK = {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8, "null_label": True}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    return make_run(folder, "edm", make_data(folder / "data"), "denoising", emas=(0.9,), network=NETWORK)
+    return make_run(folder, "edm", make_data(folder / "data"), "denoising", **GUIDABLE)
 
 
 def figures(run: Path) -> list[dict]:
@@ -68,6 +67,7 @@ def test_edits_are_guided_too(run: Path, tmp_path: Path) -> None:
     ("options", "sentence"),
     [
         (("--guidance-interval", 0, 1), "says where --guidance holds, and there is none"),
+        (("--guidance", 1, "--guidance-interval", 0, 1), "says where --guidance holds, and --guidance 1 is none"),
         (("--guidance", "nan"), "-100 to 100 is allowed"),
         (("--guidance", 101), "-100 to 100 is allowed"),
         (("--guidance", 2, "--guidance-interval", 3, 1), "0 <= LOW < HIGH is needed"),
@@ -81,9 +81,12 @@ def test_what_cannot_be_is_one_sentence(run: Path, tmp_path: Path, options: tupl
         assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_model_that_knows_no_label_of_no_class_is_refused(run: Path, tmp_path: Path) -> None:
-    other = make_run(run.parent, "plain", run.parent / "data", "denoising")
-    with pytest.raises(ConfigError, match="plain cannot be guided"):
+@pytest.mark.parametrize("name", ["plain", "undropped"])
+def test_a_model_that_has_not_learnt_no_class_is_refused(run: Path, tmp_path: Path, name: str) -> None:
+    """A vector of no class that no label was ever dropped for is as it was drawn."""
+    more = {"plain": {}, "undropped": {"network": GUIDABLE["network"]}}[name]
+    other = make_run(run.parent, name, run.parent / "data", "denoising", **more)
+    with pytest.raises(ConfigError, match=f"{name} cannot be guided"):
         call(sample.main, other, "--guidance", 2, "--out", tmp_path / "s.png")
 
 

@@ -16,7 +16,7 @@ from cmdist.errors import CmdistError
 from cmdist.play import player, server
 from cmdist.play.room import Room
 from ranks import REPOSITORY, pipeline
-from runs import make_data, make_run
+from runs import GUIDABLE, make_data, make_run
 
 EMOJI = REPOSITORY / "configs/emoji"
 
@@ -194,9 +194,8 @@ def test_what_cannot_be_is_a_sentence_on_the_page(page: Browser, tmp_path: Path)
 
 def test_a_model_that_knows_no_class_is_guided_and_the_one_beside_it_is_not(page: Browser, tmp_path: Path) -> None:
     data = make_data(tmp_path / "data")
-    network = {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8, "null_label": True}
     runs = {
-        "first": make_run(tmp_path, "edm", data, "denoising", network=network),
+        "first": make_run(tmp_path, "edm", data, "denoising", **GUIDABLE),
         "second": make_run(tmp_path, "ct", data),
     }
     assert page.wait("document.getElementById('guided').hidden", "the shipped model is not guided")

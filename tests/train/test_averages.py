@@ -28,7 +28,7 @@ class Weights:
 @pytest.mark.parametrize("batch", [1, 8, 40])
 def test_half_of_it_is_forgotten_after_its_half_life_whatever_the_batch(batch: int) -> None:
     weights = Weights(0.0)
-    averages = Averages(weights, (0.75, 80.0), batch)  # type: ignore[arg-type]
+    averages = Averages(weights, (0.75, 80.0), batch, None)  # type: ignore[arg-type]
     weights.tensor += 1.0
     for step in range(240 // batch):
         averages.update(step)

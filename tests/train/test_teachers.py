@@ -8,7 +8,7 @@ import torch
 from cmdist import build, config, teachers
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.train import beforehand
-from runs import make_data, make_run
+from runs import GUIDABLE, make_data, make_run
 from training import write_config
 
 CD = ["objective.kind=consistency_distillation"]
@@ -43,25 +43,23 @@ def test_a_teacher_is_a_denoiser_of_the_same_images(root: Path) -> None:
 
 def test_a_guided_teacher_knows_the_label_of_no_class(root: Path) -> None:
     guided = [*CD, "objective.guidance=2.0", "network.norm_groups=by_width"]
-    network = {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8, "null_label": True}
-    null = make_run(root / "runs", "null", root / "data", "denoising", network=network)
+    null = make_run(root / "runs", "null", root / "data", "denoising", **GUIDABLE)
     check(root, *guided, f"objective.teacher={null}")
     check(root, *guided, "objective.teacher=exact")
     (ema,) = list(null.glob("**/ema*.safetensors"))[:1]
     check(root, *guided, f"objective.teacher={ema}", "network.null_label=true")
     edm = next((root / "runs/edm").glob("**/ema*.safetensors"))
-    for teacher in (root / "runs/edm", edm):
-        with pytest.raises(
-            ConfigError, match=r"guidance 2 asks teacher .* without a class, and its network knows none"
-        ):
+    network = GUIDABLE["network"]
+    undropped = make_run(root / "runs", "undropped", root / "data", "denoising", network=network)
+    for teacher in (root / "runs/edm", edm, undropped):
+        with pytest.raises(ConfigError, match=r"guidance 2 asks teacher .* without a class, which it has not learnt"):
             check(root, *guided, f"objective.teacher={teacher}")
         check(root, *CD, guided[-1], f"objective.teacher={teacher}")
 
 
 @pytest.mark.parametrize("kind", ["consistency_distillation", "scm_distillation", "continuous_distillation"])
 def test_a_guided_teacher_is_d_null_and_w_times_the_rest(root: Path, kind: str) -> None:
-    network = {"model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "head_channels": 8, "null_label": True}
-    run = make_run(root / "runs", f"null-{kind}", root / "data", "denoising", network=network)
+    run = make_run(root / "runs", f"null-{kind}", root / "data", "denoising", **GUIDABLE)
     cpu = torch.device("cpu")
     for teacher in ("exact", str(run)):
         keys = [f"objective.kind={kind}", f"objective.teacher={teacher}"]
