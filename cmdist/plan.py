@@ -3,6 +3,7 @@ one micro-batch of the real objective on tensors without data, its FLOPs and liv
 """
 
 import collections
+import warnings
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +144,8 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "
         distance = distances.Perceptual(layers, layers.features, None)
     objective = build.objective(unlabelled, lambda keys: distance or build.distance(unlabelled, keys))
     b, size, channels = config.train.micro_batch, config.data.image_size, config.data.channels
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # torch's own, in a backward pass
         student = build.network(unlabelled)
         other = build.lowered(student)
         for parameter in student.parameters():

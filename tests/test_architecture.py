@@ -46,7 +46,7 @@ LAYERS = [
     {"build"},
     {"teachers"},
     {"plan", "quality", "train.assembly", "train.beforehand", "theory"},
-    {"cost", "train.start", "tuning", "play"},
+    {"cost", "recipe", "train.start", "tuning", "play"},
     {"train.telling"},
     {"studies"},
 ]
