@@ -22,7 +22,7 @@ from cmdist.core.guidance import classifier_free
 from cmdist.core.objectives.base import Networks
 from cmdist.nets.classifier import Classifier, Layers
 from cmdist.nets.lpips import Lpips
-from cmdist.train.engine import BUCKET
+from cmdist.train.flat import BUCKET
 from cmdist.train.optim import make_optimizer
 
 GB = 1e9

@@ -190,11 +190,7 @@ def test_the_package_itself_imports_nothing() -> None:
     } == set()
 
 
-TRAINING = (
-    "pipelines/train.py",
-    "pipelines/benchmark.py",
-    "pipelines/study.py",
-)  # a benchmark times training, a study plans it
+TRAINING = ("pipelines/train.py", "pipelines/benchmark.py")  # a benchmark times training
 COMMANDS = [p.relative_to(ROOT).as_posix() for f in ("pipelines", "cluster") for p in sorted((ROOT / f).glob("*.py"))]
 
 

@@ -48,7 +48,8 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
             words = shlex.split(line, comments=True)
         except ValueError:
             continue
-        words = words[: words.index("|")] if "|" in words else words
+        for end in "|", ">":
+            words = words[: words.index(end)] if end in words else words
         words = [word for word in words if "..." not in word and not re.search(r"[][<>]", word)]
         if not words or words[0] not in ("python", "deepspeed", "torchrun", "sbatch"):
             continue

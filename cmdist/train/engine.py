@@ -13,12 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cmdist.checkpoints.layout import Layout, Piece, load_slice, overlap, read_slice
-from cmdist.train.flat import Flat
+from cmdist.train.flat import BUCKET, Flat
 from cmdist.train.loss_scale import LossScale
 
 Kind = Literal["master", "exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = ("master", "exp_avg", "exp_avg_sq")
-BUCKET = 50_000_000  # gradients that are reduced at once; each costs 4 bytes of the GPU's memory
 
 
 def _deepspeed() -> Any:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+BUCKET = 50_000_000  # gradients that are reduced at once; each costs 4 bytes of the GPU's memory
+
 
 class Flat:
     """The parameters' memory end to end in one `vector`, which an optimizer updates instead of hundreds of tensors."""
