@@ -143,6 +143,7 @@ TCM += ["sampling.times=[80.0, 1.0]"]
             ["network.null_label=true", "data.classes=0"],
             "network.null_label is the label of no class: it needs",
         ),
+        (["objective.augment=0.1"], "objective.augment tells the network how images were changed: it needs network.au"),
         (["train.ema=[0.9, 1.0]"], "train.ema 1 is a half-life in images below train.global_batch"),
         (
             [*CD, "data.classes=10", "objective.guidance_low=1"],

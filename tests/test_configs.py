@@ -21,7 +21,7 @@ PARAMETERS = {
     "cifar10": 52_542_979,
 }
 OWN = {  # other networks than their data set's: EDM's DDPM++ and NCSN++, with the frequencies of the latter
-    "edm_ddpmpp": 55_732_739,
+    "edm_ddpmpp": 55_733_891,
     "ect_public": 55_733_891,
     "cmt_public": 55_733_891,
     "ect_cmt_public": 55_733_891,

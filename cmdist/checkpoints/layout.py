@@ -67,9 +67,9 @@ class Trained(nn.Module):
         super().__init__()
         self.net, self.extra = net, extra
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any, **told: Any) -> Tensor:
         """The network's output."""
-        return self.net(*inputs)  # type: ignore[no-any-return]
+        return self.net(*inputs, **told)  # type: ignore[no-any-return]
 
 
 def network_of(module: nn.Module) -> nn.Module:

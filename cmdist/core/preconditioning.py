@@ -77,27 +77,35 @@ def consistency_scalings(
 class Model:
     """A network F with its scalings.
 
-    F takes (c_in x, c_noise, labels), and the c_noise of a second noise level where it is called with one.
+    F takes (c_in x, c_noise, labels), the c_noise of a second noise level where it is called with one, and what else it
+    is `told` by name.
     """
 
     def __init__(self, net: Callable[..., Tensor], scalings: Callable[[Tensor], Scalings]) -> None:
         self.net, self.scalings = net, scalings
 
     def __call__(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, sigma_next: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        sigma_next: Tensor | None = None,
+        **told: Tensor,
     ) -> Tensor:
         """x (B, C, H, W), sigma (B,), labels (B,) or None, sigma_next (B,) or None -> denoised, as x.
 
         The network's part is computed in its own precision, the sums in x's.
         """
         scalings = self.scalings(sigma)
-        out = self._net(x, scalings, labels, sigma_next)
+        out = self._net(x, scalings, labels, sigma_next, **told)
         return expand(scalings.c_skip, x) * x + expand(scalings.c_out, x) * out
 
     def raw(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, sigma_next: Tensor | None = None) -> Tensor:
         """F alone, in x's precision."""
         return self._net(x, self.scalings(sigma), labels, sigma_next)
 
-    def _net(self, x: Tensor, scalings: Scalings, labels: Tensor | None, sigma_next: Tensor | None) -> Tensor:
+    def _net(
+        self, x: Tensor, scalings: Scalings, labels: Tensor | None, sigma_next: Tensor | None, **told: Tensor
+    ) -> Tensor:
         second = () if sigma_next is None else (self.scalings(sigma_next).c_noise,)
-        return self.net(expand(scalings.c_in, x) * x, scalings.c_noise, labels, *second).to(x.dtype)
+        return self.net(expand(scalings.c_in, x) * x, scalings.c_noise, labels, *second, **told).to(x.dtype)

@@ -91,7 +91,7 @@ class Song(Section):
     augment_dim: Annotated[
         int,
         Field(ge=0, le=1024),
-        identity("numbers that say how an image was augmented, 9 in EDM's files; nothing is augmented here"),
+        identity("numbers that say how an image was augmented, 9 in EDM's files (objective.augment)"),
     ] = 0
     second_time: Annotated[bool, identity("takes a second noise level, for objectives that learn jumps")] = False
     null_label: Annotated[

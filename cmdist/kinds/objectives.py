@@ -4,9 +4,11 @@ A new one is a file of core/objectives/ and a row here; nothing else asks for an
 """
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from cmdist.core import noise, solvers
+from pydantic import Field
+
+from cmdist.core import augmentation, noise, solvers
 from cmdist.core.objectives import denoising as core_denoising
 from cmdist.core.objectives.base import Objective
 from cmdist.core.objectives.consistency import Consistency
@@ -23,6 +25,11 @@ class Denoising(Section):
     kind: Annotated[Literal["denoising"], identity("what is learned")]
     sigma_mean: Annotated[Finite, identity("of ln sigma")] = -1.2
     sigma_std: Annotated[Spread, identity("of ln sigma")] = 1.2
+    augment: Annotated[
+        float,
+        Field(ge=0, le=1),
+        identity("EDM's augmentation: the probability of each change, of which network.augment_dim 9 is told; 0: none"),
+    ] = 0.0
 
 
 class UniformIndex(Section):
@@ -64,7 +71,13 @@ WEIGHTINGS = {"uniform": noise.uniform, "inverse_gap": noise.inverse_gap}
 
 
 def _denoising(keys: Denoising, parts: Parts) -> Objective:
-    return core_denoising.Denoising(keys.sigma_mean, keys.sigma_std, parts.noise.sigma_data)
+    return core_denoising.Denoising(keys.sigma_mean, keys.sigma_std, parts.noise.sigma_data, keys.augment)
+
+
+def _told(config: Any) -> str | None:
+    if config.objective.augment and getattr(config.network, "augment_dim", 0) != augmentation.TOLD:
+        return "objective.augment tells the network how images were changed: it needs network.augment_dim 9"
+    return None
 
 
 def _consistency(keys: ConsistencyTraining, parts: Parts) -> Objective:
@@ -88,7 +101,7 @@ def _has_target(keys: ConsistencyTraining) -> bool:
 
 
 OBJECTIVES: dict[str, Kind] = {
-    "denoising": Kind(Denoising, _denoising, edm, "denoiser"),
+    "denoising": Kind(Denoising, _denoising, edm, "denoiser", check=_told),
     "consistency_distillation": Kind(ConsistencyDistillation, _consistency, bounded, "consistency", target=_has_target),
     "consistency_training": Kind(ConsistencyTraining, _consistency, bounded, "consistency", target=_has_target),
     **discrete.ROWS,

@@ -116,9 +116,9 @@ class Engine:
         self.start = pieces[0].start if pieces else self.layout.total
         self.stop = pieces[-1].stop if pieces else self.start
 
-    def __call__(self, *inputs: Any) -> Tensor:
+    def __call__(self, *inputs: Any, **told: Any) -> Tensor:
         """The module's forward pass, with gradient."""
-        return self._engine(*inputs)  # type: ignore[no-any-return]
+        return self._engine(*inputs, **told)  # type: ignore[no-any-return]
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a micro-batch's mean loss;

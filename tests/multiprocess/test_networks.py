@@ -32,11 +32,14 @@ def frequencies(run: Path, step: int) -> list[torch.Tensor]:
 
 
 def test_a_teacher_is_trained_and_followed_in_forward_mode(tmp_path: Path, digits: str) -> None:
-    """NCSN++ in bf16 with labels left out, on two ranks; then sCM by DDPM++ from it. Frequencies stay as drawn."""
+    """NCSN++ in bf16, augmented, with labels left out, on two ranks; then sCM by DDPM++ from it. Frequencies stay as
+    drawn.
+    """
     runs = tmp_path / "runs"
     path = write_config(tmp_path, digits, text("ncsnpp"))
     common = ["train.steps=4", "train.checkpoint_every=2", "train.precision=bf16"]
     own = ["network.augment_dim=9", "network.null_label=true", "train.label_dropout=0.2", "run.name=teacher"]
+    own += ["objective.augment=0.5"]
     run = train(2, tmp_path / "teacher.log", path, *common, *own)
     assert run.join() == [0, 0], run.text
     first, *others = [f for step in (2, 4) for f in frequencies(runs / "teacher", step)]
