@@ -25,6 +25,8 @@ OWN = {  # other networks than their data set's: EDM's DDPM++ and NCSN++, with t
     "ect_public": 55_733_891,
     "cmt_public": 55_733_891,
     "ect_cmt_public": 55_733_891,
+    "scd_public": 55_733_891,
+    "sct_public": 55_733_891,
     "cd_public": 56_397_827 + 128,
 }
 TABLE_3 = {  # lr, batch, steps, N or (s0, s1), mu or mu0: paper, appendix C, table 3
