@@ -29,7 +29,7 @@ from cmdist.nets.classifier import Classifier, Layers
 from cmdist.nets.lpips import load_lpips
 from cmdist.nets.songunet import SongUNet
 from cmdist.nets.undrawn import Undrawn
-from cmdist.nets.unet import SECOND, UNet
+from cmdist.nets.unet import OF_STUDENTS, UNet
 from cmdist.sections import Section
 from cmdist.system import sharing, storage
 from cmdist.system.distributed import World
@@ -261,8 +261,8 @@ def head_channels(config: Config) -> int:
 
 
 def initialise(config: Config, net: nn.Module, weights: Weights | None = None) -> None:
-    """Give `net` the weights of the run or file that `init` names, if any; what takes a second noise level stays as it
-    is, adding 0, where they have none. Raises CheckpointError for another architecture.
+    """Give `net` the weights of the run or file that `init` names, if any; what only students take stays as it is,
+    adding 0, where they have none. Raises CheckpointError for another architecture.
     """
     if config.init is None:
         return
@@ -287,7 +287,7 @@ def fitting(
             raise ConfigError(
                 f"init: {config.start} was trained with {key} {was}, this run has {now}; they must be equal"
             )
-    second = {name: value for name, value in net.state_dict().items() if name.startswith(SECOND)}
+    second = {name: value for name, value in net.state_dict().items() if name.startswith(OF_STUDENTS)}
     fitted = second | dict(state)
     released.check(net, fitted, f"init: {config.start}")
     return fitted

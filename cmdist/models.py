@@ -31,6 +31,8 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
     needed: dict[str, str | None] = {}
     if config.teacher is not None:
         needed["objective.teacher"] = config.teacher
+    if config.guide is not None:
+        needed["objective.guide"] = config.guide
     if config.frozen is not None:
         needed[f"objective.{config.kind.frozen}"] = config.frozen
     start = ("objective.teacher", config.teacher) if config.init == "teacher" else ("init", config.init)
@@ -53,7 +55,7 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
                 raise type(error)(f"{key}: {error}") from error
         elif not storage.exists(url):
             raise ConfigError(f"{key} {url} is not there")
-        elif key == "objective.teacher":
+        elif key in ("objective.teacher", "objective.guide"):
             released.check_kind(url, denoising=True)
     if config.lpips and not storage.exists(config.lpips.weights):
         raise ConfigError(

@@ -26,6 +26,8 @@ def named(config: Config) -> dict[str, str]:
     result = {}
     if config.teacher and config.teacher != "exact":
         result["objective.teacher"] = config.teacher
+    if config.guide:
+        result["objective.guide"] = config.guide
     if config.frozen:
         result[f"objective.{config.kind.frozen}"] = config.frozen
     if config.init and config.init != "teacher":
@@ -46,7 +48,7 @@ def pin(config: Config, known: Mapping[str, Pin], begun: bool) -> dict[str, Pin]
         if old is None:
             if begun and only_start:
                 continue  # an older version did not note it, and it is not needed again
-            result[key] = _described(url, url)
+            result[key] = described(url, url)
         elif begun and only_start and old["named"] == url:
             result[key] = old
         else:
@@ -63,7 +65,7 @@ def _again(key: str, url: str, old: Pin) -> Pin:
     now, problem = None, ""
     for each in tries:
         try:
-            now = _described(each, url)
+            now = described(each, url)
         except (CheckpointError, FileNotFoundError) as error:
             problem = problem or str(error)
         else:
@@ -80,7 +82,8 @@ def _said(each: Pin) -> str:
     return (f"step {each['step']:,} of " if "step" in each else "") + f"{each['named']} ({each['weights']})"
 
 
-def _described(url: str, name: str) -> Pin:
+def described(url: str, name: str) -> Pin:
+    """The weights at `url`, called `name`. Raises CheckpointError, FileNotFoundError."""
     if released.is_file(url):
         return {"named": name, "url": storage.absolute(url), "weights": f"xxh3:{checksum([storage.read(url)])}"}
     run = open_run(url)

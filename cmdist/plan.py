@@ -85,6 +85,7 @@ def plan(config: Config, ranks: int) -> Plan:
         "moments": 2 * (share if partitioned else state),
         f"averages ({len(t.ema)})": len(t.ema) * share,
         "target": state + low if build.needs_target(config) else 0.0,
+        "guide": state - low if config.guide else 0.0,
         "teacher": state + (low if changing else -low) if config.teacher not in (None, "exact") else 0.0,
         "frozen helper": state - low if config.frozen else 0.0,
         "LPIPS": float(sum(p.nbytes for p in perceptual.parameters())) if perceptual else 0.0,
@@ -155,8 +156,9 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "
         with Counter() as forward, torch.no_grad():
             student(images, sigma, None, *([sigma] if config.second_time else []))
         denoise, fixed = build.model(unlabelled, student), build.model(unlabelled, other)
-        teacher = fixed if not config.second_time else build.model(unlabelled, build.network(unlabelled.as_denoiser()))
-        guided = classifier_free(teacher, config.guidance)
+        plain = unlabelled.as_denoiser()
+        teacher = fixed if plain is unlabelled else build.model(unlabelled, build.network(plain))
+        guided = classifier_free(teacher, config.guidance)  # a guide is taken for as large as the teacher
         extra = config.kind.extra(config.objective) if config.kind.extra else None
         networks = Networks(denoise, denoise, target=fixed, teacher=guided, frozen=fixed, extra=extra)
         with Counter() as step:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -10,11 +9,11 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from cmdist import build
+from cmdist import build, guiding
 from cmdist.build import Model
 from cmdist.checkpoints.checkpoint import checksum
 from cmdist.config import Config
-from cmdist.core.guidance import Guidance, classifier_free
+from cmdist.core.guidance import Guidance
 from cmdist.core.noise import Denoise, karras_sigmas
 from cmdist.core.solvers import heun_step, integrate, mean_jump
 from cmdist.data.images import ShardedImages
@@ -23,6 +22,7 @@ from cmdist.evaluation import arithmetic, extractors, generation, measurement, r
 from cmdist.evaluation.generation import Sampler
 from cmdist.evaluation.metrics import table
 from cmdist.evaluation.records import Evaluation, Images, Subject
+from cmdist.guiding import Guide
 from cmdist.models import TrainedRun
 from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
@@ -44,6 +44,7 @@ class Request:
     references: Sequence[str] = ()  # SPACE=FILE
     trusted: Sequence[str] = ()  # checksums, beside the configuration's
     guidance: Guidance = Guidance()
+    guide: str | None = None  # the run or file of a worse model to guide away from
     searched: str | None = None  # the metric on which `times` were searched, which the protocol must say
 
 
@@ -54,13 +55,14 @@ def samplers(
     times: Sequence[float] | None = None,
     step: int | None = None,
     guidance: Guidance = Guidance(),  # noqa: B008  (frozen)
+    guide: Guide | None = None,
 ) -> list[Sampler]:
     """The ways to make images that were asked for, else the usual ones of the objective after so many steps of training
-    (None: all), with classifier-free guidance. Raises ConfigError.
+    (None: all), guided, by a worse model if there is a `guide`. Raises ConfigError.
     """
     noise = config.noise
     made = generation.samplers(
-        guided(config, denoise, guidance),
+        guiding.guided(config, denoise, guidance, guide),
         steps or config.usual_steps(step),
         times or config.sampling.times,
         makes=config.kind.makes,
@@ -70,31 +72,10 @@ def samplers(
         sigma_max=noise.sigma_max,
         rho=noise.rho,
     )
-    return made if guidance.none else [dataclasses.replace(s, described=s.described | guidance.described) for s in made]
-
-
-def guided(config: Config, denoise: Callable[..., Tensor], guidance: Guidance) -> Callable[..., Tensor]:
-    """`denoise` with classifier-free guidance. Raises ConfigError if there is to be some and it has not learnt it."""
-    if not guidance.none and not config.guidable:
-        raise ConfigError(
-            f"{config.run.name} cannot be guided: a model can be that takes one noise level and has learnt no class "
-            "beside classes (network.null_label, train.label_dropout)"
-        )
-    return classifier_free(denoise, guidance)
-
-
-def guidance_of(scale: float | None, interval: Sequence[float] | None) -> Guidance:
-    """Of the options --guidance and --guidance-interval. Raises ConfigError."""
-    if interval is not None and scale is None:
-        raise ConfigError("--guidance-interval LOW HIGH says where --guidance holds, and there is none")
-    if scale is not None and not -100 <= scale <= 100:
-        raise ConfigError(f"--guidance {scale:g}: -100 to 100 is allowed, 1 is none")
-    if interval is not None and scale == 1:
-        raise ConfigError("--guidance-interval LOW HIGH says where --guidance holds, and --guidance 1 is none")
-    low, high = interval or (0.0, math.inf)
-    if not 0 <= low < high:
-        raise ConfigError(f"--guidance-interval {low:g} {high:g}: 0 <= LOW < HIGH is needed")
-    return Guidance(1.0 if scale is None else scale, low, high)
+    if guidance.none:
+        return made
+    how = guiding.described(config, guidance, guide)
+    return [dataclasses.replace(s, described=s.described | {"guidance": how}) for s in made]
 
 
 def consistency(config: Config, denoise: Callable[..., Tensor]) -> Denoise | None:
@@ -160,7 +141,8 @@ def check(config: Config, request: Request, step: int | None = None) -> None:
             )
     if request.times and request.steps and set(request.steps) <= {"1", "heun"}:
         raise ConfigError(f"--times does nothing with --steps {' '.join(request.steps)}")
-    samplers(config, lambda x, sigma, labels: x, request.steps, request.times, step, request.guidance)
+    guiding.check(config, request.guidance, request.guide)
+    samplers(config, lambda x, sigma, labels: x, request.steps, request.times, step)
     extractors.check_files(list(by_space), data, files(config, request))
     urls = dict(config.evaluation.references) | real.named(request.references, by_space)
     for space in by_space:
@@ -213,10 +195,11 @@ def assembled(
     spaces = extractors.load(list(by_space), data, files(config, request), world.device)
     for extractor in spaces:
         measurement.check(request.n, extractor, by_space[extractor.space])
+    guide = guiding.guide_of(config, request.guide, world)
     every = [
         (s, sampler.searched_on(request.searched) if request.searched else sampler)
         for s in subjects
-        for sampler in samplers(config, s.denoise, request.steps, request.times, step or None, request.guidance)
+        for sampler in samplers(config, s.denoise, request.steps, request.times, step or None, request.guidance, guide)
     ]
     references = {}
     if world.first:

@@ -1,13 +1,12 @@
 """The schema of a run's configuration: the sections of every run, and those of its kinds of objective and network."""
 
-from math import inf
 from typing import Annotated
 
 from pydantic import model_validator
 
 from cmdist.core.guidance import Guidance
 from cmdist.kinds.distances import Features, Lpips
-from cmdist.kinds.guided import guidance
+from cmdist.kinds.guided import guidance, guided_wrongly
 from cmdist.kinds.kind import Kind
 from cmdist.kinds.networks import NETWORKS, Images
 from cmdist.kinds.objectives import OBJECTIVES
@@ -80,14 +79,8 @@ class Config(Section):
             raise ValueError(
                 "train.label_dropout takes classes away, for which a teacher would be asked: it must be 0 with one"
             )
-        if not self.guidance.none and not self.data.classes:
-            raise ValueError("objective.guidance guides towards classes: it needs data.classes above 0")
-        if self.guidance.none and (self.guidance.low > 0 or self.guidance.high < inf):
-            raise ValueError("objective.guidance_low and guidance_high limit objective.guidance, which is 1: none")
-        if self.guidance.low >= self.guidance.high:
-            raise ValueError(
-                f"objective.guidance_low ({self.guidance.low:g}) must be below guidance_high ({self.guidance.high:g})"
-            )
+        if sentence := guided_wrongly(self.objective, self.guidance, self.told_guidance, self.data.classes):
+            raise ValueError(sentence)
         if self.kind.through(self.objective) and getattr(self.network, "checkpoint_activations", False):
             raise ValueError(
                 f"the gradient of objective.kind {self.kind_name} goes through a derivative of the network here, which "
@@ -154,6 +147,11 @@ class Config(Section):
         return guidance(self.objective)
 
     @property
+    def guide(self) -> str | None:
+        """The worse teacher, if the teacher is guided by one."""
+        return getattr(self.objective, "guide", None)
+
+    @property
     def frozen(self) -> str | None:
         """The run of a helper that never changes, if the objective has one."""
         return getattr(self.objective, self.kind.frozen) if self.kind.frozen else None
@@ -185,6 +183,11 @@ class Config(Section):
         return bool(getattr(self.network, "second_time", False))
 
     @property
+    def told_guidance(self) -> bool:
+        """Whether the network takes a scale of guidance."""
+        return bool(getattr(self.network, "told_guidance", False))
+
+    @property
     def null_label(self) -> bool:
         """Whether the network knows the label of no class."""
         return bool(getattr(self.network, "null_label", False))
@@ -195,10 +198,11 @@ class Config(Section):
         return self.null_label and self.train.label_dropout > 0 and not self.second_time
 
     def as_denoiser(self) -> "Config":
-        """With a network that takes one noise level, as those of denoisers."""
-        if not self.second_time:
+        """With a network that takes one noise level and no scale of guidance, as those of denoisers."""
+        if not (self.second_time or self.told_guidance):
             return self
-        return self.model_copy(update={"network": self.network.model_copy(update={"second_time": False})})
+        plain = {key: False for key in ("second_time", "told_guidance") if getattr(self.network, key, False)}
+        return self.model_copy(update={"network": self.network.model_copy(update=plain)})
 
     @property
     def lpips(self) -> Lpips | None:

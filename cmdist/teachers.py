@@ -1,47 +1,61 @@
 """Those whom a student follows: a teacher, and a helper that never changes; whether a configuration's can be they."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 
 from cmdist import build, models
 from cmdist.config import Config
 from cmdist.core import preconditioning
-from cmdist.core.guidance import classifier_free
+from cmdist.core.guidance import Guidance, auto, classifier_free
 from cmdist.core.noise import Denoise
 from cmdist.data.images import ShardedImages
 from cmdist.errors import ConfigError
 from cmdist.models import Weights
 from cmdist.nets import released
 
+Guide = Callable[[Guidance], Denoise]  # a teacher, guided so
+
 
 def teacher(
     config: Config, data: ShardedImages, device: torch.device, weights: Weights | None = None
 ) -> Denoise | None:
-    """The denoiser that distillation follows: a trained run, a file, or the data's closed form.
-    Raises CheckpointError, ConfigError.
+    """The denoiser that distillation follows, guided by a scale that is fixed. Raises as `guide`."""
+    made = guide(config, data, device, weights or Weights())
+    return made(config.guidance.fixed) if made else None
 
-    It is guided as `objective.guidance` says. A file has no configuration of its own: it is a denoiser with EDM's
-    scalings and this run's `network.*`.
+
+def guide(config: Config, data: ShardedImages, device: torch.device, weights: Weights) -> Guide | None:
+    """The denoiser that distillation follows, to be guided: a trained run, a file, or the data's closed form; away from
+    itself without a class, or from the worse one that the objective names. Raises CheckpointError, ConfigError.
+
+    A file has no configuration of its own: it is a denoiser with EDM's scalings and this run's `network.*`.
     """
     if config.teacher is None:
         return None
-    return classifier_free(_unguided(config, config.teacher, data, device, weights or Weights()), config.guidance)
+    if config.teacher == "exact":
+        follows: Denoise = models.exact_teacher(data, device, conditional=bool(config.data.classes))
+    else:
+        follows = denoiser(config, config.teacher, "teacher", device, weights)
+    if config.guide is None:
+        return partial(classifier_free, follows)
+    return partial(auto, follows, denoiser(config, config.guide, "guide", device, weights))
 
 
-def _unguided(config: Config, url: str, data: ShardedImages, device: torch.device, weights: Weights) -> Denoise:
-    if url == "exact":
-        return models.exact_teacher(data, device, conditional=bool(config.data.classes))
+def denoiser(config: Config, url: str, what: str, device: torch.device, weights: Weights) -> Denoise:
+    """The one of a run or a file, which is `what` for a run. Raises CheckpointError, ConfigError."""
     if released.is_file(url):
         released.check_kind(url, denoising=True)
         check_guidable(config, config.null_label)
         state = weights.file(url, build.head_channels(config))
-        return _teacher(
-            config,
-            build.ready(config.as_denoiser(), state, f"teacher {url}", device, build.denoiser_of),
-        )
-    run, state = weights.run(url)
-    check_teacher(config, run.config)
-    return _teacher(config, build.ready(_computed_as(config, run.config), state, run.checkpoint.url, device))
+        made = build.ready(config.as_denoiser(), state, f"{what} {url}", device, build.denoiser_of)
+    else:
+        run, state = weights.run(url)
+        check_denoiser(config, run.config, f"{what} {url}")
+        made = build.ready(_computed_as(config, run.config), state, run.checkpoint.url, device)
+    return _teacher(config, made)
 
 
 def _computed_as(config: Config, theirs: Config) -> Config:
@@ -52,21 +66,22 @@ def _computed_as(config: Config, theirs: Config) -> Config:
     )
 
 
-def check_teacher(config: Config, theirs: Config) -> None:
-    """A run of the configuration `theirs` can be the teacher. Raises ConfigError."""
+def check_denoiser(config: Config, theirs: Config, name: str) -> None:
+    """A run of the configuration `theirs` can be the teacher, or its guide, called `name`. Raises ConfigError."""
     if theirs.kind.makes != "denoiser":
         raise ConfigError(
-            f"teacher {config.teacher} is no denoiser, its objective is {theirs.kind_name}; a teacher must be one"
+            f"{name} is no denoiser, its objective is {theirs.kind_name}; a {name.partition(' ')[0]} must be one"
         )
-    _check_images(f"teacher {config.teacher}", config, theirs)
+    _check_images(name, config, theirs)
     check_guidable(config, theirs.guidable)
 
 
 def check_guidable(config: Config, guidable: bool) -> None:
-    """A teacher that can be guided or not is, if it is to be. Raises ConfigError."""
-    if not config.guidance.none and not guidable:
+    """A teacher that can be asked without a class or not is, if it is to be. Raises ConfigError."""
+    if config.guide is None and not config.guidance.none and not guidable:
+        scale = list(config.guidance.range) if config.guidance.range else f"{config.guidance.scale:g}"
         raise ConfigError(
-            f"objective.guidance {config.guidance.scale:g} asks teacher {config.teacher} without a class, which it has "
+            f"objective.guidance {scale} asks teacher {config.teacher} without a class, which it has "
             "not learnt: it must be trained with network.null_label and train.label_dropout"
         )
 

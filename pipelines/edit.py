@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cmdist import build, quality
+from cmdist import build, guiding, quality
 from cmdist.errors import ConfigError
 from cmdist.evaluation import edits, generation, pictures
 from cmdist.evaluation.edits import Editor, Request
 from cmdist.system import cli
+from cmdist.system.distributed import World
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -49,13 +50,15 @@ def main(arguments: Sequence[str]) -> None:
             cli.unused(options, names, f"for {options.task}, only for {task}")
     if options.weights and options.ema is not None:
         raise ConfigError("--weights holds one set of weights, so there is no --ema")
-    guidance = quality.guidance_of(options.guidance, options.guidance_interval)
+    guidance = guiding.guidance_of(options.guidance, options.guidance_interval)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     quality.set_up_process()
     model = build.open_model(options.run, options.ema, options.weights)
     config, shape = model.config, quality.shape(model.config)
     noise = config.noise
-    consistency = quality.to_sigma_min(config, quality.guided(config, model.denoiser(device), guidance))
+    guiding.check(config, guidance, options.guide)
+    guide = guiding.guide_of(config, options.guide, World(device=device))
+    consistency = quality.to_sigma_min(config, guiding.guided(config, model.denoiser(device), guidance, guide))
     editor = Editor(consistency, shape, noise.sigma_min, noise.sigma_max, noise.rho, device)
     mask = edits.mask_of(options.mask, shape[1]) if options.mask is not None else None
     request = Request(

@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from cmdist import build, models, quality, tuning
+from cmdist import build, guiding, models, quality, tuning
 from cmdist.checkpoints import record
 from cmdist.data.images import ShardedImages, open_dataset
 from cmdist.errors import ConfigError
@@ -104,7 +104,8 @@ def main(arguments: Sequence[str]) -> None:
         options.dinov2,
         options.reference,
         options.trust,
-        quality.guidance_of(options.guidance, options.guidance_interval),
+        guiding.guidance_of(options.guidance, options.guidance_interval),
+        options.guide,
     )
     url = storage.absolute(options.run)
 

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 import torch
 
-from cmdist import build, quality
+from cmdist import build, guiding, quality
 from cmdist.errors import ConfigError
 from cmdist.evaluation import generation, pictures
 from cmdist.evaluation.generation import Task
 from cmdist.system import cli, storage
+from cmdist.system.distributed import World
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -66,16 +67,17 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(
             "with --weights one configuration file is given, and no --ema: the file holds one set of weights"
         )
-    guidance = quality.guidance_of(options.guidance, options.guidance_interval)
+    guidance = guiding.guidance_of(options.guidance, options.guidance_interval)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     quality.set_up_process()  # the same seed gives the same bits as in evaluation
     blocks, layouts = [], set()
     for url in options.runs:
         model = build.open_model(url, options.ema, options.weights, options.qkv_order)
-        config, classes = model.config, model.config.data.classes
-        samplers, shape = (
-            quality.samplers(config, model.denoiser(device), options.steps, options.times, model.step, guidance),
-            quality.shape(config),
+        config, classes, shape = model.config, model.config.data.classes, quality.shape(model.config)
+        guiding.check(config, guidance, options.guide)
+        guide = guiding.guide_of(config, options.guide, World(device=device))
+        samplers = quality.samplers(
+            config, model.denoiser(device), options.steps, options.times, model.step, guidance, guide
         )
         if options.seeds or options.labels or options.interpolate:
             row = generation.Row(options.seeds or [options.seed + i for i in range(10)], options.interpolate)

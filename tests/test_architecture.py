@@ -45,6 +45,7 @@ LAYERS = [
     {"pins"},
     {"build"},
     {"teachers"},
+    {"guiding"},
     {"plan", "quality", "train.assembly", "train.beforehand", "theory"},
     {"cost", "recipe", "train.start", "tuning", "play"},
     {"train.telling"},

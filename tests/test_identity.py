@@ -60,6 +60,7 @@ OTHERS = {  # where neither another choice nor a little more would do
     "noise.sigma_max": 79.5,
     "objective.distance.c": 0.1,
     "objective.guidance_high": 5.0,
+    "objective.guidance_range": [1.0, 3.0],
     "objective.first_steps": 64,
     "objective.curriculum.mu0": 0.5,
     "optimizer.betas": [0.5, 0.9],

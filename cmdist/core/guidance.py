@@ -5,13 +5,14 @@ et al. 2024, arXiv:2404.07724). Each evaluation is guided by its own noise level
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import inf
+from dataclasses import dataclass, field
+from math import inf, log
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmdist.core.noise import Denoise, expand
+from cmdist.core.preconditioning import Model
 
 NULL = -1  # the label of no class
 # x (B, C, H, W), sigma (B,), labels (B,) -> log p(label | x, sigma) (B,)
@@ -20,27 +21,80 @@ LogLikelihood = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Guidance:
-    """The scale w, and the noise levels low < sigma <= high at which it holds."""
+    """The scale w, or the `range` that one is drawn from for each image, and the noise levels low < sigma <= high at
+    which it holds.
+    """
 
     scale: float = 1.0
     low: float = 0.0
     high: float = inf
+    range: tuple[float, float] | None = None
 
     @property
     def described(self) -> dict[str, object]:
         """For a record of what was sampled."""
-        high = None if self.high == inf else self.high
-        return {"guidance": {"kind": "classifier-free", "scale": self.scale, "low": self.low, "high": high}}
+        return {"scale": self.scale, "low": self.low, "high": None if self.high == inf else self.high}
 
     @property
     def none(self) -> bool:
         """Whether it changes nothing."""
-        return self.scale == 1.0
+        return self.scale == 1.0 and self.range is None
+
+    @property
+    def fixed(self) -> "Guidance":
+        """None at all, if the scale is drawn."""
+        return Guidance() if self.range else self
 
     def at(self, sigma: Tensor) -> Tensor:
         """w (B,) at noise levels (B,)."""
+        return self._within(sigma, torch.full_like(sigma, self.scale))
+
+    def _within(self, sigma: Tensor, scales: Tensor) -> Tensor:
         within = (sigma > self.low) & (sigma <= self.high)
-        return torch.where(within, torch.full_like(sigma, self.scale), torch.ones_like(sigma))
+        return torch.where(within, scales, torch.ones_like(sigma))
+
+    def drawn(self, n: int, generator: torch.Generator) -> "Drawn":
+        """With scales for n images, log-uniform in the range."""
+        assert self.range is not None
+        low, high = map(log, self.range)
+        share = torch.rand(n, generator=generator, device=generator.device)
+        return Drawn(self.scale, self.low, self.high, self.range, (low + (high - low) * share).exp())
+
+
+@dataclass(frozen=True)
+class Drawn(Guidance):
+    """With a scale for each image (B,); of the points of several trajectories, one trajectory's after the other's."""
+
+    scales: Tensor = field(default_factory=lambda: torch.ones(1))
+
+    @property
+    def none(self) -> bool:
+        """It always does something."""
+        return False
+
+    def at(self, sigma: Tensor) -> Tensor:
+        """w at noise levels (k B,)."""
+        return self._within(sigma, self.scales.to(sigma.dtype).repeat(len(sigma) // len(self.scales)))
+
+    def told(self, model: Model) -> Model:
+        """The model, told of the scale of each image."""
+        return Model(Told(model.net, self.scales), model.scalings)
+
+
+class Told:
+    """A network that is told the scale of each image (B,) by name; of k B, one B after the other."""
+
+    def __init__(self, net: Callable[..., Tensor], scales: Tensor) -> None:
+        self.net, self.scales = net, scales
+
+    def __call__(self, x: Tensor, *inputs: Tensor | None, **told: Tensor) -> Tensor:
+        """As the network."""
+        return self.net(x, *inputs, guidance=self.scales.repeat(len(x) // len(self.scales)), **told)
+
+    @property
+    def eager(self) -> "Told":
+        """Not compiled."""
+        return Told(self.net.forward if isinstance(self.net, nn.Module) else self.net, self.scales)
 
 
 def _between(baseline: Tensor, denoised: Tensor, weight: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cmdist.core.guidance import Told
 from cmdist.core.noise import expand
 from cmdist.core.objectives.base import same_dropout
 from cmdist.core.preconditioning import Model, Scalings
@@ -110,4 +111,6 @@ def _scalings_along(
 
 
 def _eager(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    if isinstance(net, Told):
+        return net.eager
     return net.forward if isinstance(net, nn.Module) else net

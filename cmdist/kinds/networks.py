@@ -58,6 +58,7 @@ class Adm(Section):
     null_label: Annotated[
         bool, identity("a vector for no class, for classifier-free guidance; learnt by train.label_dropout")
     ] = False
+    told_guidance: Annotated[bool, identity("takes its teacher's scale of guidance (objective.guidance_range)")] = False
     norm_groups: Annotated[
         Annotated[int, Field(ge=1, le=1024)] | Literal["by_width"] | None,
         identity(
@@ -97,6 +98,7 @@ class Song(Section):
     null_label: Annotated[
         bool, identity("knows the label of no class, for classifier-free guidance; learnt by train.label_dropout")
     ] = False
+    told_guidance: Annotated[bool, identity("takes its teacher's scale of guidance (objective.guidance_range)")] = False
     checkpoint_activations: Annotated[bool, free("computed again in the backward pass: less memory, slower")] = False
     channels_last: Annotated[bool, free("memory format of the activations")] = False
 

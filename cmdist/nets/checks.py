@@ -63,3 +63,9 @@ def check_inputs(
         raise DataError(
             f"labels lie in {int(labels.min())}..{int(labels.max())}, but this network knows 0..{classes - 1}"
         )
+
+
+def check_guidance(told: bool, guidance: Tensor | None) -> None:
+    """Raise DataError for a scale of guidance that is given to a network which is not told of it."""
+    if guidance is not None and not told:
+        raise DataError("a scale of guidance was given to a network without told_guidance")

@@ -44,8 +44,9 @@ def unet_config(net: UNet, channel_mult: Sequence[int], num_res_blocks: int) -> 
             "diffusers knows noise levels as the released models do: network.time_factor 1000, fourier_scale null and "
             "double_norm false; --format safetensors takes any"
         )
-    if net.null_label:
-        raise ConfigError("diffusers has no network.null_label; --format safetensors takes it")
+    for key in "null_label", "told_guidance":
+        if getattr(net, key):
+            raise ConfigError(f"diffusers has no network.{key}; --format safetensors takes it")
     if net.unshuffle != 1:
         raise ConfigError(f"diffusers has no network.unshuffle {net.unshuffle}; --format safetensors takes it")
     if len(channel_mult) > 1 and not any(block.resample for block in blocks):

@@ -1,6 +1,7 @@
 """Features of a noise level for a network to learn from."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,20 @@ def fourier_features(c_noise: Tensor, width: int, scale: float) -> Tensor:
     frequencies = (2 * math.pi * scale * torch.special.ndtri(places)).to(c_noise.dtype)
     angles = c_noise[:, None] * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+
+
+class GuidanceEmbedding(nn.Sequential):
+    """An MLP of ln w, the scale that a student's teacher was guided by, that adds 0 at initialization."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
+        for parameter in self[2].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, scales: Tensor | None, like: Tensor) -> Tensor:  # type: ignore[override]
+        """w (B,) above 0, None: 1, and a tensor (B, ...) of the dtype -> (B, width)."""
+        logs = like.new_zeros(len(like)) if scales is None else scales.log().to(like.dtype)
+        return cast(Tensor, super().forward(logs[:, None]))
 
 
 class LabelEmbedding(nn.Embedding):

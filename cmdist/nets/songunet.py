@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cmdist.errors import ConfigError, DataError
-from cmdist.nets.checks import check_inputs, check_levels
-from cmdist.nets.embedding import positional_features
+from cmdist.nets.checks import check_guidance, check_inputs, check_levels
+from cmdist.nets.embedding import GuidanceEmbedding, positional_features
 from cmdist.nets.forward_mode import Conv2d, Linear, linear
 from cmdist.nets.group_norm import GroupNorm
 from cmdist.nets.unet import DTYPES, Precision, lower_layers
@@ -163,6 +163,7 @@ class SongUNet(nn.Module):
         dropout: float = 0.0,
         second_time: bool = False,
         null_label: bool = False,
+        told_guidance: bool = False,
         checkpoint_activations: bool = False,
         channels_last: bool = False,
         precision: Precision = "fp32",
@@ -190,6 +191,9 @@ class SongUNet(nn.Module):
         self.map_layer0, self.map_layer1 = Linear(noise, emb), Linear(emb, emb)
         if second_time:
             self.next_embed = nn.Sequential(Linear(noise, emb), nn.SiLU(), Linear(emb, emb))
+        if told_guidance:
+            self.guidance_embed = GuidanceEmbedding(emb)
+        self.told_guidance = told_guidance
 
         enc: dict[str, nn.Module] = {}
         channels, picture, skips = model_channels, in_channels, []  # skips: widths of what the decoder takes
@@ -229,7 +233,7 @@ class SongUNet(nn.Module):
         """Weights uniform by Glorot & Bengio (2010), biases 0, and 0 for what ends a branch."""
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                last = name.endswith(("conv1", "proj", "aux_conv", "next_embed.2"))
+                last = name.endswith(("conv1", "proj", "aux_conv", "next_embed.2", "guidance_embed.2"))
                 (nn.init.zeros_ if last else nn.init.xavier_uniform_)(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
@@ -249,15 +253,18 @@ class SongUNet(nn.Module):
         labels: Tensor | None = None,
         c_noise_next: Tensor | None = None,
         augment_labels: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Images x (B, in_channels, H, W), c_noise (B,) = ln(sigma)/4, labels (B,) int64 iff conditional, c_noise_next
-        (B,) iff `second_time`, augment_labels (B, augment_dim), None: not augmented -> (B, out_channels, H, W).
+        (B,) iff `second_time`, augment_labels (B, augment_dim), None: not augmented, guidance (B,) with `told_guidance`
+        only, None: 1 -> (B, out_channels, H, W).
 
         Raises DataError, with one sentence, for inputs that do not fit the network.
         """
         dtype = self.map_layer0.weight.dtype
         shape = (self.in_channels, self.image_size, self.image_size)
         check_inputs(shape, self.num_classes, self.null_label, self.second_time, x, labels, c_noise_next)
+        check_guidance(self.told_guidance, guidance)
         if augment_labels is not None and augment_labels.shape != (len(x), self.augment_dim):
             raise DataError(
                 f"augmentation labels of shape {tuple(augment_labels.shape)} were given to a network with "
@@ -267,6 +274,8 @@ class SongUNet(nn.Module):
             emb = self._embedding(c_noise, labels, augment_labels, dtype)
             if c_noise_next is not None:
                 emb = emb + self.next_embed(self._features(c_noise_next, dtype))
+            if self.told_guidance:
+                emb = emb + self.guidance_embed(guidance, emb)
             emb = F.silu(emb)
         with torch.autocast(x.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32"):
             h = picture = x.to(dtype, memory_format=self.memory_format)

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cmdist.errors import ConfigError
-from cmdist.nets.checks import check_inputs, check_levels
-from cmdist.nets.embedding import LabelEmbedding, fourier_features, timestep_embedding
+from cmdist.nets.checks import check_guidance, check_inputs, check_levels
+from cmdist.nets.embedding import GuidanceEmbedding, LabelEmbedding, fourier_features, timestep_embedding
 from cmdist.nets.forward_mode import Conv2d, Linear, linear
 from cmdist.nets.group_norm import GroupNorm, pixel_norm
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Resample = Literal["up", "down"]
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
-SECOND = "next_embed."  # before the names of what takes the second noise level: no weights of a denoiser have it
+# before the names of what takes a second noise level, and a scale of guidance: no weights of a denoiser have them
+OF_STUDENTS = ("next_embed.", "guidance_embed.")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -144,8 +145,8 @@ class UNet(nn.Module):
     body runs under autocast to `precision`; the time embedding, the head and the output keep the parameters' dtype
     (fp32). `time_factor` multiplies c_noise before its sinusoids, the released models' 1000; with `fourier_scale` it
     enters as Fourier features of that scale instead. With `second_time` it takes the c_noise of a second noise level
-    too, through an MLP that adds 0 at initialization. With `null_label` the label -1 is that of no class. Raises
-    ConfigError, with one sentence, for a shape that cannot be built.
+    too, with `told_guidance` a scale of guidance, through MLPs that add 0 at initialization. With `null_label` -1 is
+    the label of no class. Raises ConfigError, with one sentence, for a shape that cannot be built.
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class UNet(nn.Module):
         second_time: bool = False,
         unshuffle: int = 1,
         null_label: bool = False,
+        told_guidance: bool = False,
         precision: Precision = "fp32",
     ) -> None:
         super().__init__()
@@ -197,6 +199,9 @@ class UNet(nn.Module):
         self.second_time = second_time
         if second_time:
             self.next_embed = nn.Sequential(Linear(model_channels, emb), nn.SiLU(), _zero(Linear(emb, emb)))
+        if told_guidance:
+            self.guidance_embed = GuidanceEmbedding(emb)
+        self.told_guidance = told_guidance
         if num_classes:
             self.label_emb = LabelEmbedding(num_classes, emb, null_label)
         self.null_label = null_label and bool(num_classes)
@@ -241,20 +246,28 @@ class UNet(nn.Module):
         return self
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, c_noise_next: Tensor | None = None
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None = None,
+        c_noise_next: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Images x (B, in_channels, H, W), c_noise (B,) = ln(sigma)/4, labels (B,) int64 iff conditional, c_noise_next
-        (B,) iff `second_time` -> (B, out_channels, H, W).
+        (B,) iff `second_time`, guidance (B,) with `told_guidance` only, None: 1 -> (B, out_channels, H, W).
 
         Raises DataError, with one sentence, for images or labels that do not fit the network.
         """
         dtype = next(self.parameters()).dtype
         shape = (self.in_channels, self.image_size, self.image_size)
         check_inputs(shape, self.num_classes, self.null_label, self.second_time, x, labels, c_noise_next)
+        check_guidance(self.told_guidance, guidance)
         with torch.autocast(x.device.type, enabled=False):  # the caller's autocast must not reach the time embedding
             emb = self.time_embed(self._features(c_noise))
             if c_noise_next is not None:
                 emb = emb + self.next_embed(self._features(c_noise_next))
+            if self.told_guidance:
+                emb = emb + self.guidance_embed(guidance, emb)
             if labels is not None:
                 emb = emb + self.label_emb(labels)
             emb = F.silu(emb)

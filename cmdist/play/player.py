@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cmdist import build, quality
+from cmdist import build, guiding, quality
 from cmdist.build import Model
 from cmdist.core import editing
 from cmdist.core.guidance import Guidance
@@ -43,7 +43,7 @@ class Player:
         return self._editor(Guidance())
 
     def _editor(self, guidance: Guidance) -> Editor:
-        noise, denoise = self.model.config.noise, quality.guided(self.model.config, self.denoise, guidance)
+        noise, denoise = self.model.config.noise, guiding.guided(self.model.config, self.denoise, guidance)
         consistency = quality.to_sigma_min(self.model.config, denoise)
         return Editor(consistency, self.shape, noise.sigma_min, noise.sigma_max, noise.rho, self.device)
 
@@ -56,7 +56,7 @@ class Player:
             "size": self.shape[1],
             "channels": self.shape[0],
             "classes": config.data.classes,
-            "guided": config.guidable,
+            "guided": config.guidable or config.told_guidance,
             "sigma_min": config.noise.sigma_min,
             "sigma_max": config.noise.sigma_max,
             "steps": config.usual_steps(self.model.step)[0],

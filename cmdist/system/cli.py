@@ -77,8 +77,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_guidance(parser: argparse.ArgumentParser) -> None:
-    """The options of classifier-free guidance, for quality.guidance_of."""
-    parser.add_argument("--guidance", type=float, metavar="W", help="scale of classifier-free guidance; 1: none")
+    """The options of guidance, for cmdist.guiding."""
+    parser.add_argument(
+        "--guidance", type=float, metavar="W", help="scale of guidance, away from the model without a class; 1: none"
+    )
+    parser.add_argument("--guide", metavar="RUN|FILE", help="autoguidance: away from this worse model instead")
     parser.add_argument(
         "--guidance-interval", nargs=2, type=float, metavar=("LOW", "HIGH"), help="noise levels at which it holds"
     )

@@ -58,7 +58,8 @@ def make_trainer(
     if checkpoint is None:
         build.initialise(opened, network_of(module), weights)
     copies = {"target": Copy(module, build.lowered(module))} if build.needs_target(config) else {}
-    teacher = teachers.teacher(opened, data, world.device, weights)
+    guide = teachers.guide(opened, data, world.device, weights)
+    teacher = None if guide is None else guide(config.guidance.fixed)
     if config.kind.teacher_is_student:  # then its weights are a part of the run's state
         copies["teacher"], teacher = changing_teacher(config, teacher, module)
     for each in (module, *(one.called for one in copies.values())):
@@ -106,6 +107,8 @@ def make_trainer(
         networks=networks,
         conditional=bool(config.data.classes),
         label_dropout=t.label_dropout,
+        guide=guide if config.guidance.range else None,
+        guidance=config.guidance,
         learning_rate=build.lr_schedule(config),
         averages=averages,
         copies=copies,

@@ -58,30 +58,31 @@ def check_weights(config: Config, run_url: str, mode: str) -> None:
         lpips.check(config.lpips.weights)
     if config.classifier:
         extractors.classifier(open_dataset(config.classifier))
-    if config.teacher and config.teacher != "exact":
-        _check_shapes(config, config.teacher, teacher=True)
+    for what, url in (("teacher", config.teacher), ("guide", config.guide)):
+        if url and url != "exact":
+            _check_shapes(config, url, what)
     if config.frozen:
         teachers.check_helper(config, models.open_run(config.frozen).config)
     if config.start and mode in ("auto", "none") and not storage.exists(record.url(run_url)):
-        _check_shapes(config, config.start, teacher=False)
+        _check_shapes(config, config.start, "init")
 
 
-def _check_shapes(config: Config, url: str, teacher: bool) -> None:
-    """The weights at `url` have the architecture that is needed: a file as teacher, and whatever a run starts from,
-    this run's own. Raises CheckpointError, ConfigError.
+def _check_shapes(config: Config, url: str, what: str) -> None:
+    """The weights at `url` have the architecture that is needed: a file as teacher or guide, and whatever a run starts
+    from (init), this run's own. Raises CheckpointError, ConfigError.
     """
     if released.is_file(url):
         shapes = released.shapes(url, build.head_channels(config))
         if shapes is not None:
-            if teacher:
+            if what != "init":
                 teachers.check_guidable(config, config.null_label)
-                released.check(build.on_meta(config.as_denoiser()), shapes, f"teacher {url}")
+                released.check(build.on_meta(config.as_denoiser()), shapes, f"{what} {url}")
             else:
                 build.fitting(config, build.on_meta(config), None, shapes)
         return
     run = models.open_run(url)
-    if teacher:
-        teachers.check_teacher(config, run.config)
+    if what != "init":
+        teachers.check_denoiser(config, run.config, f"{what} {url}")
     else:
         build.fitting(config, build.on_meta(config), run.config, build.on_meta(run.config).state_dict())
 

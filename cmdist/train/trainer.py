@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from cmdist import seeding
 from cmdist.checkpoints.saver import LONGEST_LAST, WAIT, Saver
-from cmdist.core.guidance import NULL
-from cmdist.core.noise import onto, unit_pixels
+from cmdist.core.guidance import NULL, Drawn, Guidance
+from cmdist.core.noise import Denoise, onto, unit_pixels
 from cmdist.core.objectives.base import At, Draw, Losses, Networks, Objective
 from cmdist.data.reader import MicroBatch
 from cmdist.errors import CmdistError
@@ -56,6 +56,8 @@ class Trainer:
     networks: Networks
     conditional: bool  # whether the networks are given labels
     label_dropout: float  # the share of them that become that of no class
+    guide: Callable[[Guidance], Denoise] | None  # the teacher, to be guided by scales that are drawn
+    guidance: Guidance
     learning_rate: Callable[[int], float]
     averages: Averages
     copies: dict[str, Copy]  # "target", "teacher": what the loss needs of the student's past
@@ -205,6 +207,9 @@ class Trainer:
         images = unit_pixels(onto(batch.images, device))
         labels = labels_of(batch, self.label_dropout, self.seed) if self.conditional else None
         labels = None if labels is None else onto(labels, device)
+        if self.guide is not None:
+            generator = seeding.generator(device, self.seed, "guidance", batch.number)
+            networks = guided(networks, self.guide, self.guidance.drawn(len(images), generator))
         draw = self.objective.draw(images.shape, at, seeding.generator(device, self.seed, "draw", batch.number))
         return draw, self.objective.loss(networks, images, labels, draw)
 
@@ -270,6 +275,13 @@ class Trainer:
                 | self.clock.metrics(),
             )
         return mean
+
+
+def guided(networks: Networks, guide: Callable[[Guidance], Denoise], drawn: Drawn) -> Networks:
+    """With a teacher that is guided by the scale of each image, which the student and its target are told."""
+    target = None if networks.target is None else drawn.told(networks.target)
+    student, bare = drawn.told(networks.student), drawn.told(networks.bare_student)
+    return dataclasses.replace(networks, student=student, bare_student=bare, target=target, teacher=guide(drawn))
 
 
 def labels_of(batch: MicroBatch, dropout: float, seed: int) -> torch.Tensor | None:

@@ -32,7 +32,8 @@ def frequencies(run: Path, step: int) -> list[torch.Tensor]:
 
 
 def test_a_teacher_is_trained_and_followed_in_forward_mode(tmp_path: Path, digits: str) -> None:
-    """NCSN++ in bf16, augmented, with labels left out, on two ranks; then sCM by DDPM++ from it. Frequencies stay as
+    """NCSN++ in bf16, augmented, with labels left out, on two ranks; then sCM by DDPM++ from it, guided
+    by scales that it is told. Frequencies stay as
     drawn.
     """
     runs = tmp_path / "runs"
@@ -48,6 +49,7 @@ def test_a_teacher_is_trained_and_followed_in_forward_mode(tmp_path: Path, digit
 
     path = write_config(tmp_path, digits, text("ddpmpp"))
     scm = ["objective.kind=scm_distillation", f"objective.teacher={runs}/teacher", "run.name=student"]
+    scm += ["objective.guidance_range=[1.0, 4.0]", "network.told_guidance=true"]
     run = train(1, tmp_path / "student.log", path, *common, *scm, "train.steps=2")
     assert run.join() == [0], run.text
     for name in ("teacher", "student"):

@@ -18,6 +18,8 @@ from cmdist.train.trainer import labels_of
 from ranks import pipeline
 from runs import GUIDABLE, call, make_data, make_run
 
+NETWORK = {key: value for key, value in GUIDABLE["network"].items() if key != "null_label"}
+NAMED = (("edm", 10), ("worse", 3))
 evaluate, sample, edit = pipeline("evaluate"), pipeline("sample"), pipeline("edit")
 
 
@@ -130,3 +132,46 @@ def test_accuracy_of_what_has_no_classes_is_refused(run: Path) -> None:
     path.write_text(path.read_text().replace("classes: 10", "classes: 0"))
     with pytest.raises(ConfigError, match=r"--metrics accuracy: none has no classes"):
         call(evaluate.main, none, "--metrics", "accuracy")
+
+
+def test_a_worse_model_guides_and_its_weights_are_recorded(run: Path, tmp_path: Path) -> None:
+    """Autoguidance: the baseline is another run; neither needs to know no class."""
+    data = run.parent / "data"
+    better, worse = (make_run(tmp_path / "runs", name, data, "denoising", step=step) for name, step in NAMED)
+    made = []
+    for name, more in {"plain": (), "guided": ("--guidance", 2, "--guide", worse)}.items():
+        call(sample.main, better, "--steps", "heun", "--seeds", 3, 14, "--out", tmp_path / f"{name}.png", *more)
+        made.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    assert not np.array_equal(made[0], made[1])
+    call(evaluate.main, better, "--n", 200, "--guidance", 2, "--guide", worse)
+    (record,) = figures(better)
+    assert record["sampling"]["guidance"].pop("weights").startswith("xxh3:")
+    assert record["sampling"]["guidance"] == {"kind": "auto", "scale": 2.0, "low": 0.0, "high": None}
+    student = make_run(tmp_path / "runs", "ct", data)
+    for url, options, sentence in (
+        (better, ("--guide", worse), "a scale other than 1 is needed"),
+        (better, ("--guidance", 2, "--guide", student), "ct is no denoiser"),
+        (better, ("--guidance", 2, "--guide", tmp_path / "no.safetensors"), "no.safetensors is not there"),
+        (student, ("--guidance", 2, "--guide", worse), "ct cannot be guided by another model: it is no denoiser"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            call(evaluate.main, url, "--n", 200, *options)
+
+
+def test_a_student_that_was_told_scales_is_asked_for_one(run: Path, tmp_path: Path) -> None:
+    told = {
+        "objective": {"kind": "consistency_distillation", "teacher": str(run), "guidance_range": [1.0, 4.0]},
+        "network": NETWORK | {"told_guidance": True},
+    }
+    student = make_run(tmp_path, "student", run.parent / "data", **told)
+    made = []
+    for name, more in {"plain": (), "one": ("--guidance", 1), "three": ("--guidance", 3)}.items():
+        call(sample.main, student, "--steps", 1, 2, "--seeds", 3, 14, "--out", tmp_path / f"{name}.png", *more)
+        made.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
+    call(evaluate.main, student, "--n", 200, "--steps", 1, "--guidance", 3)
+    (record,) = figures(student)
+    assert record["sampling"]["guidance"] == {"kind": "told", "scale": 3.0, "low": 0.0, "high": None}
+    for options in (("--guidance", 5), ("--guidance", 0.5), ("--guidance", 2, "--guidance-interval", 0.1, 1)):
+        with pytest.raises(ConfigError, match=r"was told scales of guidance in \[1.0, 4.0\]"):
+            call(evaluate.main, student, "--n", 200, *options)

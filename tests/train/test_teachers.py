@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmdist import build, config, teachers
+from cmdist import build, config, models, pins, teachers
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.train import beforehand
 from runs import GUIDABLE, make_data, make_run
@@ -89,3 +89,37 @@ def test_a_second_stage_needs_a_first_that_is_a_consistency_model_of_the_same_im
         second("ct", "data.classes=0")
     with pytest.raises(CheckpointError, match=r"nowhere is not a run folder"):
         second("nowhere")
+
+
+def test_a_teacher_is_guided_away_from_a_worse_one(root: Path) -> None:
+    """A run or a file; neither knows the label of no class, and images may have no classes."""
+    cpu, worse = torch.device("cpu"), make_run(root / "runs", "worse", root / "data", "denoising", step=3, emas=(0.9,))
+    (ema,) = list(worse.glob("**/ema*.safetensors"))[:1]
+    follow = [*CD, f"objective.teacher={root}/runs/edm", "network.norm_groups=by_width"]
+    plain = config.load(write_config(root, str(root / "data")), follow)
+    data = build.dataset(plain)
+    x, labels = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 5, 9])
+    better = teachers.teacher(plain, data, cpu)
+    bad = build.load_denoiser(models.open_run(str(worse)))
+    assert better is not None
+    for guide in (worse, ema):
+        keys = [*follow, f"objective.guide={guide}", "objective.guidance=1.7", "objective.guidance_low=0.5"]
+        check(root, *keys)
+        assert pins.named(config.load(write_config(root, "none"), keys))["objective.guide"] == str(guide)
+        denoise = teachers.teacher(config.load(write_config(root, str(root / "data")), keys), data, cpu)
+        assert denoise is not None
+        with torch.inference_mode():
+            for sigma, w in ((0.5, 1.0), (2.0, 1.7)):
+                level = torch.full((4,), sigma)
+                good, away = better(x, level, labels), bad(x, level, labels)
+                torch.testing.assert_close(denoise(x, level, labels), away + w * (good - away), atol=1e-5, rtol=1e-5)
+
+
+def test_a_guide_is_a_denoiser_of_the_same_images(root: Path) -> None:
+    keys = [*CD, f"objective.teacher={root}/runs/edm", "objective.guidance=1.7"]
+    with pytest.raises(ConfigError, match=r"guide .*ct is no denoiser, its objective is .*; a guide must be one"):
+        check(root, *keys, f"objective.guide={root}/runs/ct")
+    with pytest.raises(CheckpointError, match=r"objective.guide: .*nowhere is not a run folder"):
+        check(root, *keys, f"objective.guide={root}/nowhere")
+    with pytest.raises(ConfigError, match=r"objective.guide .*nowhere.pt is not there"):
+        check(root, *keys, f"objective.guide={root}/nowhere.pt")
