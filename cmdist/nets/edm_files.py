@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from cmdist.errors import CheckpointError
@@ -74,6 +76,7 @@ def _tensors(top: Any, url: str) -> dict[str, Tensor]:
         _, state = _of(module)
         for group in ("_parameters", "_buffers"):
             for name, value in _dictionary(state.get(group)).items():
+                value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
                 if value is not None and not isinstance(value, Tensor):
                     raise CheckpointError(f"{url}: {prefix}{name} is no tensor")
                 if value is not None:

@@ -1,16 +1,20 @@
 """Pickles of networks, read without running anything of them.
 
-EDM's files are pickles of objects that carry their own source code. Here tensors, dictionaries and lists become what
-they are; every class and function that a file names becomes an inert record of its name, arguments and state.
+EDM's files are pickles of objects that carry their own source code. Here tensors, arrays of numbers, dictionaries and
+lists become what they are; every class and function that a file names becomes an inert record of its name, arguments
+and state.
 """
 
 import collections
 import io
+import math
 import pickle
 import pickletools
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cmdist.errors import CheckpointError
@@ -105,7 +109,37 @@ def _bytes(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """How protocol 2 writes none."""
+    return b""
+
+
+_NUMBERS = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split())  # noqa: SIM905
+
+
+def _array(*arguments: Any) -> NDArray[Any]:
+    """Empty; its numbers are the state that comes after it."""
+    return np.empty(0, np.uint8)
+
+
+def _dtype(name: Any, *rest: Any) -> np.dtype[Any]:
+    if name not in _NUMBERS:
+        raise pickle.UnpicklingError("an array of something else than numbers")
+    return np.dtype(name)
+
+
+def _scalar(dtype: Any, content: Any) -> Any:
+    """A number of Python."""
+    if not isinstance(dtype, np.dtype) or not isinstance(content, bytes) or len(content) != dtype.itemsize:
+        raise pickle.UnpicklingError("a number that is none")
+    return np.frombuffer(content, dtype)[0].item()
+
+
 KNOWN: dict[tuple[str, str], Any] = {
+    ("__builtin__", "bytes"): _no_bytes,
+    ("numpy", "dtype"): _dtype,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _array for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     ("_codecs", "encode"): _bytes,
     ("collections", "OrderedDict"): _ordered,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -118,6 +152,8 @@ _InPython: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the compiled
 
 
 class _Reader(_InPython):  # type: ignore[misc]
+    left = 0  # bytes that arrays may still have: not more than the file, whatever stands in it twice
+
     def find_class(self, module: str, name: str) -> Any:
         known = KNOWN.get((module, name))
         return known if known is not None else type("Record", (Record,), {"name": f"{module}.{name}"})
@@ -131,9 +167,26 @@ class _Reader(_InPython):  # type: ignore[misc]
         if isinstance(self.stack[-2], collections.OrderedDict):
             self.stack.pop()
             return
+        if isinstance(self.stack[-2], np.dtype):
+            if self.stack.pop()[1] not in ("<", "=", "|"):
+                raise pickle.UnpicklingError("numbers whose first byte is the highest")
+            return
+        if isinstance(self.stack[-2], np.ndarray):
+            self._fill(self.stack[-2], self.stack.pop())
+            return
         if not isinstance(self.stack[-2], Record):
             raise pickle.UnpicklingError("a state for what has none")
         super().load_build()
+
+    def _fill(self, array: NDArray[Any], state: Any) -> None:
+        """Give an array its numbers."""
+        version, shape, dtype, _, content = state
+        if not isinstance(dtype, np.dtype) or not isinstance(content, bytes) or version != 1:
+            raise pickle.UnpicklingError("an array of something else than numbers")
+        if math.prod(shape) * dtype.itemsize != len(content) or min((0, *shape)) < 0 or len(content) > self.left:
+            raise pickle.UnpicklingError("another count of numbers than stated")
+        self.left -= len(content)
+        array.__setstate__(state)
 
     def load_setitem(self) -> None:
         _plain(self.stack[-2:-1])
@@ -175,7 +228,9 @@ def read(content: bytes, url: str) -> Any:
     """What a pickle holds. Raises CheckpointError, with one sentence, for one that is damaged or of another kind."""
     try:
         _check(content)
-        return _Reader(io.BytesIO(content)).load()
+        reader = _Reader(io.BytesIO(content))
+        reader.left = len(content)
+        return reader.load()
     except Exception as error:  # a damaged pickle raises almost anything
         raise CheckpointError(
             f"{url} cannot be read: it is damaged, or no pickle of a network; nothing of it was run"

@@ -14,13 +14,14 @@ import yaml
 from PIL import Image
 
 from cmdist import build, config, teachers
+from cmdist.checkpoints import search
 from cmdist.data.preparing.shards import write_dataset
 from cmdist.data.preparing.sources.base import Source
 from cmdist.errors import CheckpointError, ConfigError
 from cmdist.nets.classifier import Classifier
 from cmdist.train import beforehand
 from nets.persistence import file, weights
-from ranks import REPOSITORY, pipeline
+from ranks import REPOSITORY, pipeline, train
 from runs import call
 
 convert, sample, export, evaluate = (pipeline(name) for name in ("convert", "sample", "export", "evaluate"))
@@ -77,6 +78,10 @@ def test_a_published_file_is_sampled_measured_followed_and_exported(
     student = denoiser | {"objective": {"kind": "consistency_distillation", "teacher": str(made)}, "init": "teacher"}
     followed = config.parse(yaml.safe_dump(student))
     beforehand.check_weights(followed, str(tmp_path / "runs/cd"), "auto")
+    (tmp_path / "cd.yaml").write_text(yaml.safe_dump(student | {"run": {**student["run"], "name": "cd"}}))
+    training = train(1, tmp_path / "cd.log", str(tmp_path / "cd.yaml"))
+    assert training.join() == [0], training.text
+    assert search.steps(str(tmp_path / "runs/cd")) == [2]
     teacher = teachers.teacher(followed, build.dataset(followed), torch.device("cpu"))
     assert teacher is not None
     x, sigma = torch.from_numpy(archive["x"]), torch.from_numpy(archive["sigma"])
