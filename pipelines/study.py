@@ -3,6 +3,7 @@
 python pipelines/study.py configs/studies/figure4.yaml                what is missing, and the page
 python pipelines/study.py configs/studies/figure4.yaml --dry-run      the grid, what it costs and what is there
 python pipelines/study.py configs/studies/figure4.yaml --page         the page again, from what is there
+python pipelines/study.py configs/studies/*.yaml --claims             one page of all claims
 python pipelines/study.py configs/studies/figure4.yaml --slurm        one array task for each run
 
 A run that is there already, also as another study made it, is not made again.
@@ -13,15 +14,20 @@ from collections.abc import Sequence
 from functools import partial
 
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.studies import grid, page, running, slurm
+from cmdist.studies import claims, grid, page, running, slurm
 from cmdist.system import cli, storage
 
 tell = partial(print, flush=True)
 
 
+def name_of(file: str) -> str:
+    """Of a study: its file's."""
+    return file.rpartition("/")[2].partition(".")[0]
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", help="a study file, e.g. configs/studies/figure4.yaml")
+    parser.add_argument("study", nargs="+", help="a study file, e.g. configs/studies/figure4.yaml")
     parser.add_argument(
         "--root", default="runs/studies", help="of the data and runs of all studies (default %(default)s)"
     )
@@ -30,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print the grid and its cost, make nothing")
     what.add_argument("--page", action="store_true", help="tables, figure and page from what is there")
+    what.add_argument("--claims", action="store_true", help="one page of the claims of several studies, made before")
     what.add_argument("--slurm", action="store_true", help="submit an array for each generation of runs")
     what.add_argument("--task", type=int, metavar="N", help="the run of number N alone, as an array's task does")
     parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="with --slurm, of sbatch")
@@ -38,7 +45,13 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--width must be 1 to 1024, not {options.width}")
     if options.sbatch and not options.slurm:
         raise ConfigError("--sbatch is of --slurm")
-    study, name = grid.load(options.study), options.study.rpartition("/")[2].partition(".")[0]
+    if options.claims:
+        studies = [(name_of(file), grid.load(file)) for file in options.study]
+        return tell(f"page: {claims.page(studies, options.out)}")
+    if len(options.study) > 1:
+        raise ConfigError("one study file is taken; several with --claims only")
+    (options.study,) = options.study
+    study, name = grid.load(options.study), name_of(options.study)
     if options.dry_run:
         return running.print_plan(study, options.root, tell)
     if not options.page:

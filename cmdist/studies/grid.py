@@ -14,6 +14,7 @@ A study file says, beside its title and question,
           distance: {l1: {objective.distance: {kind: l1}}, l2: {objective.distance: {kind: l2}}}
         measure: {steps: ['1', '2'], n: 5000, at: [400]}
     panels: ...                     the figure (report/grids.py)
+    claims: ...                     what a paper says, what is seen, and a verdict (studies/claims.py)
     text: ...                       the page's words; {{median: cd distance=l1 1}} stands for a number of the table
 """
 
@@ -75,6 +76,15 @@ class Panel(Section):
     log: bool = True
 
 
+class Claim(Section):
+    """What a paper says, what the study sees (a text as the page's), and the verdict with its reason."""
+
+    claim: str
+    seen: str
+    verdict: Literal["reproduced", "reproduced in part", "not reproduced", "out of reach here"]
+    why: str = ""
+
+
 class Study(Section):
     """A grid of runs, what is measured of them, and what is told of it."""
 
@@ -86,6 +96,7 @@ class Study(Section):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)]
     groups: Annotated[dict[Name, Group], Field(min_length=1)]
     panels: tuple[Panel, ...] = ()
+    claims: tuple[Claim, ...] = ()
     text: str = ""
 
     def data_at(self, root: str) -> str:

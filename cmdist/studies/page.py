@@ -6,6 +6,7 @@ from cmdist.checkpoints import search
 from cmdist.errors import ConfigError
 from cmdist.report import drawing, grids, tables
 from cmdist.report.tables import Row
+from cmdist.studies import claims
 from cmdist.studies.grid import Cell, Study
 from cmdist.studies.running import flops
 from cmdist.system import storage
@@ -42,6 +43,7 @@ def text(study: Study, name: str, out: str) -> str:
         study.question.strip(),
         *([drawing.picture(name, "figure", study.title)] if study.panels else []),
         f"    python pipelines/study.py configs/studies/{name}.yaml",
+        claims.table(study.claims, folder),
         grids.filled(study.text, folder).strip(),
         "## All figures",
         f"Of each run {spread}: Frechet distance of generated images to all real ones; the images that training saw, "

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cmdist.studies import grid, page
+from cmdist.studies import claims, grid, page
 from ranks import REPOSITORY
 
 OUT = REPOSITORY / "docs/studies"
@@ -19,3 +19,11 @@ def test_every_number_of_a_page_is_read_from_its_table(name: str) -> None:
 def test_a_shipped_study_can_be_read(name: str) -> None:
     study = grid.load(str(REPOSITORY / f"configs/studies/{name}.yaml"))
     assert 0 not in study.seeds and 5 not in study.seeds  # on which settings were chosen
+
+
+def test_the_page_of_claims_is_what_the_studies_tables_say() -> None:
+    studies = [(name, grid.load(str(REPOSITORY / f"configs/studies/{name}.yaml"))) for name in STUDIES]
+    text = claims.text(studies, str(OUT))
+    assert (OUT / "claims.md").read_text() == text
+    for word in ("perceptual", "Heun", "18 on CIFAR-10", "adaptive schedules", "behind CD", "second step", "progressive"):
+        assert any(word in line for line in text.splitlines() if line.startswith("|")), word
