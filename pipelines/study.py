@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.studies import claims, grid, page, running, slurm
+from cmdist.studies import claims, grid, page, running, slurm, web
 from cmdist.system import cli, storage
 
 tell = partial(print, flush=True)
@@ -67,6 +67,8 @@ def main(arguments: Sequence[str]) -> None:
     if failed:
         raise CmdistError(f"{len(failed)} of {len(cells)} runs failed, first {failed[0]}; the same command tries again")
     tell(f"page: {page.write(study, name, cells, options.out)}")
+    folder = storage.join(options.out, name)
+    tell(f"report: {web.write(study, name, cells, folder, storage.join(options.root, 'reports'))}")
     tell(f"runs: {storage.join(options.root, 'runs')}")
 
 

@@ -13,8 +13,13 @@ from cmdist.report.drawing import Theme
 from cmdist.report.tables import Row, Table
 
 _NUMBER = re.compile(r"\{\{(median|low|high|ratio): ([^{}]+)\}\}")
-_COLOURS = ("exact", "training", "euler", "heun", "other")
-_DASHES = ("-", "--", ":", "-.")
+COLOURS = ("exact", "training", "euler", "heun", "other")
+DASHES = ("-", "--", ":", "-.")
+COSTS = {"images": "images seen", "tflop": "TFLOP of training, counted", "seconds": "seconds of training"}
+COST_NOTE = (
+    "Each run at the steps of training at which it was measured, in the fewest steps of sampling that it has. The time "
+    "is that of the machine that trained it, start and saving included, beside other runs."
+)
 _OWN = ("seed", "run", "value")  # columns of a row that its group of seeds does not share
 
 
@@ -57,7 +62,7 @@ def _panel(table: Table, panel: Mapping[str, Any], titles: Mapping[str, str]) ->
     x, by = ({"steps": "sampler"}.get(panel[key], panel[key]) for key in ("x", "by"))
 
     def plot(ax: Axes, theme: Theme) -> None:
-        colours = [theme.method[name] for name in _COLOURS]
+        colours = [theme.method[name] for name in COLOURS]
         rows = [row for row in chosen() if row.get(x)]
         if panel["kind"] == "bars":
             rows = list({(row[x], row[by]): row for row in sorted(rows, key=lambda row: int(row["step"]))}.values())
@@ -68,7 +73,7 @@ def _panel(table: Table, panel: Mapping[str, Any], titles: Mapping[str, str]) ->
                 points = [row for row in rows if row[by] == name]
                 if x not in ("images", "tflop"):  # of each place the last step of training at which it was measured
                     points = list({row[x]: row for row in sorted(points, key=lambda row: int(row["step"]))}.values())
-                _curve(ax, points, x, titles.get(name, name), colours[number % 5], _DASHES[number // 5 % 4])
+                _curve(ax, points, x, titles.get(name, name), colours[number % 5], DASHES[number // 5 % 4])
             ax.legend()
         ax.set(title=panel["title"], ylabel="Frechet distance")
         if panel["log"]:
@@ -99,7 +104,7 @@ def _curve(ax: Axes, points: Table, x: str, label: str, colour: str, dash: str) 
 
 def _bars(ax: Axes, theme: Theme, rows: Table, x: str, by: str, titles: Mapping[str, str]) -> None:
     """A bar for each (x, by), grouped by x."""
-    colours = [theme.method[name] for name in _COLOURS]
+    colours = [theme.method[name] for name in COLOURS]
     names, series = list(dict.fromkeys(row[x] for row in rows)), list(dict.fromkeys(row[by] for row in rows))
     width = 0.8 / max(len(series), 1)
     for number, one in enumerate(series):
@@ -115,6 +120,42 @@ def _bars(ax: Axes, theme: Theme, rows: Table, x: str, by: str, titles: Mapping[
     ax.set_xticks(range(len(names)), [titles.get(name, name) for name in names], rotation=45, ha="right")
     if len(series) > 1:
         ax.legend()
+
+
+def draw_costs(folder: str, axes: Sequence[str], titles: Mapping[str, str]) -> None:
+    """FOLDER/costs-light.svg and -dark.svg from FOLDER/medians.csv: a curve for each place in the grid."""
+    table = tables.read(folder, "medians")
+    drawing.save(folder, "costs", [_cost(table, axes, titles, cost) for cost in COSTS], width=4.6, height=5.0)
+
+
+def _cost(table: Table, axes: Sequence[str], titles: Mapping[str, str], cost: str) -> drawing.Panel:
+    """Curves of the places of the grid against a cost."""
+
+    def plot(ax: Axes, theme: Theme) -> None:
+        colours = [theme.method[name] for name in COLOURS]
+        places: dict[tuple[str, ...], Table] = {}
+        for row in table:
+            places.setdefault((row["group"], *(row.get(axis, "") for axis in axes)), []).append(row)
+        for number, (key, points) in enumerate(places.items()):
+            fewest = min((row["sampler"] for row in points), key=lambda s: int(s) if s.isdigit() else 99)
+            points = sorted((row for row in points if row["sampler"] == fewest), key=lambda row: float(row[cost]))
+            label = " ".join([titles.get(key[0], key[0]), *(value for value in key[1:] if value)])
+            middle = [float(row["median"]) for row in points]
+            spread = [
+                [m - float(row["low"]) for m, row in zip(middle, points, strict=True)],
+                [float(row["high"]) - m for m, row in zip(middle, points, strict=True)],
+            ]
+            dash = DASHES[number // 5 % 4]
+            ax.errorbar(
+                [float(row[cost]) for row in points], middle, spread, label=label, color=colours[number % 5],
+                linestyle=dash, marker="o", markersize=4, capsize=3,
+            )  # fmt: skip
+        ax.set(title=f"against {COSTS[cost]}", ylabel="Frechet distance", yscale="log")
+        ax.set_xlabel(COSTS[cost])
+        if cost == list(COSTS)[-1]:
+            ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+
+    return plot
 
 
 def filled(text: str, folder: str) -> str:
@@ -147,8 +188,19 @@ def _one(table: Table, place: str, column: str) -> str:
 
 
 def markdown(folder: str, axes: Sequence[str], titles: Mapping[str, str]) -> str:
-    """The table of a page: a row for each place in the grid at its last step, a column for each number of steps of
-    sampling, as median (lowest - highest).
+    """The table of a page, with the medians in bold."""
+    head, *rows = cells(folder, axes, titles)
+    first, last = 1 + len(axes), len(head) - 3  # the columns of figures
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in rows:
+        bold = [re.sub(r"^(\S+)", r"**\1**", value) for value in row[first:last]]
+        lines.append(f"| {' | '.join([*row[:first], *bold, *row[last:]])} |")
+    return "\n".join(lines)
+
+
+def cells(folder: str, axes: Sequence[str], titles: Mapping[str, str]) -> list[list[str]]:
+    """A head, and a row for each place in the grid at its last step: a column for each number of steps of sampling, as
+    median (lowest - highest), then the costs.
     """
     table = tables.read(folder, "medians")
     places: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
@@ -158,17 +210,16 @@ def markdown(folder: str, axes: Sequence[str], titles: Mapping[str, str]) -> str
             of_place[row["sampler"]] = row
     samplers = sorted({row["sampler"] for row in table}, key=lambda s: (s == "heun", int(s) if s.isdigit() else 0))
     names = ["heun (ODE)" if s == "heun" else f"{s} step{'s' if s != '1' else ''}" for s in samplers]
-    head = ["run", *axes, *names, "images", "TFLOP", "seconds"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    result = [["run", *axes, *names, "images", "TFLOP", "seconds"]]
     for (group, *values), by_sampler in places.items():
         any_row = next(iter(by_sampler.values()))
         figures = [_spread(by_sampler.get(sampler)) for sampler in samplers]
         cost = [f"{int(any_row['images']):,}", any_row["tflop"], f"{float(any_row['seconds']):.0f}"]
-        lines.append(f"| {' | '.join([titles.get(group, group), *values, *figures, *cost])} |")
-    return "\n".join(lines)
+        result.append([titles.get(group, group), *values, *figures, *cost])
+    return result
 
 
 def _spread(row: Mapping[str, str] | None) -> str:
     if row is None:
         return ""
-    return f"**{row['median']}** ({row['low']} - {row['high']})" if int(row["seeds"]) > 1 else f"**{row['median']}**"
+    return f"{row['median']} ({row['low']} - {row['high']})" if int(row["seeds"]) > 1 else row["median"]

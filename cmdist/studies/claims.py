@@ -11,12 +11,14 @@ HEAD = "| claim of the paper | what is seen | |\n|---|---|---|"
 
 def table(claims: Sequence[Claim], folder: str) -> str:
     """Markdown of a study's claims, whose numbers are read from FOLDER/medians.csv. Raises ConfigError."""
-    return "\n".join([HEAD, *(_row(claim, folder) for claim in claims)]) if claims else ""
+    rows = (f"| {' | '.join(row(claim, folder))} |" for claim in claims)
+    return "\n".join([HEAD, *rows]) if claims else ""
 
 
-def _row(claim: Claim, folder: str) -> str:
+def row(claim: Claim, folder: str) -> tuple[str, str, str]:
+    """Claim, what is seen, verdict and reason. Raises ConfigError."""
     why = f": {claim.why.strip()}" if claim.why else ""
-    return f"| {claim.claim} | {grids.filled(claim.seen, folder).strip()} | {claim.verdict}{why} |"
+    return claim.claim.strip(), grids.filled(claim.seen, folder).strip(), f"{claim.verdict}{why}"
 
 
 def page(studies: Sequence[tuple[str, Study]], out: str) -> str:

@@ -23,6 +23,8 @@ def write(study: Study, name: str, grid: list[Cell], out: str) -> str:
     tables.write(folder, "figures", rows)
     tables.write(folder, "medians", grids.medians(rows))
     titles = {group: words.title or group for group, words in study.groups.items()}
+    axes = list(dict.fromkeys(axis for group in study.groups.values() for axis in group.axes))
+    grids.draw_costs(folder, axes, titles)
     if study.panels:
         grids.draw(folder, [panel.model_dump() for panel in study.panels], titles)
     place = storage.join(out, f"{name}.md")
@@ -45,6 +47,9 @@ def text(study: Study, name: str, out: str) -> str:
         f"    python pipelines/study.py configs/studies/{name}.yaml",
         claims.table(study.claims, folder),
         grids.filled(study.text, folder).strip(),
+        "## At equal images, FLOPs and time",
+        drawing.picture(name, "costs", "Frechet distance against cost"),
+        grids.COST_NOTE,
         "## All figures",
         f"Of each run {spread}: Frechet distance of generated images to all real ones; the images that training saw, "
         "the floating-point operations of training as `--plan` counts them, and the seconds that training took, start "

@@ -1,6 +1,7 @@
 """A study is made, goes on after kills, and is told of."""
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -80,6 +81,8 @@ def test_killed_at_ten_moments_it_ends_with_the_same_table_and_nothing_is_made_t
     assert rows[0] == rows[1] and len(rows[0]) == 4 * (1 + 2 * 2 * 3)
     for cell in grid.cells(grid.load(file), str(tmp_path / "killed")):
         assert len(list((Path(cell.url) / "evaluations").glob("*.json"))) == len(cell.steps) * len(cell.samplers(4))
+    report = (tmp_path / "whole/reports/small.html").read_text()
+    assert report.count("data:image/png;base64,") == 3 and "http" not in re.sub(r"data:[^\"]*", "", report)
     page = (tmp_path / "whole/pages/small.md").read_text()
     assert "{{" not in page and "| CD |" not in page and "| cd | l1 |" in page
     assert (tmp_path / "whole/pages/small/figure-dark.svg").stat().st_size > 10_000

@@ -25,5 +25,13 @@ def test_the_page_of_claims_is_what_the_studies_tables_say() -> None:
     studies = [(name, grid.load(str(REPOSITORY / f"configs/studies/{name}.yaml"))) for name in STUDIES]
     text = claims.text(studies, str(OUT))
     assert (OUT / "claims.md").read_text() == text
-    for word in ("perceptual", "Heun", "18 on CIFAR-10", "adaptive schedules", "behind CD", "second step", "progressive"):
+    for word in (
+        "perceptual",
+        "Heun",
+        "18 on CIFAR-10",
+        "adaptive schedules",
+        "behind CD",
+        "second step",
+        "progressive",
+    ):
         assert any(word in line for line in text.splitlines() if line.startswith("|")), word
