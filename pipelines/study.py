@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.studies import claims, grid, page, running, slurm, web
+from cmdist.studies import claims, grid, page, parent, running, slurm, web
 from cmdist.system import cli, storage
+from cmdist.tracking.mlflow import TrackingError
 
 tell = partial(print, flush=True)
 
@@ -66,9 +67,15 @@ def main(arguments: Sequence[str]) -> None:
     failed = [] if options.page else running.make_all(cells, options.root, options.width, tell)
     if failed:
         raise CmdistError(f"{len(failed)} of {len(cells)} runs failed, first {failed[0]}; the same command tries again")
-    tell(f"page: {page.write(study, name, cells, options.out)}")
-    folder = storage.join(options.out, name)
-    tell(f"report: {web.write(study, name, cells, folder, storage.join(options.root, 'reports'))}")
+    folder, written = storage.join(options.out, name), page.write(study, name, cells, options.out)
+    tell(f"page: {written}")
+    report = web.write(study, name, cells, folder, storage.join(options.root, "reports"))
+    tell(f"report: {report}")
+    pages = [written, report, *(storage.join(folder, f"{table}.csv") for table in ("figures", "medians"))]
+    try:
+        parent.log(study, name, cells, folder, pages)
+    except TrackingError as error:
+        cli.say(f"not in MLflow yet: {error}; the same command sends it later")
     tell(f"runs: {storage.join(options.root, 'runs')}")
 
 

@@ -13,6 +13,7 @@ the server has answered.
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from cmdist.tracking.journal import Tracker as Tracker  # what the training uses
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _EVALUATION = "cmdist.evaluation"
+_STUDY = "cmdist.study"  # on the parent of a study's runs: its name
 
 
 class TrackingError(CmdistError):
@@ -212,6 +214,49 @@ def log_evaluation(
         raise
     except Exception as error:
         raise TrackingError(f"{uri} did not take the figures: {type(error).__name__}: {error}") from error
+
+
+def metric_name(text: str) -> str:
+    """A name that MLflow takes: other characters than its own become underscores."""
+    return re.sub(r"[^\w\-. /]", "_", text)[:250]
+
+
+def log_study(
+    uri: str,
+    experiment: str,
+    name: str,
+    title: str,
+    keys: Sequence[str],
+    metrics: Mapping[str, float],
+    artifacts: Sequence[Path],
+    when: int,
+) -> str:
+    """Write a study: a run of its own, which becomes the parent of the runs `keys` that have none; its id in MLflow.
+
+    A second time its metrics get further points and its artifacts are replaced. `when` is in ms. Raises TrackingError.
+    """
+    try:
+        client = connect(uri)
+        experiment_id = experiment_of(client, uri, experiment)
+        same = client.search_runs([experiment_id], f"tags.`{_STUDY}` = '{name}'", max_results=1)
+        study = same[0] if same else client.create_run(experiment_id, run_name=name, tags={_STUDY: name})
+        parent = str(study.info.run_id)
+        client.set_tag(parent, "mlflow.note.content", title)
+        for key in keys:
+            run = branches.find(client, experiment_id, key)
+            if run is not None and PARENT not in run.data.tags:
+                client.set_tag(run.info.run_id, PARENT, parent)
+        points = [point(metric, value, when, 0) for metric, value in metrics.items()]
+        for first in range(0, len(points), branches.BATCH):
+            client.log_batch(parent, metrics=points[first : first + branches.BATCH])
+        for path in artifacts:
+            client.log_artifact(parent, str(path))
+        client.set_terminated(parent, "FINISHED")
+    except CmdistError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"{uri} did not take the study: {type(error).__name__}: {error}") from error
+    return parent
 
 
 def runs(uri: str, experiment: str) -> list[dict[str, Any]]:

@@ -10,8 +10,10 @@ import pytest
 from cmdist import config as configuration
 from cmdist.migrations import EVALUATION
 from cmdist.report import grids, tables
-from cmdist.studies import grid, page, web
+from cmdist.studies import grid, page, parent, web
 from cmdist.studies.grid import Cell, Study
+from cmdist.tracking import courier
+from cmdist.tracking import mlflow as tracking
 from runs import make_data, make_run
 from studies.small import STUDY, write
 
@@ -83,3 +85,39 @@ def test_costs_are_drawn_of_every_place(made: tuple[Study, list[Cell], str]) -> 
     assert {row["group"] for row in tables.read(folder, "medians")} == {"teacher", "cd"}
     assert list(grids.COSTS) == ["images", "tflop", "seconds"]
     assert all((Path(folder) / f"costs-{theme}.svg").stat().st_size > 10_000 for theme in ("light", "dark"))
+
+
+def test_in_mlflow_a_study_is_the_parent_of_its_runs(made: tuple[Study, list[Cell], str], tmp_path: Path) -> None:
+    study, cells, folder = made
+    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    courier.deliver(Path(tracking.spool_folder(cells[0].url)))
+    courier.deliver(Path(tracking.spool_folder(cells[1].url)))
+    id_ = parent.log(study, "small", cells, folder, [f"{folder}.md", f"{folder}/medians.csv"])
+    assert parent.log(study, "small", cells, folder, []) == id_
+    other = parent.log(study, "other", cells, folder, [])
+    found = {run["id"]: run for run in tracking.runs(uri, "tests")}
+    assert id_ is not None and other not in (None, id_) and len(found) == 4
+    children = [run for run in found.values() if run["parent"]]
+    assert {run["name"] for run in children} == {"edm", "l1"} and {run["parent"] for run in children} == {id_}
+    assert found[id_]["metrics"] == {
+        "fd_ode/teacher/at 4": 9.0, "fd_1step/cd/distance l1/at 4": 30.0, "fd_2step/cd/distance l1/at 4": 12.5
+    }  # fmt: skip
+    names = {item.path for item in tracking.connect(uri).list_artifacts(id_)}
+    assert names == {"small.md", "medians.csv"}
+
+
+def test_a_server_that_is_down_is_one_error(made: tuple[Study, list[Cell], str], tmp_path: Path) -> None:
+    study, cells, folder = made
+    for cell in cells:
+        place = Path(cell.url) / "run.json"
+        place.write_text(place.read_text().replace(f"sqlite:///{tmp_path}/runs/mlflow.db", "http://127.0.0.1:9"))
+    with pytest.raises(tracking.TrackingError, match=r"http://127.0.0.1:9 did not take the study"):
+        parent.log(study, "small", cells, folder, [])
+
+
+def test_runs_that_are_tracked_nowhere_have_no_parent(made: tuple[Study, list[Cell], str], tmp_path: Path) -> None:
+    study, cells, folder = made
+    for cell in cells:
+        place = Path(cell.url) / "run.json"
+        place.write_text(place.read_text().replace(f"sqlite:///{tmp_path}/runs/mlflow.db", "none"))
+    assert parent.log(study, "small", cells, folder, []) is None
