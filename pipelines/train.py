@@ -18,6 +18,7 @@ from cmdist.errors import ConfigError
 from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
 from cmdist.system.watchdog import Watchdog
+from cmdist.tracking.journal import Courier
 from cmdist.tracking.mlflow import spool_folder
 from cmdist.train import beforehand, lineage, resume, start, telling
 from cmdist.train.assembly import make_trainer
@@ -146,6 +147,8 @@ def go_on(
 ) -> bool:
     """Train from a checkpoint, or from the beginning; whether the last step is done."""
     config = begun.config
+    tracked = world.first and known["tracking_uri"] != "none"
+    courier = tracked and Courier(spool_folder(run_url))  # imports MLflow while the engine is made
     trainer, order, checked = make_trainer(
         config, world, data, begun.checkpoint, run_url, known["id"], attempt, begun.measured, begun.pinned
     )
@@ -162,8 +165,10 @@ def go_on(
             command = [sys.executable, str(GLANCE), run_url]
             log = spool_folder(run_url) / "glance.log"
             trainer.glances = Glances(command, config.train.glance_every, config.train.glance_device, log, trainer.step)
-        if known["tracking_uri"] != "none":
-            trainer.tracker = telling.start_tracker(config, world, run_url, known, attempt.number, trainer.step)
+        if tracked:
+            trainer.tracker = telling.start_tracker(
+                config, world, run_url, known, attempt.number, trainer.step, courier
+            )
     status = "FAILED"
     try:
         finished = trainer.fit()

@@ -1,16 +1,19 @@
 """The process that delivers a journal to MLflow: `python -m cmdist.tracking.courier FOLDER` does so by hand."""
 
 import os
+import select
 import signal
 import sys
 import time
 from pathlib import Path
 
+from cmdist.tracking import mlflow
 from cmdist.tracking.delivery import Delivery, StoreGone
 from cmdist.tracking.journal import Journal, Watch
 
 _TURN = 600.0  # seconds for which it waits for the courier of an earlier attempt, which ends soon after its run
 _GRACE = 60.0  # seconds for which a courier goes on trying after its run has ended
+_RUN = 0  # stdin: a byte when the run's start is in the journal, and its end when no more follows
 
 
 def deliver(folder: Path, patience: float = 20.0) -> bool:
@@ -49,12 +52,23 @@ def _drain(delivery: Delivery, deadline: float) -> bool:
             time.sleep(1.0)
 
 
+def _told_to_go(parent: int) -> bool:
+    """Wait until the run says that its start is in the journal; False if it ended before."""
+    while not select.select([_RUN], [], [], 0.5)[0]:
+        if os.getppid() != parent:  # a child of it may have the other end of the pipe
+            return False
+    return bool(os.read(_RUN, 1))
+
+
 def _courier(folder: Path, parent: int) -> None:
     """Deliver a journal as long as process `parent` lives, and then what is left, for up to a minute."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the training decides when it ends, and the courier ends with it
     os.nice(10)
-    journal = Journal(folder)
+    mlflow.prepare()
+    if not _told_to_go(parent):
+        return
+    journal, ended = Journal(folder), False
     with journal.lock(_TURN) as held:
         if not held:
             print(f"{time.strftime('%F %T')} another courier has had {folder} for {_TURN:.0f} s", file=sys.stderr)
@@ -66,7 +80,10 @@ def _courier(folder: Path, parent: int) -> None:
             delivered = _drain(delivery, time.monotonic() + (_GRACE if gone else 0.0))
             if gone or (delivered and delivery.status in ("FINISHED", "FAILED", "KILLED")):
                 break
-            time.sleep(0.5 if delivered else 2.0)
+            if ended:
+                time.sleep(0.1 if delivered else 2.0)
+            elif select.select([_RUN], [], [], 0.5 if delivered else 2.0)[0]:
+                ended = not os.read(_RUN, 1)
         starts = [record["pid"] for record, _ in journal.read() if record["kind"] == "start"]
         if delivered and delivery.status in (None, "RUNNING") and starts[-1:] == [parent]:
             delivery.killed()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +118,54 @@ def set_aside(folder: Path, name: str) -> None:
             os.replace(folder / old, folder / new)
 
 
+class Courier:
+    """The process that delivers a journal (courier.py). It imports MLflow, which takes seconds, and then waits for
+    `go`: it may be started before there is a run to tell of.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        package = str(Path(__file__).parents[2])
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
+        }
+        with (folder / "courier.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cmdist.tracking.courier", str(folder), str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # signals to the job's process group are for the training
+            )
+
+    def go(self) -> None:
+        """The journal says what run this is."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it died; Tracker looks after that
+            self.process.stdin.write(b"\n")
+            self.process.stdin.flush()
+
+    def wait(self, patience: float) -> None:
+        """Let it deliver the rest at once. Raises subprocess.TimeoutExpired if that takes longer."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait(patience)
+
+    @property
+    def lives(self) -> bool:
+        """Whether the process is still there."""
+        return self.process.poll() is None
+
+
 class Tracker:
     """What rank 0 tells about a run; no call waits for the server."""
 
-    def __init__(self, journal: Journal, courier: bool) -> None:
+    def __init__(self, journal: Journal, courier: Courier | bool) -> None:
         self._journal = journal
-        self._courier_wanted = courier
-        self._courier: subprocess.Popen[bytes] | None = None
+        self._courier_wanted = bool(courier)
+        self._courier = courier if isinstance(courier, Courier) else None
         self._courier_started = 0.0
 
     @classmethod
@@ -137,12 +178,13 @@ class Tracker:
         params: Mapping[str, object],
         tags: Mapping[str, str],
         spool: Path,
-        courier: bool = True,
+        courier: Courier | bool = True,
         attempt: int = 1,
         begin: int = 0,
     ) -> "Tracker":
         """Open or go on with the run `key`; `spool` is the folder of its journal, `attempt` counts the starts of the
-        run on any node, and `begin` is the step that this one starts from.
+        run on any node, and `begin` is the step that this one starts from. `courier`: one that waits already, or
+        whether to have one.
 
         Without a courier (no network) points stay in the journal until `courier.deliver`.
         Steps beyond `begin` that an earlier attempt had logged are logged again: whoever delivers them knows whether
@@ -165,6 +207,8 @@ class Tracker:
             }
         )
         tracker = cls(journal, courier)
+        if isinstance(courier, Courier):
+            courier.go()
         tracker._watch()
         return tracker
 
@@ -201,23 +245,12 @@ class Tracker:
 
     def _watch(self) -> None:
         """Have a courier running; one that died is replaced, not more than once a minute."""
-        dead = self._courier is None or self._courier.poll() is not None
+        dead = self._courier is None or not self._courier.lives
         if not self._courier_wanted or not dead or time.monotonic() < self._courier_started:
             return
         self._courier_started = time.monotonic() + 60.0
-        package = str(Path(__file__).parents[2])
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
-        }
-        with (self._journal.folder / "courier.log").open("ab") as log:
-            self._courier = subprocess.Popen(
-                [sys.executable, "-m", "cmdist.tracking.courier", str(self._journal.folder), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,  # signals to the job's process group are for the training
-            )
+        self._courier = Courier(self._journal.folder)
+        self._courier.go()
 
 
 class Watch:

@@ -12,6 +12,7 @@ the server has answered.
 """
 
 import hashlib
+import importlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,9 +88,8 @@ def _of_sqlite(rest: str) -> str:
     return "" if os.access(there, os.W_OK) else f"{there} may not be written to"
 
 
-def connect(uri: str) -> Any:
-    """An MLflow client that gives up soon (we try again ourselves), is silent and sends nothing to anyone else."""
-    check(uri)
+def prepare() -> None:
+    """Import MLflow, in seconds, as a client that gives up soon, is silent and sends nothing to anyone else."""
     for name, value in (
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
@@ -98,6 +98,13 @@ def connect(uri: str) -> Any:
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
         os.environ.setdefault(name, value)
+    importlib.import_module("mlflow.tracking")
+
+
+def connect(uri: str) -> Any:
+    """An MLflow client that gives up soon: we try again ourselves."""
+    check(uri)
+    prepare()
     from mlflow.tracking import MlflowClient
 
     with _one_at_a_time(uri):  # the first one makes the tables

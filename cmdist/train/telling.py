@@ -15,7 +15,7 @@ from cmdist.system import distributed
 from cmdist.system.distributed import World
 from cmdist.tracking import environment
 from cmdist.tracking.branches import ORIGIN
-from cmdist.tracking.journal import Tracker
+from cmdist.tracking.journal import Courier, Tracker
 from cmdist.tracking.mlflow import spool_folder
 from cmdist.tracking.tags import NUMBERS
 from cmdist.train import start
@@ -42,7 +42,13 @@ def attempt(number: int, world: World) -> None:
 
 
 def start_tracker(
-    config: Config, world: World, run_url: str, known: dict[str, Any], attempt: int, step: int = 0
+    config: Config,
+    world: World,
+    run_url: str,
+    known: dict[str, Any],
+    attempt: int,
+    step: int = 0,
+    courier: Courier | bool = True,
 ) -> Tracker:
     """The run in MLflow, with the configuration and the environment of this attempt as artifacts."""
     facts, spool = environment.describe(world), spool_folder(run_url)
@@ -63,6 +69,7 @@ def start_tracker(
         }
         | origin,
         spool=spool,
+        courier=courier,
         attempt=attempt,
         begin=step,
     )

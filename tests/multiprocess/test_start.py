@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from cmdist import build, config
@@ -127,3 +128,17 @@ def test_a_run_imports_nothing_large_that_it_does_not_use(tmp_path: Path, digits
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.splitlines()[-1] == "imported", done.stdout + done.stderr
     assert committed(tmp_path / "runs" / "small", 1)
+
+
+@pytest.mark.parametrize("option", ["--help", "--dry-run", "--plan"])
+def test_what_only_looks_at_a_configuration_imports_nothing_that_trains_or_tracks(option: str) -> None:
+    script = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print('imported', *(n for n in ('deepspeed', 'mlflow', 'lpips', 'torchvision', 'webdataset', 'sklearn',"
+        " 'matplotlib', 'scipy', 's3fs', 'cleanfid') if n in sys.modules))"
+    )
+    command = [sys.executable, "-c", script, "pipelines/train.py", "configs/digits/cd.yaml", option]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines()[-1] == "imported", done.stdout + done.stderr

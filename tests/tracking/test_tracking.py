@@ -15,7 +15,7 @@ import pytest
 from cmdist.errors import CmdistError, ConfigError
 from cmdist.tracking import courier
 from cmdist.tracking import mlflow as tracking
-from cmdist.tracking.journal import Journal, Watch, now
+from cmdist.tracking.journal import Courier, Journal, Watch, now
 from cmdist.tracking.mlflow import Tracker
 from runs import add_store
 
@@ -95,6 +95,7 @@ def test_a_courier_does_not_wait_for_its_turn_without_end(tmp_path, monkeypatch,
     monkeypatch.setattr(courier, "_TURN", 0.2)
     monkeypatch.setattr(courier.signal, "signal", lambda *_: None)
     monkeypatch.setattr(courier.os, "nice", lambda _: None)
+    monkeypatch.setattr(courier, "_told_to_go", lambda _: True)
     with journal.lock() as held:
         assert held
         courier._courier(tmp_path / "j", os.getpid())
@@ -308,8 +309,8 @@ def test_a_server_that_is_away_never_holds_up_the_training(tmp_path, kind):
         assert time.monotonic() - begin < 2.0
     records = [record for record, _ in Journal(tmp_path / "tracking").read()]
     assert sum(record["kind"] == "metrics" for record in records) == 100
-    tracker._courier.kill()  # it would try for a minute
-    tracker._courier.wait()
+    tracker._courier.process.kill()  # it would try for a minute
+    tracker._courier.process.wait()
 
 
 def test_the_courier_delivers_while_the_training_goes_on_and_close_waits_for_it(tmp_path):
@@ -324,11 +325,52 @@ def test_the_courier_delivers_while_the_training_goes_on_and_close_waits_for_it(
     assert stored(tmp_path)[0]["status"] == "FINISHED"
 
 
+def test_a_courier_that_was_started_before_its_run_delivers_it(tmp_path):
+    waiting = Courier(tmp_path / "tracking")
+    time.sleep(0.2)
+    assert not (tmp_path / "tracking" / "lock").exists(), "nothing is taken before it is told to go"
+    tracker = start(tmp_path, courier=waiting)
+    assert tracker._courier is waiting
+    tracker.log(1, {"loss": 1.0})
+    tracker.close(patience=60)
+    assert waiting.process.returncode == 0
+    assert points(tmp_path) == [(1, 1.0)]
+
+
+def test_a_courier_whose_run_never_began_leaves_nothing(tmp_path):
+    waiting = Courier(tmp_path / "tracking")
+    waiting.wait(60)
+    assert waiting.process.returncode == 0
+    assert [path.name for path in (tmp_path / "tracking").iterdir()] == ["courier.log"]
+    assert (tmp_path / "tracking" / "courier.log").read_bytes() == b""
+
+
+def test_the_end_of_a_run_wakes_its_courier(tmp_path, monkeypatch):
+    """Its pauses are long here; what wakes it is the pipe that the run closes."""
+    script = "import runpy, sys, select\nwait = select.select\n" + (
+        "select.select = lambda r, w, x, seconds: wait(r, w, x, 100 * seconds)\n"
+        "runpy.run_module('cmdist.tracking.courier', run_name='__main__', alter_sys=True)"
+    )
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **told: popen([command[0], "-c", script, *command[3:]], **told)
+    )
+    tracker = start(tmp_path, courier=True)
+    deadline = time.monotonic() + 60
+    while Journal(tmp_path / "tracking").cursor()["place"] == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # it pauses now, for 50 s
+    tracker.log(1, {"loss": 1.0})
+    tracker.close(patience=20)
+    assert points(tmp_path) == [(1, 1.0)]
+    assert tracker._courier.process.returncode == 0
+
+
 def test_a_courier_that_died_is_replaced(tmp_path):
     tracker = start(tmp_path, courier=True)
     first = tracker._courier
-    first.kill()
-    first.wait()
+    first.process.kill()
+    first.process.wait()
     tracker.log(1, {"loss": 1.0})
     assert tracker._courier is first  # not more than once a minute
     tracker._courier_started = 0.0
