@@ -142,3 +142,14 @@ def test_what_only_looks_at_a_configuration_imports_nothing_that_trains_or_track
     command = [sys.executable, "-c", script, "pipelines/train.py", "configs/digits/cd.yaml", option]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.splitlines()[-1] == "imported", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_of_a_run_wait_asleep_unless_the_environment_says_otherwise(given: str | None) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment = clean | {"OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": given} if given else {})
+    command = [sys.executable, "pipelines/train.py", "--help"]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert f"OMP_WAIT_POLICY = '{given or 'PASSIVE'}'" in done.stderr
