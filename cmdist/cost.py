@@ -4,11 +4,13 @@ import math
 
 from torch import nn
 
+from cmdist import communication, gpus
 from cmdist import config as configuration
-from cmdist import gpus
+from cmdist.communication import Network
 from cmdist.config import Config
 from cmdist.errors import ConfigError
-from cmdist.plan import plan
+from cmdist.plan import Plan, plan
+from cmdist.scale import COPY, scale
 
 FIXED = (
     "train.micro_batch belongs to the run's identity: no start after the first can change it, so choose it now, by "
@@ -30,9 +32,17 @@ def print_dry_run(config: Config, net: nn.Module, ranks: int) -> None:
 
 
 def print_plan(
-    config: Config, ranks: int, name: str, gpu_memory: float | None, peak_tflops: float | None, mfu: float | None
+    config: Config,
+    ranks: int,
+    name: str,
+    gpu_memory: float | None,
+    peak_tflops: float | None,
+    mfu: float | None,
+    network: Network | None = None,
 ) -> None:
-    """What the run would cost on GPUs of a name, of which the other arguments may say something else."""
+    """What the run would cost on GPUs of a name, of which the other arguments may say something else; with a `network`
+    also what its ranks tell each other.
+    """
     t, gpu = config.train, gpus.gpu(name)
     gpu_memory = gpu.memory if gpu_memory is None else gpu_memory
     peak_tflops = gpu.peak(t.precision) if peak_tflops is None else peak_tflops
@@ -77,4 +87,28 @@ def print_plan(
         f"                                      if {mfu:.0%} of {peak_tflops:g} TFLOP/s are reached: "
         + ("as was measured" if measured else f"an assumption, not a measurement on {name.upper()}s")
     )
+    if network is not None:
+        _print_scale(config, costs, ranks, network, peak_tflops, mfu)
     print(f"\n{FIXED}")
+
+
+def _print_scale(config: Config, costs: Plan, ranks: int, network: Network, peak_tflops: float, mfu: float) -> None:
+    """What a step sends, how long ranks wait for it, what a node reads, and how long a save stops them."""
+    nodes = -(-ranks // network.node_gpus)
+    if ranks > network.node_gpus and ranks % network.node_gpus:
+        raise ConfigError(f"--ranks {ranks} must be whole nodes of --node-gpus {network.node_gpus}, or one node")
+    each = scale(config, costs, ranks, network, peak_tflops, mfu)
+    inside, rates = min(ranks, network.node_gpus), f"{network.intra:g} GB/s within, {network.inter:g} between"
+    print(f"\na step on {nodes} nodes of {inside} GPUs ({rates})")
+    for sent in communication.step(config, costs.parameters, ranks):
+        print(f"  {sent.what:<34} {sent.bytes / 1e6:>8,.1f}  MB by {sent.kind}")
+    print(
+        f"exposed communication                 {each.exposed:.3g} of {each.step:.3g} s, {each.exposed / each.step:.1%}"
+    )
+    images, pixels = each.rate / nodes, config.data.channels * config.data.image_size**2
+    print(f"reading, each node                    {images:,.0f} images/s, {images * pixels / 1e6:,.1f} MB/s of pixels")
+    between = config.train.checkpoint_every * each.step
+    print(
+        f"a save stops the ranks for            {each.saving:.2g} s at {COPY:g} GB/s, every {between / 60:,.1f} min: "
+        f"{each.saving / between:.2%}"
+    )

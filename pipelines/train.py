@@ -12,6 +12,7 @@ from cmdist import build, cost, gpus, pins
 from cmdist import config as configuration
 from cmdist.checkpoints import progress, record
 from cmdist.checkpoints.attempt import Attempt, attempt_at
+from cmdist.communication import Network
 from cmdist.config import Config
 from cmdist.data.images import ShardedImages
 from cmdist.errors import ConfigError
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str]) -> None:
         type=float,
         help=f"with --plan: the part of the peak that is reached (what was measured on the GPU, else {gpus.ASSUMED})",
     )
+    parser.add_argument("--node-gpus", type=int, metavar="N", help="with --plan and --intra: GPUs of a node (8)")
+    parser.add_argument("--intra", type=float, metavar="GB/s", help="with --plan: of a GPU within its node, each way")
+    parser.add_argument("--inter", type=float, metavar="GB/s", help="with --plan: of a node to others, each way")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     options = parser.parse_intermixed_args(arguments)
     config = configuration.load(options.config, options.overrides)
@@ -80,6 +84,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError("--plan and --dry-run are two commands; give one of them")
     if not options.plan and (options.gpu_memory, options.peak_tflops, options.mfu) != (None, None, None):
         raise ConfigError("--gpu-memory, --peak-tflops and --mfu are for --plan")
+    network = network_of(options)
     _, ranks, _ = distributed.place()
     ranks = options.ranks or ranks
     if config.micro_batches % ranks:
@@ -93,7 +98,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.dry_run:
         return cost.print_dry_run(config, net, ranks)
     if options.plan:
-        return cost.print_plan(config, ranks, options.gpu, options.gpu_memory, options.peak_tflops, options.mfu)
+        given = options.gpu_memory, options.peak_tflops, options.mfu
+        return cost.print_plan(config, ranks, options.gpu, *given, network)
     run_url = storage.join(storage.absolute(config.run.root), config.run.name)
 
     def look() -> None:
@@ -111,6 +117,20 @@ def main(arguments: Sequence[str]) -> None:
             distributed.stop(world)
     if not finished:
         sys.exit(options.stopped_exit)
+
+
+def network_of(options: argparse.Namespace) -> Network | None:
+    """What connects the GPUs of a plan, if that was said. Raises ConfigError."""
+    given = options.intra, options.inter
+    if (options.node_gpus, *given) == (None, None, None):
+        return None
+    if not options.plan or None in given:
+        raise ConfigError("--intra and --inter go together, with --plan; --node-gpus goes with them")
+    gpus_of_node = 8 if options.node_gpus is None else options.node_gpus
+    for name, value in (("node-gpus", gpus_of_node), ("intra", options.intra), ("inter", options.inter)):
+        if not 0 < value < 10**6:
+            raise ConfigError(f"--{name} {value:g}: a number above 0 and below a million is needed")
+    return Network(gpus_of_node, *given)
 
 
 def train(config: Config, world: World, run_url: str, mode: str) -> bool:
