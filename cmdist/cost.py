@@ -102,9 +102,8 @@ def _print_scale(config: Config, costs: Plan, ranks: int, network: Network, peak
     print(f"\na step on {nodes} nodes of {inside} GPUs ({rates})")
     for sent in communication.step(config, costs.parameters, ranks):
         print(f"  {sent.what:<34} {sent.bytes / 1e6:>8,.1f}  MB by {sent.kind}")
-    print(
-        f"exposed communication                 {each.exposed:.3g} of {each.step:.3g} s, {each.exposed / each.step:.1%}"
-    )
+    share = each.exposed / each.step
+    print(f"exposed communication                 {each.exposed:.3g} of {each.step:.3g} s, {share:.1%}")
     images, pixels = each.rate / nodes, config.data.channels * config.data.image_size**2
     print(f"reading, each node                    {images:,.0f} images/s, {images * pixels / 1e6:,.1f} MB/s of pixels")
     between = config.train.checkpoint_every * each.step

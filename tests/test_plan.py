@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmdist import build, config, gpus
+from cmdist import build, communication, config, gpus, scale
 from cmdist.core.objectives.base import Networks
 from cmdist.core.objectives.consistency import Pairs
 from cmdist.errors import ConfigError
@@ -246,3 +246,51 @@ def test_a_measured_utilisation_is_used_and_said(
 def test_more_ranks_need_less_memory() -> None:
     totals = [plan(config.parse(NARROW), ranks).total_memory for ranks in (1, 4)]
     assert totals[1] < totals[0]
+
+
+def test_a_network_adds_what_ranks_tell_each_other(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """In bytes as the counts have them, and in seconds by the model."""
+    path = tmp_path / "narrow.yaml"
+    path.write_text(NARROW)
+    made = config.load(path)
+    network = ["--node-gpus", "2", "--intra", "100", "--inter", "10"]
+    few = ["--ranks", "2", "--peak-tflops", "0.001", "--gpu-memory", "80", "--mfu", "1"]
+    pipeline("train").main([str(path), "--plan", *few, *network])
+    said = capsys.readouterr().out
+    costs = plan(made, 2)
+    assert f"{4 * costs.parameters / 1e6:,.1f}  MB by all_reduce" in said and "reading, each node" in said
+    sent = communication.step(made, costs.parameters, 2)
+    exposed = communication.seconds(sent, 2, communication.Network(2, 100, 10))
+    step = costs.flops * made.train.global_batch / 2 / 1e9 + exposed
+    assert f"exposed communication                 {exposed:.3g} of {step:.3g} s, {exposed / step:.1%}" in said
+    assert 0 < exposed < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--plan", "--intra", "450"], "--intra and --inter go together, with --plan"),
+        (["--plan", "--node-gpus", "8"], "--intra and --inter go together, with --plan"),
+        (["--dry-run", "--intra", "450", "--inter", "50"], "--intra and --inter go together, with --plan"),
+        (["--plan", "--intra", "0", "--inter", "50"], "--intra 0: a number above 0"),
+        (["--plan", "--intra", "450", "--inter", "nan"], "--inter nan: a number above 0"),
+        (["--plan", "--intra", "450", "--inter", "50", "--node-gpus", "-1"], "--node-gpus -1: a number above 0"),
+    ],
+)
+def test_a_network_that_cannot_be_is_one_sentence(tmp_path: Path, options: list[str], sentence: str) -> None:
+    path = tmp_path / "narrow.yaml"
+    path.write_text(NARROW)
+    with pytest.raises(ConfigError, match=sentence) as error:
+        pipeline("train").main([str(path), *options])
+    assert error.value.exit_code == 2
+
+
+def test_the_page_of_scale_is_what_its_command_prints() -> None:
+    """One recipe of it; the slow test has all."""
+    path = ROOT / "configs/cifar10/edm.yaml"
+    assert "\n".join(scale.table(path)) in (ROOT / "docs/scale.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_whole_page_of_scale_is_what_its_command_prints() -> None:
+    assert "\n".join(scale.page()) + "\n" == (ROOT / "docs/scale.md").read_text()
