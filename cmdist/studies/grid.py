@@ -222,12 +222,14 @@ def load(path: str) -> Study:
         raise ConfigError(f"study {path}: {f'key {key!r}: ' if key else ''}{message}") from None
 
 
-def cells(study: Study, root: str) -> list[Cell]:
+def cells(study: Study, root: str, prepared: bool = True) -> list[Cell]:
     """All runs of a study in ROOT/runs, those that are followed before those that follow; two that are the same run
-    are one. The data set must be there. Raises ConfigError, DataError.
+    are one. Raises ConfigError, DataError.
+
+    Not `prepared`: nothing that they learn from is looked at, so they have other names than they will have.
     """
     root = storage.absolute(root)
-    index_hash = open_dataset(study.data_at(root)).index_hash
+    index_hash = open_dataset(study.data_at(root)).index_hash if prepared else ""
     made: dict[str, Cell] = {}
     by_place: dict[tuple[str, int], Cell] = {}
     for name, group in study.groups.items():
@@ -235,7 +237,8 @@ def cells(study: Study, root: str) -> list[Cell]:
             for seed in study.seeds:
                 followed = {key: by_place[other, seed] for key, other in group.after.items()}
                 config = _config(study, name, group.keys | keys, seed, root, followed)
-                known = {key: cell.name for key, cell in followed.items()} | models.measured(config, index_hash)
+                known = {key: cell.name for key, cell in followed.items()}
+                known |= models.measured(config, index_hash) if prepared else {}
                 label = f"{config.kind_name}-{digest(config, known)}"
                 config = configuration.replaced(config, {"run.name": label})
                 needs = tuple(dict.fromkeys(cell.name for cell in followed.values()))

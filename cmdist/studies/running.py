@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from cmdist import config as configuration
+from cmdist import gpus
 from cmdist.config import Config
 from cmdist.errors import CmdistError, ConfigError, RunInUse
 from cmdist.plan import plan
@@ -118,17 +119,22 @@ def logs(root: str) -> Path:
 def print_plan(study: Study, root: str, tell: Tell) -> None:
     """The grid, what each run would cost, and whether it is there."""
     data = study.data_at(storage.absolute(root))
-    if not storage.exists(storage.join(data, "index.json")):
-        how = f"prepare_data.py {' '.join(study.prepare)} --out {data}" if study.prepare else "a data set"
-        raise ConfigError(f"{data} is not there; names of runs need its hash: {how}")
-    grid = cells(study, root)
-    by_name = {cell.name: cell for cell in grid}
+    prepared = storage.exists(storage.join(data, "index.json"))
+    grid = cells(study, root, prepared)
+    if not prepared:
+        tell(f"{data} is not there yet, whose hash is in the names of runs: they are others then")
+    by_name, a100 = {cell.name: cell for cell in grid}, gpus.gpu("a100")
     missing = {name for name, cell in by_name.items() if cell.missing()}
     for number, cell in enumerate(grid):
         state = "missing" if cell.name in missing else "there"
         tell(f"{number:3d} {cell.title:50s} {cell.name:40s} {flops(cell.config) / 1e12:9.1f} TFLOP   {state}")
     together = sum(flops(by_name[name].config) for name in missing) / 1e12
     tell(f"{len(by_name)} runs, {len(missing)} of them missing: {together:,.1f} TFLOP of training, as --plan counts")
+    hours = sum(
+        flops(cell.config) / (a100.peak(cell.config.train.precision) * 1e12 * gpus.ASSUMED * 3600)
+        for cell in map(by_name.__getitem__, missing)
+    )
+    tell(f"that is {hours:,.1f} GPU-hours of an A100 at {gpus.ASSUMED:.0%} of its peak, without evaluations")
 
 
 def flops(config: Config) -> float:
