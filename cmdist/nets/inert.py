@@ -114,6 +114,7 @@ def _no_bytes() -> bytes:
     return b""
 
 
+_MOST_SIDES = 32  # of an array
 _NUMBERS = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split())  # noqa: SIM905
 
 
@@ -183,6 +184,8 @@ class _Reader(_InPython):  # type: ignore[misc]
         version, shape, dtype, _, content = state
         if not isinstance(dtype, np.dtype) or not isinstance(content, bytes) or version != 1:
             raise pickle.UnpicklingError("an array of something else than numbers")
+        if len(shape) > _MOST_SIDES:  # the product of many large numbers takes any time
+            raise pickle.UnpicklingError("an array of too many sides")
         if math.prod(shape) * dtype.itemsize != len(content) or min((0, *shape)) < 0 or len(content) > self.left:
             raise pickle.UnpicklingError("another count of numbers than stated")
         self.left -= len(content)
