@@ -1,10 +1,13 @@
-"""Reading: this reader, a plain webdataset pipeline, and the bare decoder (the limit), by turns, on the same shards;
-and resuming.
+"""Reading: this reader, plain webdataset and mosaicml-streaming pipelines, and the bare decoder (the limit), by turns,
+on the same encoded images; and resuming.
 
-python pipelines/benchmark.py data                         (about eight minutes on two cores)
+python pipelines/benchmark.py data                         (about ten minutes on two cores)
 python pipelines/benchmark.py data --formats png --sizes 64
+
+mosaicml-streaming is no dependency: 0.13 wants numpy < 2.2 and xxhash < 4. It is compared where it can be imported.
 """
 
+import importlib.util
 import io
 import os
 import statistics
@@ -29,9 +32,11 @@ from cmdist.data.order import Order
 from cmdist.data.preparing import preparation
 from cmdist.data.preparing.shards import finish, write_shards
 from cmdist.data.reader import micro_batches
+from cmdist.nets import torchvision_ops
 from cmdist.system import cli
 
 BATCH = 64
+MOSAIC = importlib.util.find_spec("streaming") is not None
 POSITIONS = (0, 1_000_003, 10**9 + 7)  # micro-batches, far beyond the first epoch
 
 
@@ -48,8 +53,13 @@ def main(arguments: Sequence[str]) -> None:
         "\nimages/s with one worker process (by the clock | by its CPU time), best of the rounds; the limit is a "
         "process that only decodes"
     )
-    print("| format | size | bare decoder | this reader | of the limit | plain webdataset | reader / webdataset |")
-    print("|---|---|---|---|---|---|---|")
+    if not MOSAIC:
+        print("mosaicml-streaming cannot be imported and is left out: pip install mosaicml-streaming")
+    print(
+        "| format | size | bare decoder | this reader | of the limit | plain webdataset | reader / webdataset "
+        "| mosaicml-streaming | reader / mosaicml |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="cmdist-benchmark-") as folder:
         for size in options.sizes:
             for encoding in options.formats:
@@ -80,6 +90,9 @@ def compare(url: str, encoding: str, seconds: float, rounds: int) -> dict[str, R
         "reader": lambda: in_worker(lambda: reader(url), seconds),
         "webdataset": lambda: in_worker(lambda: plain(url, encoding), seconds),
     }
+    if MOSAIC:
+        shuffled = mosaic_dataset(url, encoding)
+        ways["mosaicml"] = lambda: in_worker(lambda: mosaic(shuffled), seconds)
     by_way: dict[str, list[Rate]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, measure in ways.items():
@@ -89,10 +102,21 @@ def compare(url: str, encoding: str, seconds: float, rounds: int) -> dict[str, R
 
 def row(encoding: str, size: int, rates: dict[str, Rate]) -> str:
     """One line of the table."""
-    limit, ours, theirs = (rates[name] for name in ("limit", "reader", "webdataset"))
-    show = [f"{r[0]:,.0f} \\| {r[1]:,.0f}" for r in (limit, ours, theirs)]
-    parts = [f"{a[0] / b[0]:.2f} \\| {a[1] / b[1]:.2f}" for a, b in ((ours, limit), (ours, theirs))]
-    return f"| {encoding} | {size} | {show[0]} | {show[1]} | {parts[0]} | {show[2]} | {parts[1]} |"
+    limit, ours = rates["limit"], rates["reader"]
+    cells = [shown(limit), shown(ours), over(ours, limit)]
+    for name in ("webdataset", "mosaicml"):
+        cells += [shown(rates[name]), over(ours, rates[name])] if name in rates else ["", ""]
+    return f"| {encoding} | {size} | {' | '.join(cells)} |"
+
+
+def shown(rate: Rate) -> str:
+    """A cell of the table."""
+    return f"{rate[0]:,.0f} \\| {rate[1]:,.0f}"
+
+
+def over(one: Rate, other: Rate) -> str:
+    """The ratios of two rates, as a cell."""
+    return f"{one[0] / other[0]:.2f} \\| {one[1] / other[1]:.2f}"
 
 
 def members(url: str, encoding: str) -> list[bytes]:
@@ -148,10 +172,7 @@ def plain(url: str, encoding: str) -> Iterator[torch.Tensor]:
     """
 
     def tensors(sample: tuple[Any, int]) -> tuple[torch.Tensor, int]:
-        pixels = np.array(sample[0])
-        if np.random.rand() < 0.5:
-            pixels = pixels[:, ::-1].copy()
-        return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(127.5).sub_(1.0), sample[1]
+        return tensor(np.array(sample[0])), sample[1]
 
     shards = [str(path) for path in sorted(Path(url).glob("*.tar"))]
     dataset = (
@@ -168,6 +189,48 @@ def plain(url: str, encoding: str) -> Iterator[torch.Tensor]:
             yield images
     finally:
         del batches, loader
+
+
+def tensor(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
+    """Pixels (H, W, C) uint8, mirrored by chance -> (C, H, W) in [-1, 1]."""
+    if np.random.rand() < 0.5:
+        pixels = pixels[:, ::-1].copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(127.5).sub_(1.0)
+
+
+def mosaic_dataset(url: str, encoding: str) -> Any:
+    """The same encoded images in mosaicml-streaming's shards beside the others, as its documentation reads them:
+    a dataset with its default shuffle, PIL, tensors.
+    """
+    torchvision_ops.declare_missing()
+    from streaming import MDSWriter, StreamingDataset
+
+    data = open_dataset(url, memory=0)
+    with MDSWriter(out=f"{url}-mds", columns={"image": "bytes", "label": "int"}) as writer:
+        for shard in sorted(Path(url).glob("*.tar")):
+            for sample in wds.WebDataset(str(shard), shardshuffle=False):
+                writer.write({"image": sample[encoding], "label": int(sample["cls"])})
+
+    class Images(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
+            sample = super().__getitem__(at)
+            if encoding == RAW:
+                shape = (data.image_size, data.image_size, data.channels)
+                return tensor(np.frombuffer(sample["image"], np.uint8).reshape(shape)), sample["label"]
+            return tensor(np.array(Image.open(io.BytesIO(sample["image"])))), sample["label"]
+
+    return Images(local=f"{url}-mds", shuffle=True, shuffle_seed=0, batch_size=BATCH)
+
+
+def mosaic(dataset: Any) -> Iterator[torch.Tensor]:
+    """Its batches in one worker, epoch after epoch."""
+    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=1, persistent_workers=True)
+    try:
+        while True:
+            for images, _ in loader:
+                yield images
+    finally:
+        del loader
 
 
 def resumes(url: str) -> None:
