@@ -95,7 +95,10 @@ def _teacher(url: str) -> recipe.Teacher:
     try:
         with safetensors.safe_open(local, "pt") as file:
             keys = json.loads((file.metadata() or {})["keys"])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+        width, _ = keys["network"]["model_channels"], keys["data"].get("image_size")
+        if type(width) is not int or width < 1:
+            raise ValueError("no width")
+    except (OSError, safetensors.SafetensorError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"--teacher {url} does not say what network it holds; a file of pipelines/convert.py does"
         ) from error

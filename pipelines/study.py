@@ -61,7 +61,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.task is not None:
         if not 0 <= options.task < len(cells):
             raise ConfigError(f"--task {options.task}: the study has the runs 0 ... {len(cells) - 1}")
-        return running.make(cells[options.task], options.root, tell)
+        with running.terminated_as_interrupted():
+            return running.make(cells[options.task], options.root, tell)
     if options.slurm:
         return slurm.submit(options.study, cells, options.root, options.out, options.sbatch, tell)
     failed = [] if options.page else running.make_all(cells, options.root, options.width, tell)

@@ -61,7 +61,7 @@ def make_all(grid: Sequence[Cell], root: str, width: int | None, tell: Tell) -> 
         Job(name, [need for need in cell.needs if need in todo], partial(_make_as_told, grid, name, root))
         for name, cell in sorted(todo.items(), key=lambda item: seeds.index(item[1].seed))  # a seed after the other
     ]
-    with _terminated_as_interrupted():
+    with terminated_as_interrupted():
         failed = jobs.run(works, width or jobs.places(), ended_with)
     return [by_name[name].title for name in failed]
 
@@ -156,7 +156,9 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def terminated_as_interrupted() -> Iterator[None]:
+    """Inside, SIGTERM ends what was started, as Ctrl-C does."""
+
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 

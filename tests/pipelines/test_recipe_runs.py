@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from PIL import Image
 
 from cmdist import config
@@ -103,3 +105,17 @@ def test_a_run_is_a_teacher_if_it_is_a_denoiser(tmp_path: Path, capsys: pytest.C
     assert student.teacher == str(edm) and student.network.channel_mult == (1,)
     with pytest.raises(ConfigError, match=r"is no denoiser, its objective is consistency_training; a teacher must be"):
         call(recipe.main, data, *few, "--teacher", make_run(tmp_path / "runs", "ct", data))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [None, "", "[]", "{}", '{"network": {"kind": "adm"}, "data": {}}', '{"network": [], "data": 3}']
+    + [f'{{"network": {{"model_channels": {width}}}, "data": {{}}}}' for width in ("0", '"a"', "true", "null")]
+    + ['{"network": {"model_channels": 8}, "data": 3}'],
+)
+def test_a_file_that_does_not_say_what_it_holds_is_one_sentence(tmp_path: Path, keys: str | None) -> None:
+    data, file = make_data(tmp_path / "data", extractor=False), tmp_path / "teacher.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, file, None if keys is None else {"keys": keys})
+    with pytest.raises(CheckpointError, match=r"teacher.safetensors does not say what network it holds") as error:
+        call(recipe.main, data, "--gpus", 1, "--hours", 1, "--teacher", file)
+    assert error.value.exit_code == 2 and "\n" not in str(error.value)

@@ -98,3 +98,21 @@ def test_killed_at_ten_moments_it_ends_with_the_same_table_and_nothing_is_made_t
     )
     said = wrong.communicate(timeout=300)[0]
     assert wrong.returncode == 2 and "the page names 'cd 1', of which the study has 2 figures" in said
+
+
+@pytest.mark.slow
+def test_a_task_that_is_terminated_commits_its_step(tmp_path: Path) -> None:
+    """As the script of an array does where time is nearly over."""
+    text = STUDY.replace(
+        "train.steps: 4}, measure: {n: 128}", "train.steps: 40000, train.checkpoint_every: 40000}, measure: {n: 128}"
+    )
+    task = study(write(tmp_path, text), tmp_path, "--task", "0")
+    deadline = time.monotonic() + 120
+    while not any("step/s" in log.read_text() for log in tmp_path.glob("logs/denoising-*.log")):
+        assert time.monotonic() < deadline and task.poll() is None
+        time.sleep(0.2)
+    task.send_signal(signal.SIGTERM)
+    assert task.wait(60) == 130
+    (log,) = tmp_path.glob("logs/denoising-*.log")
+    assert "stopped by SIGTERM after step" in log.read_text()
+    assert list(tmp_path.glob("runs/denoising-*/checkpoints/step-*/COMMIT"))
