@@ -5,8 +5,9 @@ python cluster/wheelhouse.py --python 3.12        for another one
 python cluster/wheelhouse.py --all                with MLflow, the report's figures, S3, numpy and Pillow too
 
 Left out by default, for size: torch and torchvision with what those two bring (numpy, Pillow), MLflow (its points wait
-in the run folder until a node with a network delivers them) and matplotlib (pipelines/compare.py). Versions are those
-of constraints.txt; DeepSpeed, which comes as source, is built here without its compiled operators.
+in the run folder until a node with a network delivers them), matplotlib (pipelines/compare.py) and fontTools
+(prepare_data.py font). Versions are those of constraints.txt; DeepSpeed, which comes as source, is built here without
+its compiled operators.
 """
 
 import argparse
@@ -32,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MOST = 60_000_000  # bytes
 THERE = {"torch", "torchvision"}
 BROUGHT = {"numpy", "pillow"}  # by torchvision
-ELSEWHERE = {"mlflow", "matplotlib"}  # done on a node with a network
+ELSEWHERE = {"mlflow", "matplotlib", "fonttools"}  # done on a node with a network
 SOURCES = {"deepspeed"}  # have no wheels
 BUILD = "setuptools"  # what `pip install --no-build-isolation -e .` needs
 PATIENCE = 3600  # seconds for a command of pip

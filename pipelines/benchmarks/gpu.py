@@ -26,6 +26,7 @@ from cmdist.system import cli
 
 PROGRAM = Path(__file__).parents[1] / "benchmark.py"
 _CD, _LSUN, _CT = (f"configs/{name}.yaml" for name in ("imagenet64/cd", "lsun_bedroom256/cd", "imagenet64/ct"))
+_CIFAR10 = tuple(f"configs/cifar10/{name}_public.yaml" for name in ("ect", "scd", "cd"))
 _VGG = "objective.distance.weights=made-up"  # weights of its shape are made for the part
 
 # In the order of importance. `share` is the part of the whole time that it may take at most; most take far less.
@@ -45,6 +46,7 @@ PARTS = (
     Part("other-objectives", "ImageNet-64, objectives beside CD and CT", 0.2, "steps:others"),
     Part("profile", "two steps of ImageNet-64 CD in torch's profiler", 0.15, "steps:profile", (_CD,)),
     Part("waits", "where a step waits for the device", 0.15, "steps:waits", (_CD,)),
+    Part("cifar10", "CIFAR-10 recipes with the public teachers' networks", 0.25, "steps:recipes", _CIFAR10),
     Part("features", "Inception's features", 0.12, "device:features"),
 )
 

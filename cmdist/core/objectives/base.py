@@ -83,6 +83,11 @@ def draw_noise(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor
 @contextmanager
 def same_dropout(seed: int, device: torch.device) -> Iterator[None]:
     """Inside, dropout masks on `device` follow from `seed`; the global state is as before afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        # torch.manual_seed would seed every kind of device, and note the stack where CUDA is not used
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            index = torch.cuda.current_device() if device.index is None else device.index
+            torch.cuda.default_generators[index].manual_seed(seed)
         yield

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import gc
 import gzip
+import math
 import shutil
 import traceback
 import warnings
@@ -30,12 +31,15 @@ from cmdist.train.assembly import make_trainer
 
 # of the shrunken networks; the kinds of layers are all there
 SMALL = (
-    *("network.model_channels=32", "network.channel_mult=[1,2]", "network.num_res_blocks=1", "data.image_size=16"),
-    *("network.attention_resolutions=[8]", "network.head_channels=32", "data.classes=0", "train.micro_batch=2"),
-    "network.norm_groups=by_width",
-    "objective.distance.kind=l2",  # LPIPS looks at 224 pixels, which takes a core seconds; one part asks for it again
+    *("network.model_channels=32", "network.channel_mult=[1,2]", "data.image_size=16"),
+    *("network.attention_resolutions=[8]", "data.classes=0", "train.micro_batch=2"),
 )
+SMALL_UNET = ("network.num_res_blocks=1", "network.head_channels=32", "network.norm_groups=by_width")
+SMALL_SONG = ("network.num_blocks=1",)
+# LPIPS looks at 224 pixels, which takes a core seconds; one part asks for it again
+NO_LPIPS = ("objective.distance.kind=l2",)
 SMALLEST = ("network.channel_mult=[1]", "network.attention_resolutions=[]")  # of those that a core has to compile
+_TIMES = "micro-batch x "
 _CD = str(REPOSITORY / "configs/imagenet64/cd.yaml")
 KNOWN = {"denoising", "consistency_distillation", "consistency_training"}
 
@@ -70,6 +74,20 @@ def others(setup: Setup, tell: Tell) -> None:
             torch.cuda.empty_cache()
     if failed:
         raise CmdistError(f"no figures of {', '.join(failed)}")
+
+
+def recipes(setup: Setup, tell: Tell, *names: str) -> None:
+    """images/s and MFU of several recipes, each in its own micro-batches and in eight times as many images."""
+    with alone() as world:
+        for name in names:
+            for factor in ("micro-batch x 1", "micro-batch x 8"):
+                config = load(setup, name, factor)
+                figures = measure(config, world, *((1, 1) if setup.small else (8, 4)))
+                short = f"{Path(name).stem} {figures['micro_batch']}"
+                keys = ("images_per_second", "mfu", "peak_memory_gb", "planned_memory_gb")
+                tell({f"{short} {key}": figures[key] for key in keys})
+                gc.collect()
+                torch.cuda.empty_cache()
 
 
 def of_kind(setup: Setup, kind: str) -> Config:
@@ -224,10 +242,15 @@ class Waits(TorchDispatchMode):
 def load(setup: Setup, recipe: str, *overrides: str) -> Config:
     """A recipe that starts from nothing if it can, shrunken for a CPU; 'micro-batch x 2' is an override, too."""
     plain = [override for override in overrides if "=" in override]
-    small = [*SMALL, *(SMALLEST if "train.compile=true" in plain else ())] if setup.small else []
+    small: list[str] = []
+    if setup.small:
+        whole = configuration.load(recipe)
+        small = [*SMALL, *(SMALL_UNET if whole.network.kind == "adm" else SMALL_SONG)]
+        small += [*(NO_LPIPS if whole.lpips else ()), *(SMALLEST if "train.compile=true" in plain else ())]
     config = from_nothing(configuration.load(recipe, [*small, *plain]))
     train = config.train
-    micro_batch = train.micro_batch * (2 if "micro-batch x 2" in overrides else 1)
+    factors = [int(override.removeprefix(_TIMES)) for override in overrides if override.startswith(_TIMES)]
+    micro_batch = train.micro_batch * math.prod(factors)
     changed = {"micro_batch": micro_batch, "global_batch": micro_batch}
     return config.model_copy(update={"train": train.model_copy(update=changed)})
 
