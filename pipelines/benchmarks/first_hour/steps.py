@@ -245,7 +245,8 @@ def load(setup: Setup, recipe: str, *overrides: str) -> Config:
     small: list[str] = []
     if setup.small:
         whole = configuration.load(recipe)
-        small = [*SMALL, *(SMALL_UNET if whole.network.kind == "adm" else SMALL_SONG)]
+        adm = configuration.by_key(whole)["network.kind"] == "adm"
+        small = [*SMALL, *(SMALL_UNET if adm else SMALL_SONG)]
         small += [*(NO_LPIPS if whole.lpips else ()), *(SMALLEST if "train.compile=true" in plain else ())]
     config = from_nothing(configuration.load(recipe, [*small, *plain]))
     train = config.train
