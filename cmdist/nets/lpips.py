@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cmdist.errors import ConfigError
 from cmdist.nets import torchvision_ops
+from cmdist.nets.undrawn import Undrawn
 from cmdist.system import sharing
 from cmdist.system.distributed import World
 
@@ -97,7 +98,8 @@ def load_lpips(
 
     Raises ConfigError if it is missing or another file.
     """
-    network = Lpips(pooling, precision)
+    with Undrawn():
+        network = Lpips(pooling, precision)
     state = sharing.tensors_once(world or World(), lambda: _read(weights, network))
     for name, own in _convolutions(network).items():
         own.data.copy_(state[name])

@@ -423,7 +423,10 @@ def test_student_and_target_share_dropout_masks(
     torch.randn(7)  # the target's pass, or anything else, between the two must not matter
     with same_dropout(5, x.device):
         found = student(x, c_noise, labels)
-    assert torch.equal(found, goal)
+    if device.type == "cuda":  # 2e-6 of 3.3 on an H100, whether or not the pass has a gradient
+        torch.testing.assert_close(found, goal, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(found, goal)
     with same_dropout(6, x.device):
         assert not torch.equal(student(x, c_noise, labels), goal)
     masks.clear()
