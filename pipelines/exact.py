@@ -1,6 +1,7 @@
-"""Two questions answered exactly, as pages with their tables and figures: why the number of steps must go to infinity,
-and why several steps of sampling help.
+"""Three questions answered exactly, as pages with their tables and figures: why the number of steps must go to
+infinity, why several steps of sampling help, and what each objective's loss says at its own solution.
 
+python pipelines/exact.py identities
 python pipelines/exact.py limit
 python pipelines/exact.py multistep --runs runs/digits/cd runs/digits/ct runs/digits/ict
 """
@@ -15,7 +16,7 @@ from cmdist.theory import pages
 
 def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=["limit", "multistep"])
+    parser.add_argument("question", choices=list(pages.QUESTIONS))
     parser.add_argument("--out", default="docs/studies", help="folder for the page and a folder of its tables, figures")
     parser.add_argument("--most", type=int, default=1280, help="numbers of levels above this are left out")
     parser.add_argument("--runs", nargs="+", default=(), help="multistep: trained runs to set beside the exact curve")

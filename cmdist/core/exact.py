@@ -6,12 +6,14 @@ the probability-flow ODE is known, and with that the consistency function: in cl
 precision.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cmdist.core.noise import Denoise, expand
+from cmdist.core.preconditioning import Model, Scalings
 from cmdist.core.solvers import heun_step
 
 
@@ -119,3 +121,41 @@ def mean_denoiser(
     end = consistency(denoise, x, sigma, sigma_next, labels, steps)
     s, t = expand(sigma, x), expand(sigma_next, x)
     return (s * end - t * x) / (s - t)
+
+
+class Known(Model):
+    """The model that is `function` of (x, sigma, labels, sigma_next where there is one): its network takes the scalings
+    back. `sigma_of` is the noise level of what the network is told of it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        scalings: Callable[[Tensor], Scalings],
+        sigma_of: Callable[[Tensor], Tensor],
+    ) -> None:
+        def net(u: Tensor, c_noise: Tensor, labels: Tensor | None, *second: Tensor) -> Tensor:
+            sigma = sigma_of(c_noise)
+            c_skip, c_out, c_in = (expand(each, u) for each in scalings(sigma)[:3])
+            x = u / c_in
+            return (function(x, sigma, labels, *map(sigma_of, second)) - c_skip * x) / c_out
+
+        super().__init__(net, scalings)
+        self._function = function
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        sigma_next: Tensor | None = None,
+        **told: Tensor,
+    ) -> Tensor:
+        """The function itself, at levels too where c_out is 0."""
+        value: Tensor = self._function(x, sigma, labels, *(() if sigma_next is None else (sigma_next,)))
+        return value
+
+
+def level_of(told: str, sigma_data: float) -> Callable[[Tensor], Tensor]:
+    """The inverse of what a network is told of sigma: `log` or `angle`."""
+    return lambda c_noise: sigma_data * c_noise.tan() if told == "angle" else (4 * c_noise).exp()

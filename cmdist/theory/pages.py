@@ -1,6 +1,7 @@
-"""The two pages of docs/studies: their tables, their figures, their text."""
+"""The pages of docs/studies that are computed: their tables, their figures, their text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -11,6 +12,8 @@ from cmdist.report.tables import Row
 from cmdist.system import storage
 from cmdist.theory import (
     digits,
+    identities,
+    identities_page,
     limit,
     limit_figures,
     limit_page,
@@ -32,7 +35,7 @@ def compute(question: str, out: str, most: int, runs: Sequence[str], only: Seque
     without runs the tables of trained ones stay as they are. Raises ConfigError.
     """
     folder, counts = storage.join(out, question), [n for n in COUNTS if n <= most]
-    study = LIMIT if question == "limit" else MULTISTEP
+    study = QUESTIONS[question].tables
     if unknown := set(only) - set(study):
         raise ConfigError(f"{question} has no table {', '.join(sorted(unknown))}; it has {', '.join(study)}")
     for name in only or study:
@@ -75,15 +78,35 @@ MULTISTEP: dict[str, Make] = {
 }
 
 
+@dataclass(frozen=True)
+class Question:
+    """A page of docs/studies."""
+
+    tables: Mapping[str, Make]
+    text: str  # with braces
+    values: Callable[[str], Mapping[str, str]]  # what stands in them, from the folder of the tables
+    figures: Callable[[str], None] | None = None
+
+
+QUESTIONS = {
+    "limit": Question(LIMIT, limit_page.TEXT, limit_page.values, limit_figures.draw),
+    "multistep": Question(MULTISTEP, multistep_page.TEXT, multistep_page.values, multistep_figures.draw),
+    "identities": Question(
+        {"residuals": lambda counts: identities.table()}, identities_page.TEXT, identities_page.values
+    ),
+}
+
+
 def draw(question: str, out: str) -> str:
     """Figures and page from the tables of OUT/QUESTION; the page's place."""
     folder, place = storage.join(out, question), storage.join(out, f"{question}.md")
-    (limit_figures if question == "limit" else multistep_figures).draw(folder)
+    if figures := QUESTIONS[question].figures:
+        figures(folder)
     storage.write(place, text(question, out).encode())
     return place
 
 
 def text(question: str, out: str) -> str:
     """The page as its tables have it."""
-    page = limit_page if question == "limit" else multistep_page
-    return page.TEXT.format(**page.values(storage.join(out, question))).rstrip() + "\n"
+    page = QUESTIONS[question]
+    return page.text.format(**page.values(storage.join(out, question))).rstrip() + "\n"

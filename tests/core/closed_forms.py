@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmdist.core.exact import FiniteDataSet, Gaussian, GaussianMixture
-from cmdist.core.noise import Denoise, expand
+from cmdist.core.exact import FiniteDataSet, Gaussian, GaussianMixture, Known, level_of
+from cmdist.core.noise import Denoise
 from cmdist.core.objectives.base import Objective
 from cmdist.core.objectives.consistency import Pairs
-from cmdist.core.preconditioning import Model, Scalings
+from cmdist.core.preconditioning import Scalings
 from cmdist.kinds.distances import plain
 from cmdist.kinds.kind import Parts
 from cmdist.kinds.objectives import OBJECTIVES
 from cmdist.sections import Noise, Section
+from cmdist.theory.identities import sectioned
 
 DOUBLE = torch.float64
 SHAPE = (1, 2, 2)
@@ -115,33 +116,16 @@ def pairs(sigma: Tensor, sigma_next: Tensor, noise: Tensor, seed: int = 0) -> Pa
     return Pairs(sigma, noise, seed, sigma_next=sigma_next)
 
 
-def sigma_of(c_noise: Tensor, sigma_data: float, told: str) -> Tensor:
-    """The noise level of which a network is told `c_noise`."""
-    return sigma_data * c_noise.tan() if told == "angle" else (4 * c_noise).exp()
-
-
 def as_network(
     function: Callable[..., Tensor], scalings: Callable[[Tensor], Scalings], sigma_data: float = 0.5, told: str = "log"
-) -> Model:
-    """The model with these scalings that is `function` of (x, sigma, labels, sigma_next where there is one): its
-    network takes the scalings back.
-    """
-
-    def net(u: Tensor, c_noise: Tensor, labels: Tensor | None, *second: Tensor) -> Tensor:
-        sigma = sigma_of(c_noise, sigma_data, told)
-        c_skip, c_out, c_in = (expand(each, u) for each in scalings(sigma)[:3])
-        x = u / c_in
-        value = function(x, sigma, labels, *(sigma_of(each, sigma_data, told) for each in second))
-        return (value - c_skip * x) / c_out
-
-    return Model(net, scalings)
+) -> Known:
+    """The model with these scalings that is `function` of (x, sigma, labels, sigma_next where there is one)."""
+    return Known(function, scalings, level_of(told, sigma_data))
 
 
 def section(kind: str, **keys: Any) -> Section:
     """The keys of a kind; those that name runs need no run here."""
-    model = OBJECTIVES[kind].section
-    named = {name: "runs/first" for name, field in model.model_fields.items() if field.is_required()}
-    return model(**(named | keys | {"kind": kind}))
+    return sectioned(kind, keys)
 
 
 def objective(kind: str, noise: Noise | None = None, **keys: Any) -> Any:
