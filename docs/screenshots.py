@@ -23,7 +23,7 @@ from cmdist.system.distributed import free_port
 from cmdist.tracking import mlflow as tracking
 
 DOCS = Path(__file__).parent
-RUNS = ("edm", "cd", "ct", "ict")
+RUNS = ("edm", "cd", "sct", "mean_flow")
 
 
 def main(root: Path) -> None:

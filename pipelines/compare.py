@@ -123,7 +123,8 @@ def of_experiment(uri: str | None, experiment: str) -> list[Row]:
     tracking.refuse_missing(uri)
     runs = tracking.runs(uri, experiment)
     parents = sorted(
-        (run for run in runs if run["parent"] is None and GIVEN_UP not in run["tags"]), key=lambda run: run["start"]
+        (run for run in runs if run["parent"] is None and not {GIVEN_UP, tracking.STUDY} & set(run["tags"])),
+        key=lambda run: run["start"],
     )
     if not parents:
         raise DataError(f"experiment '{experiment}' of {uri} holds no runs")

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> None:
         "--root", default="runs/studies", help="of the data and runs of all studies (default %(default)s)"
     )
     parser.add_argument("--out", default="docs/studies", help="where the page and its tables go (default %(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="instead of the study's")
     parser.add_argument("--width", type=int, help="runs side by side; default: one for each GPU, or for each CPU core")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print the grid and its cost, make nothing")
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     if len(options.study) > 1:
         raise ConfigError("one study file is taken; several with --claims only")
     (options.study,) = options.study
-    study, name = grid.load(options.study), name_of(options.study)
+    study, name = grid.load(options.study, options.seeds), name_of(options.study)
     if options.dry_run:
         return running.print_plan(study, options.root, tell)
     if not options.page:

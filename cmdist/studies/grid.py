@@ -2,6 +2,7 @@
 
 A study file says, beside its title and question,
 
+    names: identity                 or group: a run of each group, named by it, in the root itself
     data: data/digits               the prepared data set of all runs, below the root
     prepare: [digits]               arguments of prepare_data.py that make it
     seeds: [1, 2, 3]
@@ -30,7 +31,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from cmdist import config as configuration
-from cmdist import models
+from cmdist import identity, models
 from cmdist.checkpoints import search
 from cmdist.config import Config
 from cmdist.data.images import open_dataset
@@ -92,6 +93,7 @@ class Study(Section):
     question: str
     data: str
     prepare: tuple[str, ...] = ()
+    names: Literal["identity", "group"] = "identity"  # of runs; by group, they lie in the root itself, of one seed
     keys: dict[str, Any] = Field(default={})  # of every run
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)]
     groups: Annotated[dict[Name, Group], Field(min_length=1)]
@@ -107,6 +109,8 @@ class Study(Section):
     def _fits_together(self) -> "Study":
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} name one twice")
+        if self.names == "group" and (len(self.seeds) > 1 or any(group.axes for group in self.groups.values())):
+            raise ValueError("names: group is for one seed and groups without axes, each of which is one run")
         order: list[str] = []
         for name, group in self.groups.items():
             for key, other in group.after.items():
@@ -205,8 +209,8 @@ class Cell:
         )
 
 
-def load(path: str) -> Study:
-    """Read a study file. Raises ConfigError with one sentence that names the key."""
+def load(path: str, seeds: Sequence[int] | None = None) -> Study:
+    """Read a study file, with other `seeds` if they are given. Raises ConfigError with one sentence."""
     try:
         tree = plain_yaml.load(files.text(Path(path)))
     except OSError as error:
@@ -214,7 +218,7 @@ def load(path: str) -> Study:
     except ValueError as error:
         raise ConfigError(f"study {path}: {error}") from error
     try:
-        return Study.model_validate(tree)
+        return Study.model_validate(tree | {"seeds": seeds} if seeds and isinstance(tree, dict) else tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -239,8 +243,10 @@ def cells(study: Study, root: str, prepared: bool = True) -> list[Cell]:
                 config = _config(study, name, group.keys | keys, seed, root, followed)
                 known = {key: cell.name for key, cell in followed.items()}
                 known |= models.measured(config, index_hash) if prepared else {}
-                label = f"{config.kind_name}-{digest(config, known)}"
+                label = name if study.names == "group" else f"{config.kind_name}-{digest(config, known)}"
                 config = configuration.replaced(config, {"run.name": label})
+                if study.names == "group":
+                    _must_be_the_same(config)
                 needs = tuple(dict.fromkeys(cell.name for cell in followed.values()))
                 cell = Cell(name, axes, seed, config, group.measure, needs)
                 if wrong := [step for step in group.measure.at if step > config.train.steps]:
@@ -248,6 +254,20 @@ def cells(study: Study, root: str, prepared: bool = True) -> list[Cell]:
                 by_place[name, seed] = cell
                 made[cell.title] = cell
     return list(made.values())
+
+
+def _must_be_the_same(config: Config) -> None:
+    """Raises ConfigError if a run of that name is another one."""
+    url = storage.join(config.run.root, config.run.name)
+    if not storage.exists(place := storage.join(url, "config.yaml")):
+        return
+    theirs = configuration.parse(storage.read(place).decode(), where=place)
+    for change in identity.changes(theirs, configuration.continued(config, theirs), {}, {}):
+        if change.kind == "identity":
+            raise ConfigError(
+                f"{url} was trained with {change.key} = {change.was} and the study has {change.now}: take another "
+                "--root, or remove that run"
+            )
 
 
 def digest(config: Config, known: Mapping[str, str]) -> str:
@@ -271,7 +291,7 @@ def _config(
 ) -> Config:
     """The configuration of a cell, not yet named. Raises ConfigError."""
     given = {
-        "run.root": storage.join(root, "runs"),
+        "run.root": root if study.names == "group" else storage.join(root, "runs"),
         "run.seed": seed,
         "data.url": study.data_at(root),
         "tracking.experiment": "studies",

@@ -58,7 +58,7 @@ def make_all(grid: Sequence[Cell], root: str, width: int | None, tell: Tell) -> 
         tell(f"{by_name[name].title:50s} {how}")
 
     works = [
-        Job(name, [need for need in cell.needs if need in todo], partial(_make_as_told, grid, name, root))
+        Job(name, [need for need in cell.needs if need in todo], partial(_make_as_told, grid, name, root, tell))
         for name, cell in sorted(todo.items(), key=lambda item: seeds.index(item[1].seed))  # a seed after the other
     ]
     with terminated_as_interrupted():
@@ -66,10 +66,11 @@ def make_all(grid: Sequence[Cell], root: str, width: int | None, tell: Tell) -> 
     return [by_name[name].title for name in failed]
 
 
-def _make_as_told(grid: Sequence[Cell], name: str, root: str, place: Place) -> None:
-    for cell in grid:
-        if cell.name == name:
-            make(cell, root, lambda line: None, place)
+def _make_as_told(grid: Sequence[Cell], name: str, root: str, tell: Tell, place: Place) -> None:
+    for number, cell in enumerate([cell for cell in grid if cell.name == name]):
+        if not number:
+            tell(f"{cell.title:50s} begins; output in {logs(root) / name}.log")
+        make(cell, root, lambda line: None, place)
 
 
 def make(cell: Cell, root: str, tell: Tell, place: Place | None = None) -> None:

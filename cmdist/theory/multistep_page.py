@@ -88,7 +88,8 @@ TRAINED = """
 
 {picture}
 
-    make demo
+    make demo                                           # the data, a teacher and cd
+    python pipelines/train.py configs/digits/ct.yaml    # and ict
     python pipelines/exact.py multistep --runs {runs}
 
 Left: the error of a trained network against the exact consistency function of the digits (their closed-form denoiser,

@@ -30,7 +30,7 @@ from cmdist.tracking.journal import Tracker as Tracker  # what the training uses
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _EVALUATION = "cmdist.evaluation"
-_STUDY = "cmdist.study"  # on the parent of a study's runs: its name
+STUDY = "cmdist.study"  # on the parent of a study's runs: its name
 
 
 class TrackingError(CmdistError):
@@ -245,8 +245,8 @@ def log_study(
     try:
         client = connect(uri)
         experiment_id = experiment_of(client, uri, experiment)
-        same = client.search_runs([experiment_id], f"tags.`{_STUDY}` = '{name}'", max_results=1)
-        study = same[0] if same else client.create_run(experiment_id, run_name=name, tags={_STUDY: name})
+        same = client.search_runs([experiment_id], f"tags.`{STUDY}` = '{name}'", max_results=1)
+        study = same[0] if same else client.create_run(experiment_id, run_name=name, tags={STUDY: name})
         parent = str(study.info.run_id)
         client.set_tag(parent, "mlflow.note.content", title)
         for key in keys:
@@ -267,7 +267,9 @@ def log_study(
 
 
 def runs(uri: str, experiment: str) -> list[dict[str, Any]]:
-    """All runs of an experiment as plain dicts; an evaluation's `parent` is the id of its run. Raises TrackingError."""
+    """All runs of an experiment as plain dicts; an evaluation's `parent` is the id of its run, a run's `study` that of
+    the study that made it. Raises TrackingError.
+    """
     try:
         client = connect(uri)  # and not mlflow.search_runs, which needs a global URI and leaves it in the environment
         of_name = client.get_experiment_by_name(experiment)
@@ -285,7 +287,8 @@ def runs(uri: str, experiment: str) -> list[dict[str, Any]]:
             "id": run.info.run_id,
             "name": run.info.run_name,
             "key": run.data.tags.get(KEY),
-            "parent": run.data.tags.get(PARENT),
+            "parent": None if _trained(run.data.tags) else run.data.tags.get(PARENT),
+            "study": run.data.tags.get(PARENT) if _trained(run.data.tags) else None,
             "status": run.info.status,
             "start": run.info.start_time,
             "end": run.info.end_time,
@@ -295,6 +298,10 @@ def runs(uri: str, experiment: str) -> list[dict[str, Any]]:
         }
         for run in rows
     ]
+
+
+def _trained(tags: Mapping[str, str]) -> bool:
+    return KEY in tags or branches.GIVEN_UP in tags
 
 
 def history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:

@@ -14,6 +14,7 @@ from cmdist.studies import grid, page, parent, web
 from cmdist.studies.grid import Cell, Study
 from cmdist.tracking import courier
 from cmdist.tracking import mlflow as tracking
+from ranks import pipeline
 from runs import make_data, make_run
 from studies.small import STUDY, write
 
@@ -97,8 +98,11 @@ def test_in_mlflow_a_study_is_the_parent_of_its_runs(made: tuple[Study, list[Cel
     other = parent.log(study, "other", cells, folder, [])
     found = {run["id"]: run for run in tracking.runs(uri, "tests")}
     assert id_ is not None and other not in (None, id_) and len(found) == 4
-    children = [run for run in found.values() if run["parent"]]
-    assert {run["name"] for run in children} == {"edm", "l1"} and {run["parent"] for run in children} == {id_}
+    children = [run for run in found.values() if run["study"]]
+    assert {run["name"] for run in children} == {"edm", "l1"} and {run["study"] for run in children} == {id_}
+    assert not any(run["parent"] for run in found.values())  # that is of evaluations
+    shown = pipeline("compare").of_experiment(uri, "tests")
+    assert [row.name for row in shown] == ["edm", "l1"]
     assert found[id_]["metrics"] == {
         "fd_ode/teacher/at 4": 9.0, "fd_1step/cd/distance l1/at 4": 30.0, "fd_2step/cd/distance l1/at 4": 12.5
     }  # fmt: skip

@@ -1,0 +1,64 @@
+"""The demo is a study: its file is the one that says what is trained, and the command does the rest."""
+
+from pathlib import Path
+
+import pytest
+
+from cmdist.errors import ConfigError
+from cmdist.studies import grid
+from ranks import pipeline
+
+ROOT = Path(__file__).parents[2]
+demo = pipeline("demo")
+SHORT = """
+title: A short demo
+question: Does it end?
+data: data
+prepare: [digits]
+names: group
+keys: {train.steps: 4, train.glance_every: 0, train.self_check: false, tracking.experiment: digits}
+seeds: [1]
+groups:
+  edm: {config: configs/digits/edm.yaml, measure: {n: 64}}
+  cd: {config: configs/digits/cd.yaml, after: {objective.teacher: edm}, measure: {n: 64}}
+"""
+
+
+def test_the_rows_are_a_teacher_its_student_one_without_an_ode_and_a_flow_map() -> None:
+    study = grid.load(str(ROOT / demo.STUDY))
+    assert list(study.groups) == ["edm", "trigflow", "mean_flow", "cd", "sct"]
+    cells = {cell.group: cell for cell in grid.cells(study, "runs/digits", prepared=False)}
+    assert {name: cell.config.kind_name for name, cell in cells.items() if name != "trigflow"} == {
+        "edm": "denoising",
+        "cd": "consistency_distillation",
+        "sct": "scm_training",
+        "mean_flow": "mean_flow",
+    }
+    assert cells["cd"].config.teacher == cells["edm"].url and cells["cd"].url.endswith("runs/digits/cd")
+
+
+def test_it_trains_measures_compares_and_reuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "demo.yaml").write_text(SHORT)
+    monkeypatch.setattr(demo, "STUDY", str(tmp_path / "demo.yaml"))
+    root = tmp_path / "digits"
+    demo.main(["--root", str(root)])
+    said = capsys.readouterr().out
+    assert "2 runs, of which 0 are there" in said and "begins; output in" in said and "whole demo" in said
+    assert (root / "comparison/report.html").exists() and (root / "pages/demo.md").exists()
+    assert "fd_1step" in said or "1 step" in said
+    config = (root / "cd/config.yaml").read_bytes()
+    demo.main(["--root", str(root)])
+    assert "2 runs, of which 2 are there" in capsys.readouterr().out
+    assert (root / "cd/config.yaml").read_bytes() == config
+    with pytest.raises(ConfigError, match="edm was trained with run.seed = 1 and the study has 2: take"):
+        demo.main(["--root", str(root), "--seed", "2"])
+
+
+def test_runs_named_by_group_are_one_for_each(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text(SHORT.replace("seeds: [1]", "seeds: [1, 2]"))
+    with pytest.raises(ConfigError, match="names: group is for one seed and groups without axes"):
+        grid.load(str(tmp_path / "demo.yaml"))
+    assert grid.load(str(tmp_path / "demo.yaml"), seeds=[3]).seeds == (3,)
