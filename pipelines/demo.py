@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> None:
     os.chdir(REPOSITORY)
     seeds = [] if options.seed is None else ["--seeds", str(options.seed)]
     study.main([STUDY, "--root", str(root), "--out", f"{root}/pages", *seeds])
-    compare.main([f"{root}/{name}" for name in grid.load(STUDY).groups])
+    measured = [name for name, group in grid.load(STUDY).groups.items() if group.measure.steps != ()]
+    compare.main([f"{root}/{name}" for name in measured])
     places = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     print(f"\nwhole demo   {time.monotonic() - begin:.0f} s on {places}")
     print(f"report       {root}/comparison/report.html")

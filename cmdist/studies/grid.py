@@ -45,7 +45,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class Measure(Section):
-    """What is measured of a run: at its last step and at those of `at`, with so many steps of sampling."""
+    """What is measured of a run: at its last step and at those of `at`, with so many steps of sampling. Of one that is
+    there for others, with empty `steps`, nothing is.
+    """
 
     steps: tuple[str, ...] | None = None  # of sampling; None: those of the configuration
     times: dict[str, list[PositiveFloat]] = Field(default={})  # of so many steps; else sampling.times
@@ -168,10 +170,15 @@ class Cell:
 
     def samplers(self, step: int) -> Sequence[str]:
         """Steps of sampling that are measured after so many steps of training."""
-        return [*(self.measure.steps or self.config.usual_steps(step)), *self.measure.times]
+        usual = self.config.usual_steps(step) if self.measure.steps is None else self.measure.steps
+        return [*usual, *self.measure.times]
 
     def missing(self) -> list[int]:
-        """Steps of training of which a figure is not there."""
+        """Steps of training of which a figure is not there; the last, if nothing is measured of it and it is not
+        trained.
+        """
+        if not any(self.samplers(step) for step in self.steps):
+            return [] if self.trained() else [self.config.train.steps]
         there = {(row["step"], row["sampler"]) for row in self.figures()}
         return [step for step in self.steps if not {(step, str(s)) for s in self.samplers(step)} <= there]
 

@@ -93,7 +93,8 @@ def make(cell: Cell, root: str, tell: Tell, place: Place | None = None) -> None:
         usual = [sampler for sampler in cell.samplers(step) if sampler not in cell.measure.times]
         for samplers, times in [(usual, None), *(([name], levels) for name, levels in cell.measure.times.items())]:
             at = ["--times", *map(str, times)] if times else []
-            command(place, root, cell.name, "evaluate.py", *arguments, "--steps", *samplers, *at)
+            if samplers:
+                command(place, root, cell.name, "evaluate.py", *arguments, "--steps", *samplers, *at)
         tell(f"{cell.title}: measured at step {step}")
 
 
