@@ -49,3 +49,28 @@ def test_radam_in_one_pass_is_torchs(compiled: bool, weight_decay: float, monkey
         for name in ("exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(in_one.state[ours][name], by_torch.state[theirs][name], rtol=1e-5, atol=1e-7)
     assert float((ours.data - first).norm() / first.norm()) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["radam", "adam"])
+def test_in_blocks_a_step_has_the_same_bits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a long vector, a short one and one of another shape, with moments and counters as torch keeps them."""
+    monkeypatch.setattr(optim, "BLOCK", 64)
+    theirs = {"radam": torch.optim.RAdam, "adam": torch.optim.Adam}[kind]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1003,), (64,), (7, 31)]
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
+    keys = {"betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.1}
+    ours, whole = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    both = [(ours, make_optimizer(kind, ours, **keys)), (whole, theirs(whole, lr=0.0, **keys))]  # type: ignore[arg-type]
+    for step in range(9):
+        gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+        for parameters, optimizer in both:
+            optimizer.param_groups[0]["lr"] = 0.01 * (step + 1)
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient.clone()
+            optimizer.step()
+    for p, other in zip(ours, whole, strict=True):
+        assert torch.equal(p, other) and p.shape == other.shape
+        assert both[0][1].state[p]["step"] == 9
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(both[0][1].state[p][name], both[1][1].state[other][name])
