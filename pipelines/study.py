@@ -6,12 +6,15 @@ python pipelines/study.py configs/studies/figure4.yaml --page         the page a
 python pipelines/study.py configs/studies/*.yaml --claims             one page of all claims
 python pipelines/study.py configs/studies/figure4.yaml --slurm        one array task for each run
 
-A run that is there already, also as another study made it, is not made again.
+A run that is there already, also as another study made it, is not made again. Relative paths in a study file are of
+the repository, wherever the command is given.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from cmdist.errors import CmdistError, ConfigError
 from cmdist.studies import claims, grid, page, parent, running, slurm, web
@@ -41,12 +44,15 @@ def main(arguments: Sequence[str]) -> None:
     what.add_argument("--claims", action="store_true", help="one page of the claims of several studies, made before")
     what.add_argument("--slurm", action="store_true", help="submit an array for each generation of runs")
     what.add_argument("--task", type=int, metavar="N", help="the run of number N alone, as an array's task does")
-    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="with --slurm, of sbatch")
+    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="--sbatch='--partition=gpu', with --slurm")
     options = parser.parse_args(arguments)
     if options.width is not None and not 1 <= options.width <= 1024:
         raise ConfigError(f"--width must be 1 to 1024, not {options.width}")
     if options.sbatch and not options.slurm:
         raise ConfigError("--sbatch is of --slurm")
+    options.study = [str(Path(file).absolute()) for file in options.study]
+    options.root, options.out = storage.absolute(options.root), storage.absolute(options.out)
+    os.chdir(running.REPOSITORY)  # where its runs are made, also those of an array
     if options.claims:
         studies = [(name_of(file), grid.load(file)) for file in options.study]
         return tell(f"page: {claims.page(studies, options.out)}")
@@ -65,7 +71,11 @@ def main(arguments: Sequence[str]) -> None:
         with running.terminated_as_interrupted():
             return running.make(cells[options.task], options.root, tell)
     if options.slurm:
-        return slurm.submit(options.study, cells, options.root, options.out, options.sbatch, tell)
+        seeds = ["--seeds", *map(str, options.seeds)] if options.seeds else []
+        same = [options.study, "--root", options.root, "--out", options.out, *seeds]
+        return slurm.submit(same, cells, options.sbatch, tell)
+    if options.page and (missing := [cell.title for cell in cells if cell.missing()]):
+        tell(f"{len(missing)} of {len(cells)} runs are missing, first {missing[0]}; without --page they are made")
     failed = [] if options.page else running.make_all(cells, options.root, options.width, tell)
     if failed:
         raise CmdistError(f"{len(failed)} of {len(cells)} runs failed, first {failed[0]}; the same command tries again")

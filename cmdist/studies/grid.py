@@ -139,14 +139,14 @@ class Study(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """A run of a study: its place in the grid, its configuration with root and name, and the runs that it follows."""
+    """A run of a study: its place in the grid, its configuration with root and name, and what is measured."""
 
     group: str
     axes: Mapping[str, str]
     seed: int
     config: Config
     measure: Measure
-    needs: tuple[str, ...]  # names of runs
+    needs: tuple["Cell", ...]  # the runs that it follows
 
     @property
     def name(self) -> str:
@@ -254,8 +254,8 @@ def cells(study: Study, root: str, prepared: bool = True) -> list[Cell]:
                 config = configuration.replaced(config, {"run.name": label})
                 if study.names == "group":
                     _must_be_the_same(config)
-                needs = tuple(dict.fromkeys(cell.name for cell in followed.values()))
-                cell = Cell(name, axes, seed, config, group.measure, needs)
+                needs = {other.name: other for other in followed.values()}
+                cell = Cell(name, axes, seed, config, group.measure, tuple(needs.values()))
                 if wrong := [step for step in group.measure.at if step > config.train.steps]:
                     raise ConfigError(f"groups.{name}.measure.at: {wrong[0]} is above train.steps {config.train.steps}")
                 by_place[name, seed] = cell

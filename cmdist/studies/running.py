@@ -58,7 +58,11 @@ def make_all(grid: Sequence[Cell], root: str, width: int | None, tell: Tell) -> 
         tell(f"{by_name[name].title:50s} {how}")
 
     works = [
-        Job(name, [need for need in cell.needs if need in todo], partial(_make_as_told, grid, name, root, tell))
+        Job(
+            name,
+            [need.name for need in cell.needs if need.name in todo],
+            partial(_make_as_told, grid, name, root, tell),
+        )
         for name, cell in sorted(todo.items(), key=lambda item: seeds.index(item[1].seed))  # a seed after the other
     ]
     with terminated_as_interrupted():
@@ -74,9 +78,13 @@ def _make_as_told(grid: Sequence[Cell], name: str, root: str, tell: Tell, place:
 
 
 def make(cell: Cell, root: str, tell: Tell, place: Place | None = None) -> None:
-    """Train a run to its end and measure it, as far as that is missing. Raises CmdistError with the log's place."""
+    """Train a run to its end and measure it, as far as that is missing. Raises CmdistError with the log's place, or if
+    a run that it follows is not trained to its end: it would learn from the newest step that is there.
+    """
     place = place or Place(0, threading.Event())
     if not cell.trained():
+        if short := [need.title for need in cell.needs if not need.trained()]:
+            raise CmdistError(f"{cell.title} follows {short[0]}, which is not trained to its end")
         file = logs(root) / f"{cell.name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(configuration.dump(cell.config))

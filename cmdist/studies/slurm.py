@@ -21,16 +21,17 @@ def generations(grid: Sequence[Cell]) -> list[list[int]]:
     missing = {cell.name for cell in grid if cell.missing()}
     for number, cell in enumerate(grid):  # what is followed stands above
         if cell.name in missing and cell.name not in depth:
-            depth[cell.name] = max((depth[need] + 1 for need in cell.needs if need in depth), default=0)
+            depth[cell.name] = max((depth[need.name] + 1 for need in cell.needs if need.name in depth), default=0)
             waves += [[] for _ in range(depth[cell.name] + 1 - len(waves))]
             waves[depth[cell.name]].append(number)
     return waves
 
 
-def submit(file: str, grid: Sequence[Cell], root: str, out: str, options: str, tell: Callable[[str], object]) -> None:
-    """Submit what is missing. Raises CmdistError if sbatch refuses; what was submitted before it is named."""
+def submit(arguments: Sequence[str], grid: Sequence[Cell], options: str, tell: Callable[[str], object]) -> None:
+    """Submit what is missing; `arguments` of pipelines/study.py make this grid. Raises CmdistError if sbatch refuses;
+    what was submitted before it is named.
+    """
     before, common = "", ["sbatch", "--parsable", *shlex.split(options)]
-    arguments = [file, "--root", root, "--out", out]
     for number, wave in enumerate(generations(grid)):
         after = [f"--dependency=afterany:{before}"] if before else []
         before = _sbatch([*common, *after, f"--array={','.join(map(str, wave))}", SCRIPT, *arguments, "--task"], before)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cmdist.errors import ConfigError
+from cmdist.errors import CmdistError, ConfigError
 from cmdist.studies import grid, running, slurm
-from runs import make_data
+from runs import make_data, make_run
 from studies.small import STUDY, write
 
 
@@ -33,7 +33,7 @@ def test_each_combination_of_axes_and_seeds_is_a_run(root: str) -> None:
     assert len({cell.name for cell in made}) == 6
     followed = {cell.seed: cell for cell in made[:2]}
     for cell in made[2:]:
-        assert cell.config.teacher == followed[cell.seed].url and cell.needs == (followed[cell.seed].name,)
+        assert cell.config.teacher == followed[cell.seed].url and cell.needs == (followed[cell.seed],)
         assert cell.config.objective.distance.kind == cell.axes["distance"]  # type: ignore[attr-defined]
         assert cell.steps == (2, 4) and cell.samplers(4) == ["1", "2", "3"]
         assert cell.config.train.checkpoint_every == 2 and cell.config.run.seed == cell.seed
@@ -58,6 +58,14 @@ def test_a_run_has_one_name_in_all_studies_and_a_changed_axis_makes_new_ones_onl
 
 def test_generations_on_slurm_follow_each_other(root: str) -> None:
     assert slurm.generations(cells(root)) == [[0, 1], [2, 3, 4, 5]]
+
+
+def test_a_run_does_not_follow_one_that_was_stopped_before_its_end(root: str) -> None:
+    """As the student of a teacher whose task of an array was cancelled and has committed its step."""
+    teacher, _, student, *_ = cells(root)
+    make_run(Path(root) / "runs", teacher.name, Path(root) / "data/digits", "denoising", step=1)
+    with pytest.raises(CmdistError, match="cd distance=l1 seed=1 follows teacher seed=1, which is not trained to its"):
+        running.make(student, root, lambda line: None)
 
 
 def test_the_grid_and_its_cost_are_printed(root: str) -> None:
