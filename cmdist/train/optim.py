@@ -31,7 +31,7 @@ BLOCK = 2**14  # numbers: weights, gradient and moments of so many, with what a 
 
 
 class _InBlocks:
-    """torch's dozen operations of a step, on a CPU block after block instead of each on a whole vector: the same bits."""
+    """A step's dozen operations on a CPU, block after block instead of each on a whole vector: the same bits."""
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
         """The lists of weights, gradients, moments and counters that a step goes through."""
