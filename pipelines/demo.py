@@ -5,15 +5,15 @@ configs/studies/demo.yaml says what is trained; what is there is reused.
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import compare
-import study
 import torch
 
+from cmdist.errors import CmdistError
 from cmdist.studies import grid
 from cmdist.studies.running import REPOSITORY
 from cmdist.system import cli
@@ -27,15 +27,21 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, help="another one than the study's")
     options = parser.parse_args(arguments)
     begin, root = time.monotonic(), Path(options.root).absolute()
-    os.chdir(REPOSITORY)
     seeds = [] if options.seed is None else ["--seeds", str(options.seed)]
-    study.main([STUDY, "--root", str(root), "--out", f"{root}/pages", *seeds])
-    measured = [name for name, group in grid.load(STUDY).groups.items() if group.measure.steps != ()]
-    compare.main([f"{root}/{name}" for name in measured])
+    run("study.py", STUDY, "--root", str(root), "--out", f"{root}/pages", *seeds)
+    measured = [name for name, group in grid.load(str(REPOSITORY / STUDY)).groups.items() if group.measure.steps != ()]
+    run("compare.py", *(f"{root}/{name}" for name in measured))
     places = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     print(f"\nwhole demo   {time.monotonic() - begin:.0f} s on {places}")
     print(f"report       {root}/comparison/report.html")
     print(f"browse       {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri sqlite:///{root}/mlflow.db")
+
+
+def run(pipeline: str, *arguments: str) -> None:
+    """A pipeline as its user would run it. Raises CmdistError if it fails, which has said why."""
+    code = subprocess.call([sys.executable, f"pipelines/{pipeline}", *arguments], cwd=REPOSITORY)
+    if code:
+        raise CmdistError(f"{pipeline} ended with {code}; `make demo` goes on from there")
 
 
 if __name__ == "__main__":

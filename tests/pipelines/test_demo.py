@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cmdist.errors import ConfigError
+from cmdist.errors import CmdistError, ConfigError
 from cmdist.studies import grid
 from ranks import pipeline
 
@@ -38,23 +38,23 @@ def test_the_rows_are_a_teacher_its_student_one_without_an_ode_and_a_flow_map() 
 
 
 def test_it_trains_measures_compares_and_reuses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(ROOT)
     (tmp_path / "demo.yaml").write_text(SHORT)
     monkeypatch.setattr(demo, "STUDY", str(tmp_path / "demo.yaml"))
     root = tmp_path / "digits"
     demo.main(["--root", str(root)])
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert "2 runs, of which 0 are there" in said and "begins; output in" in said and "whole demo" in said
     assert (root / "comparison/report.html").exists() and (root / "pages/demo.md").exists()
     assert "consistency_distillation" in said and not (root / "edm/evaluations").exists()
     config = (root / "cd/config.yaml").read_bytes()
     demo.main(["--root", str(root)])
-    assert "2 runs, of which 2 are there" in capsys.readouterr().out
+    assert "2 runs, of which 2 are there" in capfd.readouterr().out
     assert (root / "cd/config.yaml").read_bytes() == config
-    with pytest.raises(ConfigError, match="edm was trained with run.seed = 1 and the study has 2: take"):
+    with pytest.raises(CmdistError, match=r"study.py ended with 2; `make demo` goes on"):
         demo.main(["--root", str(root), "--seed", "2"])
+    assert "edm was trained with run.seed = 1 and the study has 2: take another --root" in capfd.readouterr().err
 
 
 def test_runs_named_by_group_are_one_for_each(tmp_path: Path) -> None:
