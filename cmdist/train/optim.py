@@ -27,7 +27,7 @@ def make_optimizer(
     return cls([p for p in parameters if p.requires_grad], lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay)
 
 
-BLOCK = 2**14  # numbers: weights, gradient and moments of so many, with what a step makes of them, fit a core's cache
+BLOCK = 2**16  # numbers: weights, gradient and moments of so many, with what a step makes of them, fit its cache
 
 
 class _InBlocks:

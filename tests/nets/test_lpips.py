@@ -154,8 +154,8 @@ def test_bf16_is_within_a_hundredth_of_fp32_until_differences_are_below_its_digi
     alone. Below about 1e-3 bf16 adds up to 1e-5 of its own: two images that differ by less are not told apart.
     """
     full, half = load_lpips(weights, "avg"), load_lpips(weights, "avg", precision="bf16")
-    smooth = torch.nn.functional.interpolate(torch.randn(4, 3, 8, 8, generator=GENERATOR), size=64, mode="bicubic")
-    for noise, relative, absolute in ((1.0, 0.01, 0.0), (0.1, 0.01, 0.0), (0.01, 0.0, 2e-5), (0.001, 0.0, 2e-5)):
+    smooth = torch.nn.functional.interpolate(torch.randn(2, 3, 8, 8, generator=GENERATOR), size=64, mode="bicubic")
+    for noise, relative, absolute in ((1.0, 0.01, 0.0), (0.1, 0.01, 0.0), (0.001, 0.0, 2e-5)):
         x = smooth.clamp(-1, 1)
         y = (x + noise * torch.randn(x.shape, generator=GENERATOR)).clamp(-1, 1)
         values, gradients = [], []
@@ -167,7 +167,7 @@ def test_bf16_is_within_a_hundredth_of_fp32_until_differences_are_below_its_digi
         torch.testing.assert_close(values[1], values[0], rtol=relative, atol=absolute)
         if relative:
             assert float(torch.nn.functional.cosine_similarity(*gradients, dim=0)) > 0.99
-    assert half(smooth, smooth).tolist() == [0.0] * 4
+    assert half(smooth, smooth).tolist() == [0.0] * 2
 
 
 def test_bf16_convolutions_have_their_channels_last(weights: Path) -> None:

@@ -220,6 +220,7 @@ SENSIBLE: dict[str, Callable[[dict[str, Any]], bool]] = {
 }
 
 
+@pytest.mark.slow  # CI runs the command itself
 @pytest.mark.timeout(300)
 def test_two_minutes_on_a_cpu_run_the_path_of_each_kind_of_part(tmp_path: Path) -> None:
     """The first call on a GPU must not be the first run of this code. Parts that a loaded machine does not get to say

@@ -22,7 +22,7 @@ network: {norm_groups: by_width, model_channels: 32, channel_mult: [1, 2], num_r
 loss: {distance: lpips, lpips_weights: nowhere.pth}
 curriculum: {kind: constant, n_timesteps: 18, mu: 0.9}
 optimizer: {lr: 1.0e-4}
-train: {steps: 10, global_batch: 2, micro_batch: 2, precision: bf16}
+train: {steps: 10, global_batch: 2, micro_batch: 2, precision: fp32}
 """
 
 
@@ -38,7 +38,7 @@ def test_figures_and_what_they_were_measured_with(tmp_path: Path) -> None:
         tmp_path,
         "network.checkpoint_activations=true",
         "--steps",
-        "2",
+        "1",
         "--warm-up",
         "1",
         "--json",
@@ -49,7 +49,7 @@ def test_figures_and_what_they_were_measured_with(tmp_path: Path) -> None:
     assert r["images_per_second"] == pytest.approx(2 / r["seconds_per_step"]) and r["mfu"] == pytest.approx(
         r["tflops"] / r["matmul_tflops"]
     )
-    assert 0 < r["mfu"] < 1.0 and (r["compile"], r["precision"], r["steps"]) == (False, "bf16", 2)
+    assert 0 < r["mfu"] < 1.0 and (r["compile"], r["precision"], r["steps"]) == (False, "fp32", 1)
     assert r["tflops"] * r["seconds_per_step"] == pytest.approx(2 * plan(config.parse(SMALL), 1).flops / 1e12)
     assert r["environment"]["packages"]["deepspeed"] and r["environment"]["commit"]
     (line,) = done.stdout.splitlines()[-1:]

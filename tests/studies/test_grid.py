@@ -56,6 +56,17 @@ def test_a_run_has_one_name_in_all_studies_and_a_changed_axis_makes_new_ones_onl
     assert not {cell.name for cell in cells(str(tmp_path / "other"))} & before
 
 
+def test_a_run_that_is_there_for_others_is_trained_and_not_measured(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unmeasured = STUDY.replace(
+        "keys: {train.steps: 4}, measure: {n: 128}}", "keys: {train.steps: 4}, measure: {steps: []}}"
+    )
+    teacher = cells(root, unmeasured)[0]
+    assert list(teacher.samplers(4)) == [] and teacher.missing() == [4]
+    monkeypatch.setattr(grid.Cell, "trained", lambda cell: True)
+    assert teacher.missing() == []
+    assert slurm.generations(cells(root, unmeasured)) == [[2, 3, 4, 5]]
+
+
 def test_generations_on_slurm_follow_each_other(root: str) -> None:
     assert slurm.generations(cells(root)) == [[0, 1], [2, 3, 4, 5]]
 
