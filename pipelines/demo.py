@@ -5,6 +5,7 @@ configs/studies/demo.yaml says what is trained; what is there is reused.
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import torch
 from cmdist.errors import CmdistError
 from cmdist.studies import grid
 from cmdist.studies.running import REPOSITORY
-from cmdist.system import cli
+from cmdist.system import cli, jobs
 
 STUDY = "configs/studies/demo.yaml"
 
@@ -38,8 +39,20 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(pipeline: str, *arguments: str) -> None:
-    """A pipeline as its user would run it. Raises CmdistError if it fails, which has said why."""
-    code = subprocess.call([sys.executable, f"pipelines/{pipeline}", *arguments], cwd=REPOSITORY)
+    """A pipeline as its user would run it, which is told of a request to end; Ctrl-C reaches it by the terminal. Raises
+    CmdistError if it fails, which has said why.
+    """
+    process = subprocess.Popen([sys.executable, f"pipelines/{pipeline}", *arguments], cwd=REPOSITORY)
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+    }
+    try:
+        while (code := process.poll()) is None:
+            time.sleep(jobs.PERIOD)  # a signal may come to another thread than the one that would wait
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if code:
         raise CmdistError(f"{pipeline} ended with {code}; `make demo` goes on from there")
 

@@ -1,6 +1,10 @@
 """The demo is a study: its file is the one that says what is trained, and the command does the rest."""
 
+import os
 import re
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -51,11 +55,43 @@ def test_it_trains_measures_and_compares(
     assert re.search(r"^edm +denoising", said, re.MULTILINE)
     study = grid.load(demo.STUDY)
     assert not any(cell.missing() for cell in grid.cells(study, str(root)))
-    monkeypatch.setattr(demo.subprocess, "call", lambda command, cwd: 2)
-    with pytest.raises(CmdistError, match=r"study.py ended with 2; `make demo` goes on"):
-        demo.main(["--root", str(root)])
     with pytest.raises(ConfigError, match="edm was trained with run.seed = 1 and the study has 2: take another --root"):
         grid.cells(grid.load(demo.STUDY, seeds=[2]), str(root))
+
+
+STAND_IN = """
+import pathlib, signal, sys, time
+def end(*_):
+    pathlib.Path("told").touch()
+    sys.exit(7)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path("begun").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("first", [(), (signal.SIGINT,)])  # which the terminal sends to all
+def test_who_is_told_to_end_leaves_nothing_running(
+    first: tuple[signal.Signals, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines/study.py").write_text(STAND_IN)
+    monkeypatch.setattr(demo, "REPOSITORY", tmp_path)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def end() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        for number in (*first, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with pytest.raises(CmdistError, match=r"study.py ended with 7; `make demo` goes on from there"):
+        demo.run("study.py")
+    thread.join(10)
+    assert (tmp_path / "told").exists()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
 
 
 def test_runs_named_by_group_are_one_for_each(tmp_path: Path) -> None:
