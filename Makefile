@@ -50,7 +50,7 @@ format: install
 	$(BIN)/ruff format .
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow" -n 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: install  ## minutes each; not the chaos tests
 	$(BIN)/python -m pytest -m slow --ignore tests/chaos
