@@ -17,7 +17,7 @@ from cmdist import config as configuration
 from cmdist.checkpoints import documents, search
 from cmdist.errors import CmdistError, ConfigError
 from cmdist.evaluation import stored
-from cmdist.system import cli, distributed, storage
+from cmdist.system import cli, launchers, storage
 
 HERE = Path(__file__).parent
 PATIENCE = 300  # seconds for a client of Slurm
@@ -111,7 +111,7 @@ def submit(command: Sequence[str], name: str, dry_run: bool) -> str:
         words = [word if word.endswith("$TRAINING") else shlex.quote(word) for word in command]
         print(f"{name}=$({' '.join(words)})")
         return f"${name}"
-    done = run(command, distributed.without_ranks(os.environ))  # the new job has its own ranks
+    done = run(command, launchers.without_ranks(os.environ))  # the new job has its own ranks
     if done.returncode:
         raise SlurmError(f"{name.lower()} was not submitted: {said(done)}")
     job = done.stdout.strip().partition(";")[0]

@@ -29,7 +29,7 @@ from cmdist import config as configuration
 from cmdist.checkpoints import attempt as attempts
 from cmdist.checkpoints import search
 from cmdist.errors import CmdistError, ConfigError, DataError, RunInUse
-from cmdist.system import cli, distributed, storage
+from cmdist.system import cli, distributed, launchers, storage
 from cmdist.system.distributed import World
 from cmdist.system.typed import Document, Shape
 from cmdist.train import beforehand
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
         "--resume", default="auto", metavar="auto|none|URL", help="as of pipelines/train.py (default %(default)s)"
     )
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    rank, size, local = distributed.place()
+    rank, size, local = launchers.place()
     with contextlib.redirect_stderr(io.StringIO()) if local else contextlib.nullcontext():
         options = parser.parse_intermixed_args(arguments)
     # Every rank of a job says the same about these; the first one of a node says it for all of them.

@@ -38,12 +38,12 @@ _PORTS = itertools.count(os.getpid() * 37)
 
 
 def free_port() -> int:
-    """Each time another one, and other ones for each of three test processes, all below those that connections take for
+    """Each time another one, and other ones for each of four test processes, all below those that connections take for
     themselves.
     """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 3
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
     while True:
-        port = 30_000 + 900 * worker + next(_PORTS) % 900
+        port = 30_000 + 690 * worker + next(_PORTS) % 690
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -50,6 +50,7 @@ LAYERS = [
     {"scale"},
     {"cost", "recipe", "train.start", "tuning", "play"},
     {"train.telling"},
+    {"train.running"},
     {"studies"},
 ]
 LAYER = {part: number for number, layer in enumerate(LAYERS) for part in layer}

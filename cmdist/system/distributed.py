@@ -3,11 +3,10 @@
 import contextlib
 import datetime
 import os
-import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -16,18 +15,12 @@ import torch
 import torch.distributed as dist
 
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.system import descriptors, rendezvous
+from cmdist.system import descriptors, launchers, rendezvous
 
 _CAUSE, _LOOKED_AT = "cmdist/first-failure", "cmdist/looked-at"
 PATIENCE = 7200.0  # seconds that ranks wait for each other where no step is watched, as in evaluation
 TELLING = 60.0  # seconds for which a rank 0 that ends before there is a group waits for the others, to tell them why
 MARGIN = 60.0  # seconds that they wait longer than a watchdog, so that it speaks first
-
-# What Slurm, torchrun, deepspeed and MPI tell a process about its job and its rank; SLURM_CONF is of the cluster.
-_OF_RANKS = re.compile(
-    r"(SLURM(?!_CONF$)|SRUN|PMI|PMIX|OMPI|TORCHELASTIC|MASTER)_.*"
-    r"|(LOCAL_|GROUP_|ROLE_|CROSS_)?RANK|(LOCAL_|GROUP_|ROLE_|CROSS_)?WORLD_SIZE|(LOCAL|CROSS)_SIZE|ROLE_NAME"
-)
 
 
 @dataclass(frozen=True)
@@ -47,46 +40,13 @@ class World:
         return self.rank == 0
 
 
-def place() -> tuple[int, int, int]:
-    """(rank, world size, local rank) from the variables of deepspeed, torchrun or Slurm; (0, 1, 0) without any.
-
-    Of a Slurm step its own number of tasks counts, not the job's. Raises ConfigError for variables that contradict each
-    other: ranks would wait for others that never come.
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    slurm = "RANK" not in os.environ and "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ
-    if slurm:
-        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
-        names = ("SLURM_PROCID", tasks, "SLURM_LOCALID")
-    elif "RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} without RANK: a launcher sets both; unset it for one process"
-        )
-    try:
-        rank, size, local = (int(os.environ.get(name, default)) for name, default in zip(names, "010", strict=True))
-    except ValueError as error:
-        raise ConfigError(f"the variables {', '.join(names)} must be whole numbers: {error}") from error
-    here = os.environ.get("LOCAL_WORLD_SIZE", "")
-    odd = not slurm and here.isdigit() and not local < int(here) <= size
-    if odd or not (0 <= rank < size and 0 <= local < size):
-        told = (*names, "LOCAL_WORLD_SIZE") if odd else names
-        said = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in told)
-        raise ConfigError(f"the variables {said} are those of no rank: 0 <= rank < ranks is needed")
-    return rank, size, local
-
-
-def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for a process that is no rank of the job around it, as a glance or a job that is submitted."""
-    return {name: value for name, value in environment.items() if not _OF_RANKS.fullmatch(name)}
-
-
 def start(patience: float = PATIENCE, look: Callable[[], object] = lambda: None) -> World:
     """Join the process group (NCCL with GPUs, else gloo); the same code for deepspeed, torchrun, srun and plain
     python. `patience`: seconds after which a rank that waits for others gives up, in every group.
 
     `look` is called by rank 0 before there is a group, and what it raises ends all ranks with its sentence.
     """
-    rank, size, local = place()
+    rank, size, local = launchers.place()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
     # To DeepSpeed a local rank is the number of its GPU, which is 0 on every rank if each sees its own alone.

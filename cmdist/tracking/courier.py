@@ -1,5 +1,6 @@
 """The process that delivers a journal to MLflow: `python -m cmdist.tracking.courier FOLDER` does so by hand."""
 
+import contextlib
 import os
 import select
 import signal
@@ -13,7 +14,7 @@ from cmdist.tracking.journal import Journal, Watch
 
 _TURN = 600.0  # seconds for which it waits for the courier of an earlier attempt, which ends soon after its run
 _GRACE = 60.0  # seconds for which a courier goes on trying after its run has ended
-_RUN = 0  # stdin: a byte when the run's start is in the journal, and its end when no more follows
+_RUN = 0  # stdin: the journal's folder when the run's start is in it, and its end when no more follows
 
 
 def deliver(folder: Path, patience: float = 20.0) -> bool:
@@ -52,23 +53,33 @@ def _drain(delivery: Delivery, deadline: float) -> bool:
             time.sleep(1.0)
 
 
-def _told_to_go(parent: int) -> bool:
-    """Wait until the run says that its start is in the journal; False if it ended before."""
-    while not select.select([_RUN], [], [], 0.5)[0]:
-        if os.getppid() != parent:  # a child of it may have the other end of the pipe
-            return False
-    return bool(os.read(_RUN, 1))
+def _told_to_go(parent: int) -> Path | None:
+    """The journal's folder, once the run says that its start is in there; None if it ended before."""
+    told = b""
+    while not told.endswith(b"\0"):
+        while not select.select([_RUN], [], [], 0.5)[0]:
+            if os.getppid() != parent:  # a child of it may have the other end of the pipe
+                return None
+        if not (more := os.read(_RUN, 4096)):
+            return None
+        told += more
+    return Path(os.fsdecode(told[:-1]))
 
 
-def _courier(folder: Path, parent: int) -> None:
+def _courier(parent: int) -> None:
     """Deliver a journal as long as process `parent` lives, and then what is left, for up to a minute."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the training decides when it ends, and the courier ends with it
     os.nice(10)
-    mlflow.prepare()
-    if not _told_to_go(parent):
+    with contextlib.suppress(Exception):
+        mlflow.prepare()
+    if (folder := _told_to_go(parent)) is None:
         return
     journal, ended = Journal(folder), False
+    with (folder / "courier.log").open("ab") as log:
+        for standard in (1, 2):
+            os.dup2(log.fileno(), standard)
+    mlflow.prepare()  # once more, for what it had to say
     with journal.lock(_TURN) as held:
         if not held:
             print(f"{time.strftime('%F %T')} another courier has had {folder} for {_TURN:.0f} s", file=sys.stderr)
@@ -90,7 +101,7 @@ def _courier(folder: Path, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        _courier(Path(sys.argv[1]), int(sys.argv[2]))
+    if sys.argv[1] == "--of":
+        _courier(int(sys.argv[2]))
     else:
         sys.exit(0 if deliver(Path(sys.argv[1])) else 1)

@@ -120,31 +120,37 @@ def set_aside(folder: Path, name: str) -> None:
 
 class Courier:
     """The process that delivers a journal (courier.py). It imports MLflow, which takes seconds, and then waits for
-    `go`: it may be started before there is a run to tell of.
+    `go`: it may be started before anything is known of a run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self) -> None:
+        self._told = False
         package = str(Path(__file__).parents[2])
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
         }
-        with (folder / "courier.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "cmdist.tracking.courier", str(folder), str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,  # signals to the job's process group are for the training
-            )
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cmdist.tracking.courier", "--of", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # until it has a folder with a courier.log
+            env=environment,
+            start_new_session=True,  # signals to the job's process group are for the training
+        )
 
-    def go(self) -> None:
-        """The journal says what run this is."""
+    def go(self, folder: Path) -> None:
+        """The journal in `folder` says what run this is."""
         assert self.process.stdin is not None
+        self._told = True
         with suppress(BrokenPipeError):  # it died; Tracker looks after that
-            self.process.stdin.write(b"\n")
+            self.process.stdin.write(os.fsencode(folder.absolute()) + b"\0")
             self.process.stdin.flush()
+
+    def dismiss(self) -> None:
+        """End it if there is nothing to deliver."""
+        if not self._told:
+            self.process.kill()
+            self.process.wait()
 
     def wait(self, patience: float) -> None:
         """Let it deliver the rest at once. Raises subprocess.TimeoutExpired if that takes longer."""
@@ -208,7 +214,7 @@ class Tracker:
         )
         tracker = cls(journal, courier)
         if isinstance(courier, Courier):
-            courier.go()
+            courier.go(spool)
         tracker._watch()
         return tracker
 
@@ -249,8 +255,8 @@ class Tracker:
         if not self._courier_wanted or not dead or time.monotonic() < self._courier_started:
             return
         self._courier_started = time.monotonic() + 60.0
-        self._courier = Courier(self._journal.folder)
-        self._courier.go()
+        self._courier = Courier()
+        self._courier.go(self._journal.folder)
 
 
 class Watch:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmdist.errors import ConfigError
-from cmdist.system import distributed
+from cmdist.system import launchers
 from cmdist.tracking.machine import step_aside
 
 
@@ -29,7 +29,7 @@ class Glances:
         self._due: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         # a glance is no rank, and joins no group
-        self._environment = distributed.without_ranks(os.environ) | {
+        self._environment = launchers.without_ranks(os.environ) | {
             "CUDA_VISIBLE_DEVICES": _visible(device),
             "OMP_NUM_THREADS": "1",
         }

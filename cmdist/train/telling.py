@@ -11,7 +11,7 @@ from cmdist import build
 from cmdist import config as configuration
 from cmdist.config import Config
 from cmdist.data.order import Order
-from cmdist.system import distributed
+from cmdist.system import launchers
 from cmdist.system.distributed import World
 from cmdist.tracking import environment
 from cmdist.tracking.branches import ORIGIN
@@ -26,7 +26,7 @@ from cmdist.train.trainer import Trainer
 
 def head(run_url: str) -> None:
     """Where a start begins in the log of a node, which holds those of all starts; by the first rank there."""
-    rank, size, local = distributed.place()
+    rank, size, local = launchers.place()
     if local == 0:
         node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         job, again = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from cmdist.errors import ConfigError
-from cmdist.system import distributed, rendezvous
+from cmdist.system import distributed, launchers, rendezvous
 from cmdist.system.distributed import World
 from ranks import REPOSITORY
 
@@ -56,13 +56,13 @@ OF_RANKS = {
 @pytest.mark.parametrize("launcher", OF_RANKS)
 def test_a_process_beside_the_ranks_is_told_nothing_of_theirs(launcher: str) -> None:
     others = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "me", "RANK_OF_HONOUR": "1", "OMP_NUM_THREADS": "1"}
-    found = distributed.without_ranks(others | dict.fromkeys(OF_RANKS[launcher].split(), "1"))
+    found = launchers.without_ranks(others | dict.fromkeys(OF_RANKS[launcher].split(), "1"))
     assert found == others
 
 
 def test_the_list_of_launcher_variables_is_in_one_place() -> None:
     files = [path for folder in ("cmdist", "pipelines", "cluster") for path in (REPOSITORY / folder).rglob("*.py")]
-    assert [path.name for path in files if "PMIX" in path.read_text()] == ["distributed.py"]
+    assert [path.name for path in files if "PMIX" in path.read_text()] == ["launchers.py"]
 
 
 @pytest.mark.parametrize(("gpus", "index"), [(1, 0), (8, 3)])
@@ -173,7 +173,7 @@ def variables(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_c_a_step_counts_its_own_tasks(variables: Any, name: str) -> None:
     given, place = PLACES[name]
     variables(given)
-    assert distributed.place() == place
+    assert launchers.place() == place
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_c_a_step_counts_its_own_tasks(variables: Any, name: str) -> None:
 def test_c_variables_that_contradict_each_other_are_refused_at_once(variables: Any, given: dict[str, str]) -> None:
     variables(given)
     with pytest.raises(ConfigError, match="are those of no rank|without RANK") as error:
-        distributed.place()
+        launchers.place()
     assert error.value.exit_code == 2
 
 

@@ -95,10 +95,11 @@ def test_a_courier_does_not_wait_for_its_turn_without_end(tmp_path, monkeypatch,
     monkeypatch.setattr(courier, "_TURN", 0.2)
     monkeypatch.setattr(courier.signal, "signal", lambda *_: None)
     monkeypatch.setattr(courier.os, "nice", lambda _: None)
-    monkeypatch.setattr(courier, "_told_to_go", lambda _: True)
+    monkeypatch.setattr(courier.os, "dup2", lambda *_: None)
+    monkeypatch.setattr(courier, "_told_to_go", lambda _: tmp_path / "j")
     with journal.lock() as held:
         assert held
-        courier._courier(tmp_path / "j", os.getpid())
+        courier._courier(os.getpid())
     assert "another courier has had" in capsys.readouterr().err
 
 
@@ -326,9 +327,7 @@ def test_the_courier_delivers_while_the_training_goes_on_and_close_waits_for_it(
 
 
 def test_a_courier_that_was_started_before_its_run_delivers_it(tmp_path):
-    waiting = Courier(tmp_path / "tracking")
-    time.sleep(0.2)
-    assert not (tmp_path / "tracking" / "lock").exists(), "nothing is taken before it is told to go"
+    waiting = Courier()
     tracker = start(tmp_path, courier=waiting)
     assert tracker._courier is waiting
     tracker.log(1, {"loss": 1.0})
@@ -337,12 +336,34 @@ def test_a_courier_that_was_started_before_its_run_delivers_it(tmp_path):
     assert points(tmp_path) == [(1, 1.0)]
 
 
-def test_a_courier_whose_run_never_began_leaves_nothing(tmp_path):
-    waiting = Courier(tmp_path / "tracking")
+def test_a_courier_whose_run_never_began_ends():
+    waiting = Courier()
     waiting.wait(60)
     assert waiting.process.returncode == 0
-    assert [path.name for path in (tmp_path / "tracking").iterdir()] == ["courier.log"]
-    assert (tmp_path / "tracking" / "courier.log").read_bytes() == b""
+
+
+def test_a_courier_is_dismissed_unless_it_has_been_told_to_go(tmp_path):
+    waiting = Courier()
+    waiting.dismiss()
+    assert waiting.process.returncode == -signal.SIGKILL
+    waiting = Courier()
+    tracker = start(tmp_path, courier=waiting)
+    waiting.dismiss()
+    tracker.log(1, {"loss": 1.0})
+    tracker.close(patience=60)
+    assert waiting.process.returncode == 0 and points(tmp_path) == [(1, 1.0)]
+
+
+def test_a_courier_says_in_its_log_why_it_cannot_deliver(tmp_path, monkeypatch):
+    (tmp_path / "mlflow.py").write_text("raise ImportError('a broken installation')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    folder = tmp_path / "odd \n\udcff folder"
+    waiting = Courier()
+    folder.mkdir()
+    waiting.go(folder)
+    waiting.wait(60)
+    assert waiting.process.returncode == 1
+    assert (folder / "courier.log").read_text().endswith("ImportError: a broken installation\n")
 
 
 def test_the_end_of_a_run_wakes_its_courier(tmp_path, monkeypatch):

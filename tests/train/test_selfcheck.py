@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ranks import Ranks, pipeline
+from ranks import Ranks
 from training import SMALL, files, write_config
 
 NET = ["network.channel_mult=[1,2]", "network.attention_resolutions=[4]", "network.model_channels=16"]
@@ -42,11 +42,12 @@ def scenarios(config_path: str, out: str) -> None:
     from cmdist import build, config
     from cmdist.errors import CmdistError
     from cmdist.system import distributed
+    from cmdist.train import running
     from cmdist.train.engine import Engine
     from cmdist.train.selfcheck import Checked
     from cmdist.train.trainer import Trainer
 
-    runner, world, said = pipeline("train"), distributed.start(), {}
+    world, said = distributed.start(), {}
     network, backward, check = build.network, Engine.backward, Trainer.self_check
 
     def noisy_network(c: Any) -> Any:
@@ -75,7 +76,7 @@ def scenarios(config_path: str, out: str) -> None:
         name, _Noise.size = label, noise
         made = config.load(config_path, [*NET, *overrides])
         try:
-            runner.train(made, world, f"{made.run.root}/{made.run.name}", "auto")
+            running.train(made, world, f"{made.run.root}/{made.run.name}", "auto", Path())
         except CmdistError as error:
             said[name] = str(error)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmdist.system import distributed
+from cmdist.system import launchers
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHORTEST = 45.0  # seconds that a part is given, however small its share: processes take a while to start
@@ -66,7 +66,7 @@ def environment(device: str, scratch: str | None = None) -> dict[str, str]:
     writes libraries in place: one that is ended in the midst of it would leave half a library in the cache of all who
     compile the same later.
     """
-    kept = distributed.without_ranks(os.environ) | {"PYTHONUNBUFFERED": "1"}
+    kept = launchers.without_ranks(os.environ) | {"PYTHONUNBUFFERED": "1"}
     if scratch:
         kept |= {"TMPDIR": scratch, "TORCHINDUCTOR_CACHE_DIR": f"{scratch}/compiled"}
     return kept | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
