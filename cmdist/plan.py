@@ -105,6 +105,13 @@ def plan(config: Config, ranks: int) -> Plan:
     )
 
 
+def forward_pass(config: Config) -> tuple[int, float]:
+    """Parameters, and FLOPs of the student's forward pass for one image: a tenth of a plan's work."""
+    with _fake():
+        counter = _forward(config, build.network(_unlabelled(config)))
+    return sum(p.numel() for p in build.on_meta(config).parameters()), counter.flops / config.train.micro_batch
+
+
 def _kinds(counter: "Counter") -> dict[str, float]:
     kinds = dict.fromkeys(KINDS.values(), 0.0) | {"everything else": 0.0}
     for name, size in counter.touched.items():
@@ -136,25 +143,22 @@ def _update(config: Config, parameters: int, share: int) -> float:
 
 def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "Counter"]:
     """What the student's forward pass costs, and what the loss and its gradient do."""
-    unlabelled = config.model_copy(
-        update={"data": config.data.model_copy(update={"classes": 0})}
-    )  # labels cost nothing, and have values
+    unlabelled = _unlabelled(config)
     distance = distances.lpips(perceptual, perceptual.features) if perceptual else None
     if config.classifier:  # its weights change no figure either
         layers = Layers(Classifier(config.data.channels, 2))
         distance = distances.Perceptual(layers, layers.features, None)
     objective = build.objective(unlabelled, lambda keys: distance or build.distance(unlabelled, keys))
     b, size, channels = config.train.micro_batch, config.data.image_size, config.data.channels
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+    with warnings.catch_warnings(), _fake():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # torch's own, in a backward pass
         student = build.network(unlabelled)
         other = build.lowered(student)
         for parameter in student.parameters():
             parameter.register_post_accumulate_grad_hook(_drop)  # gradients are a part of their own
-        images, sigma = torch.zeros(b, channels, size, size), torch.ones(b)
+        images = torch.zeros(b, channels, size, size)
         draw = objective.draw(images.shape, objective.at(0), torch.Generator())
-        with Counter() as forward, torch.no_grad():
-            student(images, sigma, None, *([sigma] if config.second_time else []))
+        forward = _forward(config, student)
         denoise, fixed = build.model(unlabelled, student), build.model(unlabelled, other)
         plain = unlabelled.as_denoiser()
         teacher = fixed if plain is unlabelled else build.model(unlabelled, build.network(plain))
@@ -164,6 +168,24 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "
         with Counter() as step:
             objective.loss(networks, images, None, draw).minimised.mean().backward()  # type: ignore[no-untyped-call]
     return forward, step
+
+
+def _fake() -> FakeTensorMode:
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _unlabelled(config: Config) -> Config:
+    """Labels cost nothing, and have values."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"classes": 0})})
+
+
+def _forward(config: Config, student: nn.Module) -> "Counter":
+    """A pass of a micro-batch."""
+    b, size = config.train.micro_batch, config.data.image_size
+    images, sigma = torch.zeros(b, config.data.channels, size, size), torch.ones(b)
+    with Counter() as counter, torch.no_grad():
+        student(images, sigma, None, *([sigma] if config.second_time else []))
+    return counter
 
 
 class Counter(TorchDispatchMode):

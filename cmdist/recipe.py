@@ -12,12 +12,13 @@ from typing import Any
 from cmdist import config as configuration
 from cmdist.config import Config
 from cmdist.errors import ConfigError
-from cmdist.plan import plan
+from cmdist.plan import Plan, forward_pass, plan
 from cmdist.system import plain_yaml
 
 PER_PARAMETER = 1.0  # images that training must see for each parameter; the shipped recipes see 0.5 to 8
 FEWEST_STEPS = 10_000
 SMALLEST_BATCH = 64
+STUDENTS_PASSES = 5  # forward passes at least: teacher's two, target's, its own, and one backward that costs no less
 OF_MEMORY = 0.9  # what the plan may fill
 OF_HOURS = 0.9  # the rest: starts, checkpoints, glances
 HALF_LIFE = 500_000  # images; EDM's, with its ramp-up
@@ -131,9 +132,11 @@ def choose(images: Images, means: Means, name: str, teacher: Teacher | None = No
                 raise ConfigError(f"--teacher {teacher.url} has data.{key} {there}, {images.url} has {here}")
     rungs = [_rung_of(teacher)] if teacher else [rung for rung in LADDER if images.size >= rung.smallest]
     for rung in rungs:
-        attempt = _Attempt(images, means, name, rung, teacher)
-        if attempt.fits and (attempt.pays or rung is rungs[-1]):
-            return attempt.recipe()
+        attempt, last = _Attempt(images, means, name, rung, teacher), rung is rungs[-1]
+        if last or not attempt.hopeless():
+            attempt.plan()
+            if attempt.fits and (attempt.pays or last):
+                return attempt.recipe()
     raise ConfigError(f"--memory {means.memory:g}: not even one image at a time fits")
 
 
@@ -144,22 +147,37 @@ def _rung_of(teacher: Teacher) -> Rung:
 
 
 class _Attempt:
-    """One rung, planned."""
+    """One rung."""
 
     def __init__(self, images: Images, means: Means, name: str, rung: Rung, teacher: Teacher | None) -> None:
         self.images, self.means, self.name, self.rung, self.given = images, means, name, rung, teacher
         self.keys = {**teacher.keys["network"]} if teacher else network(rung, images)
         self.keys.pop("dropout", None)
         self.precision = "fp32" if rung.width < 192 or not means.peaks[1] else "bf16"
-        one = plan(self._config(1, 1, 1), means.gpus)
-        self.parameters, self._one = one.parameters, one.total_memory
-        self.fits = self._one / 1e9 <= OF_MEMORY * means.memory
-        # a denoiser's forward pass, and a backward one of twice as much
-        self.flops = {"student": one.flops} | ({} if teacher else {"teacher": 3 * one.forward_flops})
+        self._plans: dict[int, Plan] = {}
         self._rate = means.gpus * means.peaks[self.precision == "bf16"] * 1e12 * means.mfu  # FLOP a second
-        budget = means.hours * OF_HOURS / len(self.flops) * 3600 * self._rate
-        self.seen = {who: min(budget / cost, rung.most) for who, cost in self.flops.items()}
+        self._budget = means.hours * OF_HOURS / (1 if teacher else 2) * 3600 * self._rate
+
+    def hopeless(self) -> bool:
+        """Its forward pass alone says that it cannot pay."""
+        parameters, flops = forward_pass(self._config(1, 1, 1))
+        return min(self._budget / (STUDENTS_PASSES * flops), self.rung.most) < PER_PARAMETER * parameters
+
+    def plan(self) -> None:
+        """Plan one image at a time."""
+        one = self._planned(1)
+        self.parameters, self._one = one.parameters, one.total_memory
+        self.fits = self._one / 1e9 <= OF_MEMORY * self.means.memory
+        # a denoiser's forward pass, and a backward one of twice as much
+        self.flops = {"student": one.flops} | ({} if self.given else {"teacher": 3 * one.forward_flops})
+        self.seen = {who: min(self._budget / cost, self.rung.most) for who, cost in self.flops.items()}
         self.pays = min(self.seen.values()) >= PER_PARAMETER * self.parameters
+
+    def _planned(self, micro: int) -> Plan:
+        """The plan of a micro-batch on each rank; steps change nothing of what is asked of it."""
+        if micro not in self._plans:
+            self._plans[micro] = plan(self._config(micro, micro, 1), self.means.gpus)
+        return self._plans[micro]
 
     def settle(self) -> None:
         """Choose batches and steps of an attempt that fits."""
@@ -167,11 +185,11 @@ class _Attempt:
         self.batch = self._batch(min(self.seen.values()))
         self.steps = {who: _round(max(1, int(images / self.batch))) for who, images in self.seen.items()}
         self.hours = {who: self.steps[who] * self.batch * self.flops[who] / self._rate / 3600 for who in self.seen}
-        self.total = plan(self._config(self.batch, self.micro, 1), self.means.gpus).total_memory
+        self.total = self._planned(self.micro).total_memory
 
     def _micro_batch(self) -> int:
         """The largest power of two whose plan fits the memory, up to a rank's share of the batch."""
-        each = plan(self._config(2, 2, 1), self.means.gpus).total_memory - self._one
+        each = self._planned(2).total_memory - self._one
         most = max(1, self.rung.batch // self.means.gpus)
         room = OF_MEMORY * self.means.memory * 1e9 - self._one
         return 2 ** int(math.log2(min(most, 1 + int(room / each) if each > 0 else most)))

@@ -6,8 +6,8 @@ import pytest
 
 from cmdist import build, config, recipe
 from cmdist.errors import ConfigError
-from cmdist.plan import plan
-from cmdist.recipe import LADDER, PER_PARAMETER, Images, Means, Teacher, choose, network
+from cmdist.plan import Plan, plan
+from cmdist.recipe import LADDER, PER_PARAMETER, STUDENTS_PASSES, Images, Means, Teacher, choose, network
 
 A100 = Means(gpus=8, memory=80, peaks=(156, 312), mfu=0.3, hours=24)
 SMALL = Images("data/small", 50_000, 16, 3, 10)
@@ -36,8 +36,15 @@ def test_a_size_that_cannot_be_halved_enough_is_one_sentence(size: int) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_the_widest_that_the_hours_pay_for_is_taken() -> None:
-    widths = []
+def test_the_widest_that_the_hours_pay_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no other is planned whole: of what training costs the forward pass alone says enough."""
+    widths, planned = [], []
+
+    def counted(made: config.Config, ranks: int) -> Plan:
+        planned.append(made.network.model_channels)
+        return plan(made, ranks)
+
+    monkeypatch.setattr(recipe, "plan", counted)
     for hours in (0.001, 0.003, 0.1):
         means = dataclasses.replace(A100, gpus=1, hours=hours)
         made = choose(SMALL, means, "mine")
@@ -45,10 +52,13 @@ def test_the_widest_that_the_hours_pay_for_is_taken() -> None:
         teacher = config.parse(made.text, made.teacher)
         widths.append(student.network.model_channels)
         seen = min(c.train.steps * c.train.global_batch for c in (student, teacher))
-        parameters = plan(student, 1).parameters
-        assert bool(made.warnings) == (seen < 0.95 * PER_PARAMETER * parameters)
-        costs = [plan(c, 1).gpu_hours(156, 0.3) for c in (student, teacher)]
+        plans = [plan(c, 1) for c in (student, teacher)]
+        costs = [each.gpu_hours(156, 0.3) for each in plans]
+        assert plans[0].flops > STUDENTS_PASSES * plans[0].forward_flops
+        assert bool(made.warnings) == (seen < 0.95 * PER_PARAMETER * plans[0].parameters)
         assert 0.8 * hours < sum(costs) <= hours and max(costs) < 0.47 * hours
+        assert set(planned) == {widths[-1]}
+        planned.clear()
     assert widths == [16, 16, 48]
 
 
