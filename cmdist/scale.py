@@ -27,6 +27,7 @@ class Scale:
     ranks: int
     compute: float
     exposed: float  # what ranks tell each other, nothing of it hidden
+    unshared: float  # the same at ZeRO 0, which has no weights to gather
     saving: float  # a checkpoint's copy to the host; what is written after that stops nobody
     images: int  # of a step
 
@@ -45,9 +46,12 @@ def scale(config: Config, costs: Plan, ranks: int, network: Network, peak_tflops
     """Of a run with these counts, on GPUs with this peak and a part of it."""
     batch = config.train.global_batch
     compute = costs.flops * batch / ranks / (peak_tflops * 1e12 * mfu)
-    sent = communication.step(config, costs.parameters, ranks)
-    exposed = communication.seconds(sent, ranks, network)
-    return Scale(ranks, compute, exposed, costs.host_memory / (COPY * GB), batch)
+
+    def exposed(made: Config) -> float:
+        return communication.seconds(communication.step(made, costs.parameters, ranks), ranks, network)
+
+    unshared = exposed(configuration.replaced(config, {"train.zero_stage": 0}))
+    return Scale(ranks, compute, exposed(config), unshared, costs.host_memory / (COPY * GB), batch)
 
 
 def table(path: Path, network: Network = H100, gpu: str = "h100") -> Iterator[str]:
@@ -55,16 +59,17 @@ def table(path: Path, network: Network = H100, gpu: str = "h100") -> Iterator[st
     config = configuration.load(path)
     peak, mfu = gpus.gpu(gpu).peak(config.train.precision), gpus.gpu(gpu).utilisation or gpus.ASSUMED
     costs, most = plan(config, 1), config.micro_batches
-    yield "| ranks | nodes | images for each | step, s | of it exposed | images/s | of one rank's | save, s |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| ranks | nodes | images for each | step, s | of it exposed | at ZeRO 0 | images/s | of one rank's | save, s |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     alone = scale(config, costs, 1, network, peak, mfu)
     for ranks in dict.fromkeys([1, *(2**k for k in range(3, 20) if most % 2**k == 0 and 2**k <= most), most]):
         each = scale(config, plan_of(costs, ranks), ranks, network, peak, mfu)
         nodes, images = -(-ranks // network.node_gpus), config.train.global_batch // ranks
         share = each.rate / alone.rate / ranks
+        unshared = each.unshared / (each.compute + each.unshared)
         yield (
-            f"| {ranks} | {nodes} | {images} | {each.step:.3g} | {each.exposed / each.step:.1%} | {each.rate:,.0f} | "
-            f"{share:.1%} | {each.saving:.2g} |"
+            f"| {ranks} | {nodes} | {images} | {each.step:.3g} | {each.exposed / each.step:.1%} | {unshared:.1%} | "
+            f"{each.rate:,.0f} | {share:.1%} | {each.saving:.2g} |"
         )
 
 
