@@ -59,7 +59,7 @@ def table(path: Path, network: Network = H100, gpu: str = "h100") -> Iterator[st
     config = configuration.load(path)
     peak, mfu = gpus.gpu(gpu).peak(config.train.precision), gpus.gpu(gpu).utilisation or gpus.ASSUMED
     costs, most = plan(config, 1), config.micro_batches
-    yield "| ranks | nodes | images for each | step, s | of it exposed | at ZeRO 0 | images/s | of one rank's | save, s |"
+    yield "| ranks | nodes | images each | step, s | of it exposed | at ZeRO 0 | images/s | of one rank's | save, s |"
     yield "|---|---|---|---|---|---|---|---|---|"
     alone = scale(config, costs, 1, network, peak, mfu)
     for ranks in dict.fromkeys([1, *(2**k for k in range(3, 20) if most % 2**k == 0 and 2**k <= most), most]):
