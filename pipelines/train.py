@@ -78,7 +78,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError("--gpu-memory, --peak-tflops and --mfu are for --plan")
     rank, ranks, _ = launchers.place()
     training = not (options.plan or options.dry_run)
-    courier = Courier() if training and rank == 0 and _tracked(options.config, options.overrides) else None
+    store = _likely_store(options.config, options.overrides) if training and rank == 0 else "none"
+    courier = None if store == "none" else Courier(store)
     try:
         finished = _main(options, options.ranks or ranks, courier)
     finally:
@@ -88,14 +89,15 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(options.stopped_exit)
 
 
-def _tracked(path: str, overrides: Sequence[str]) -> bool:
-    """Whether the run will likely be told to MLflow: where a run has said so before is known later."""
-    uris = [os.environ.get("MLFLOW_TRACKING_URI")]
+def _likely_store(path: str, overrides: Sequence[str]) -> str:
+    """The scheme of the MLflow store that the run will likely be told to, or none: its record is read later."""
+    uris: list[str | None] = []
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # which are told when it is read
         if Path(path).is_file():  # what comes from a pipe can be read once
             uris.append(plain_yaml.load(files.text(Path(path)))["tracking"]["uri"])
     uris += [override.partition("=")[2] for override in overrides if override.startswith("tracking.uri=")]
-    return uris[-1] != "none"
+    uri = (uris[-1] if uris else None) or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite"
+    return str(uri).partition(":")[0]
 
 
 def _main(options: argparse.Namespace, ranks: int, courier: Courier | None) -> bool:

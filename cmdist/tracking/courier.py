@@ -66,13 +66,13 @@ def _told_to_go(parent: int) -> Path | None:
     return Path(os.fsdecode(told[:-1]))
 
 
-def _courier(parent: int) -> None:
+def _courier(parent: int, store: str = "") -> None:
     """Deliver a journal as long as process `parent` lives, and then what is left, for up to a minute."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the training decides when it ends, and the courier ends with it
     os.nice(10)
     with contextlib.suppress(Exception):
-        mlflow.prepare()
+        mlflow.prepare(store)
     if (folder := _told_to_go(parent)) is None:
         return
     journal, ended = Journal(folder), False
@@ -102,6 +102,6 @@ def _courier(parent: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--of":
-        _courier(int(sys.argv[2]))
+        _courier(int(sys.argv[2]), sys.argv[3])
     else:
         sys.exit(0 if deliver(Path(sys.argv[1])) else 1)

@@ -120,17 +120,18 @@ def set_aside(folder: Path, name: str) -> None:
 
 class Courier:
     """The process that delivers a journal (courier.py). It imports MLflow, which takes seconds, and then waits for
-    `go`: it may be started before anything is known of a run.
+    `go`: it may be started before anything is known of a run. `store`: the scheme of the store's URI, as far as that
+    is known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store: str = "") -> None:
         self._told = False
         package = str(Path(__file__).parents[2])
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cmdist.tracking.courier", "--of", str(os.getpid())],
+            [sys.executable, "-m", "cmdist.tracking.courier", "--of", str(os.getpid()), store],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # until it has a folder with a courier.log

@@ -28,7 +28,8 @@ from cmdist.tracking.branches import KEY, PARENT
 from cmdist.tracking.journal import LONGEST
 from cmdist.tracking.journal import Tracker as Tracker  # what the training uses
 
-_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_SCHEMES = ("http", "https", *_DATABASES)
 _EVALUATION = "cmdist.evaluation"
 STUDY = "cmdist.study"  # on the parent of a study's runs: its name
 
@@ -88,8 +89,10 @@ def _of_sqlite(rest: str) -> str:
     return "" if os.access(there, os.W_OK) else f"{there} may not be written to"
 
 
-def prepare() -> None:
-    """Import MLflow, in seconds, as a client that gives up soon, is silent and sends nothing to anyone else."""
+def prepare(scheme: str = "") -> None:
+    """Import MLflow, in seconds, as a client that gives up soon, is silent and sends nothing to anyone else;
+    with a store's scheme also what only a database needs.
+    """
     for name, value in (
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
@@ -99,6 +102,8 @@ def prepare() -> None:
     ):
         os.environ.setdefault(name, value)
     importlib.import_module("mlflow.tracking")
+    if scheme.partition("+")[0] in _DATABASES:
+        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def connect(uri: str) -> Any:

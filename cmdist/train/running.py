@@ -91,7 +91,7 @@ def _go_on(
     config = begun.config
     tracked = world.first and known["tracking_uri"] != "none"
     if tracked and courier is None:
-        courier = Courier()  # imports MLflow while the engine is made
+        courier = Courier(known["tracking_uri"].partition(":")[0])  # imports MLflow while the engine is made
     trainer, order, checked = make_trainer(
         config, world, data, begun.checkpoint, run_url, known["id"], attempt, begun.measured, begun.pinned
     )
