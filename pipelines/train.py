@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cmdist import gpus
 from cmdist.errors import ConfigError
-from cmdist.system import cli, files, launchers, plain_yaml
+from cmdist.system import cli, collector, files, launchers, plain_yaml
 from cmdist.tracking.journal import Courier
 
 if TYPE_CHECKING:
@@ -102,8 +102,9 @@ def _likely_store(path: str, overrides: Sequence[str]) -> str:
 
 def _main(options: argparse.Namespace, ranks: int, courier: Courier | None) -> bool:
     """What was asked for; whether nothing is left to do."""
-    from cmdist import build, cost
-    from cmdist import config as configuration
+    with collector.resting():
+        from cmdist import build, cost
+        from cmdist import config as configuration
 
     config = configuration.load(options.config, options.overrides)
     network = network_of(options)
@@ -120,8 +121,8 @@ def _main(options: argparse.Namespace, ranks: int, courier: Courier | None) -> b
         given = options.gpu_memory, options.peak_tflops, options.mfu
         cost.print_plan(config, ranks, options.gpu, *given, network)
     else:
-        from cmdist.train import running
-
+        with collector.resting():
+            from cmdist.train import running
         return running.run(config, options.resume, GLANCE, courier)
     return True
 

@@ -4,6 +4,7 @@ imports already.
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import importlib.util
 import itertools
@@ -94,6 +95,7 @@ def _child(
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # several ranks could not share one GPU
     import torch
 
+    gc.freeze()  # what the server imported
     torch.set_num_threads(1)
     function(*arguments)
     sys.stdout.flush()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.system import texts, urls
+from cmdist.system import collector, texts, urls
 
 FAILURE = "CMDIST_FAILURE"  # variable: a file for the sentence of the first process of a job that fails
 _LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -45,6 +45,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     debug = "--debug" in sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+    collector.spare_the_end()
     try:
         main(arguments)
     except Exception as error:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from cmdist.system import collector
 from cmdist.tracking import mlflow
 from cmdist.tracking.delivery import Delivery, StoreGone
 from cmdist.tracking.journal import Journal, Watch
@@ -101,6 +102,7 @@ def _courier(parent: int, store: str = "") -> None:
 
 
 if __name__ == "__main__":
+    collector.spare_the_end()
     if sys.argv[1] == "--of":
         _courier(int(sys.argv[2]), sys.argv[3])
     else:

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cmdist.errors import CmdistError, ConfigError
-from cmdist.system import locks, storage, urls
+from cmdist.system import collector, locks, storage, urls
 from cmdist.tracking import branches
 from cmdist.tracking.branches import KEY, PARENT
 from cmdist.tracking.journal import LONGEST
@@ -101,9 +101,10 @@ def prepare(scheme: str = "") -> None:
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
         os.environ.setdefault(name, value)
-    importlib.import_module("mlflow.tracking")
-    if scheme.partition("+")[0] in _DATABASES:
-        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+    with collector.resting():
+        importlib.import_module("mlflow.tracking")
+        if scheme.partition("+")[0] in _DATABASES:
+            importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def connect(uri: str) -> Any:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cmdist.checkpoints.layout import Layout, Piece, load_slice, overlap, read_slice
+from cmdist.system import collector
 from cmdist.train.flat import BUCKET, Flat
 from cmdist.train.loss_scale import LossScale
 
@@ -31,9 +32,10 @@ def _deepspeed() -> Any:
     # the time that a rank takes to start. Nothing here uses either.
     compiler, torch.compile = torch.compile, lambda function: function  # type: ignore[assignment]
     try:
-        import deepspeed
-        import deepspeed.ops
-        import deepspeed.runtime.zero.muon.muon_optimizer
+        with collector.resting():
+            import deepspeed
+            import deepspeed.ops
+            import deepspeed.runtime.zero.muon.muon_optimizer
     finally:
         torch.compile = compiler
         if hidden:
