@@ -153,15 +153,18 @@ def _content(space: str, files: Files) -> tuple[bytes, str]:
 
 
 def load(spaces: Sequence[str], data: ShardedImages | None, files: Files, device: torch.device) -> list[Extractor]:
-    """One for each space; those from files run in processes that can write nothing. Raises ConfigError, DataError."""
-    result = []
+    """One for each space; those from a file run in a process that can write nothing. Raises ConfigError, DataError."""
+    made: dict[str, Extractor] = {}
     for space in spaces:
         if space == "fd":
             assert data is not None, "an extractor of its own lies beside a data set"
-            result.append(own(data, device))
-        else:
-            result.append(outside.extractor(_loader(space), *_content(space, files), space, device))
-    return result
+            made[space] = own(data, device)
+        elif space not in made:
+            loader = _loader(space)
+            of_file = [other for other in spaces if other != "fd" and _loader(other) == loader]
+            found = outside.extractors(loader, *_content(space, files), of_file, device)
+            made |= zip(of_file, found, strict=True)
+    return [made[space] for space in spaces]
 
 
 def check_files(spaces: Sequence[str], data: ShardedImages, files: Files) -> None:

@@ -1,4 +1,4 @@
-"""An extractor from a file of TorchScript, which is a program, in a process of its own that can write nothing.
+"""Extractors from a file of TorchScript, which is a program, in a process of their own that can write nothing.
 
 `python -m cmdist.evaluation.outside PIPE` is that process. What it says is JSON and raw arrays: nothing of it is
 executed here.
@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ SECRETS = ("AWS_", "KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")  # of nam
 _ERRORS = {error.__name__: error for error in (CmdistError, ConfigError, DataError)}
 
 
-def extractor(loader: str, content: bytes, url: str, space: str, device: torch.device) -> Extractor:
-    """What the function `loader` ("package.module:name") makes of a folder with `content` as FILE, the url, the space
-    and the device, in a process that ends with the extractor. Raises what the function raises, and DataError.
+def extractors(loader: str, content: bytes, url: str, spaces: Sequence[str], device: torch.device) -> list[Extractor]:
+    """What the function `loader` ("package.module:name") makes of a folder with `content` as FILE, the url, each space
+    and the device, in a process that ends with the last of them. Raises what the function raises, and DataError.
     """
+    names = " and ".join(spaces)
     ours, theirs = Pipe()
     with scratch.folder() as folder:
         (folder / FILE).write_bytes(content)
@@ -45,19 +47,23 @@ def extractor(loader: str, content: bytes, url: str, space: str, device: torch.d
             env=_environment(os.environ),
         )
         theirs.close()
-        pipe = _Pipe(ours, process, space)
-        pipe.send({"loader": loader, "folder": str(folder), "url": url, "space": space, "device": str(device)})
+        pipe = _Pipe(ours, process, names)
+        pipe.send({"loader": loader, "folder": str(folder), "url": url, "spaces": [*spaces], "device": str(device)})
         made = pipe.receive(START)
     if not made["confined"]:
-        print(f"this kernel lets the extractor of {space} write files: it has no Landlock", file=sys.stderr)
+        print(f"this kernel lets the extractor of {names} write files: it has no Landlock", file=sys.stderr)
 
-    def compute(images: Tensor, probabilities: bool) -> tuple[Tensor, Tensor]:
-        pipe.send({"shape": list(images.shape), "probabilities": probabilities}, images.cpu().contiguous())
+    def compute(space: str, images: Tensor, probabilities: bool) -> tuple[Tensor, Tensor]:
+        request = {"space": space, "shape": list(images.shape), "probabilities": probabilities}
+        pipe.send(request, images.cpu().contiguous())
         answer = pipe.receive(None)
         arrays = [pipe.array(len(images), columns) for columns in answer["columns"]]
         return arrays[0], arrays[1]
 
-    return Extractor(space, made["hash"], made["resize"], made["dimensions"], compute, made["batch"])
+    return [
+        Extractor(space, m["hash"], m["resize"], m["dimensions"], partial(compute, space), m["batch"])
+        for space, m in zip(spaces, made["extractors"], strict=True)
+    ]
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -67,8 +73,8 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 class _Pipe:
     """This process's end. The other process ends with it."""
 
-    def __init__(self, connection: Connection, process: "subprocess.Popen[bytes]", space: str) -> None:
-        self._connection, self._process, self._space = connection, process, space
+    def __init__(self, connection: Connection, process: "subprocess.Popen[bytes]", names: str) -> None:
+        self._connection, self._process, self._names = connection, process, names
         weakref.finalize(self, _end, connection, process)
 
     def send(self, message: Mapping[str, Any], array: Tensor | None = None) -> None:
@@ -90,11 +96,11 @@ class _Pipe:
     def _bytes(self, seconds: float | None) -> bytes:
         try:
             if not self._connection.poll(seconds):
-                raise DataError(f"the extractor of {self._space} did not start within {seconds:.0f} s")
+                raise DataError(f"the extractor of {self._names} did not start within {seconds:.0f} s")
             return self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             code = self._process.wait(10)
-            raise DataError(f"the process of the extractor of {self._space} ended with exit code {code}") from error
+            raise DataError(f"the process of the extractor of {self._names} ended with exit code {code}") from error
 
 
 def _end(connection: Connection, process: "subprocess.Popen[bytes]") -> None:
@@ -112,13 +118,16 @@ def _serve(pipe: Connection) -> None:
     load = getattr(importlib.import_module(module), name)  # imported before it may write no more
     confined = landlock.give_up_writing(["/dev"] if device.type == "cuda" else [])
     try:
-        made: Extractor = load(Path(request["folder"]), request["url"], request["space"], device)
-        said = {"hash": made.hash, "resize": made.resize, "dimensions": made.dimensions, "batch": made.batch}
-        pipe.send_bytes(json.dumps({**said, "confined": confined}).encode())
+        folder, url = Path(request["folder"]), request["url"]
+        made: dict[str, Extractor] = {space: load(folder, url, space, device) for space in request["spaces"]}
+        said = [
+            {"hash": m.hash, "resize": m.resize, "dimensions": m.dimensions, "batch": m.batch} for m in made.values()
+        ]
+        pipe.send_bytes(json.dumps({"extractors": said, "confined": confined}).encode())
         while True:
             request = json.loads(pipe.recv_bytes())
             images = torch.frombuffer(bytearray(pipe.recv_bytes()), dtype=torch.uint8).view(request["shape"])
-            answer = made.compute(images, request["probabilities"])
+            answer = made[request["space"]].compute(images, request["probabilities"])
             pipe.send_bytes(json.dumps({"columns": [array.shape[1] for array in answer]}).encode())
             for array in answer:
                 pipe.send_bytes(array.numpy().tobytes())

@@ -348,6 +348,7 @@ TRIANGLE = SQUARE + np.triu(np.full((16, 16), 0.1), 1)
 MATRICES = {
     "negative": (-SQUARE, "has eigenvalues from -1 to -1, and none below 0 is needed"),
     "one negative value": (np.diag([1.0] * 15 + [-0.1]), "has eigenvalues from -0.1 to 1"),
+    "twice what rounding may be": (np.diag([1.0] * 15 + [-2e-5]), "has eigenvalues from -2e-05 to 1"),
     "triangular": (TRIANGLE, "is not symmetric"),
     "zero": (np.zeros((16, 16)), "has eigenvalues from 0 to 0"),
     "infinite": (SQUARE * np.inf, "not finite"),
@@ -367,6 +368,12 @@ def test_a1_a_covariance_of_nothing_is_named(tmp_path, name):
     for file in ("imported.npz", "own.npz"):
         with pytest.raises(DataError, match=sentence):
             references.load(str(tmp_path / file), extractor(), 8)
+
+
+@pytest.mark.parametrize("least", [-4e-6, -8e-6])  # seen by a factor, and by eigenvalues
+def test_a_covariance_may_be_rounded(tmp_path, least):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(16), sigma=np.diag([1.0] * 15 + [least]))
+    assert references.load(str(tmp_path / "a.npz"), extractor(), 8).statistics.covariance[-1, -1] == least
 
 
 @pytest.mark.parametrize("mean", [np.full(16, np.nan), np.zeros(16, np.int64), np.zeros(16, np.complex64), np.zeros(3)])

@@ -45,19 +45,26 @@ def dino(file: Path, network: nn.Module) -> Files:
     return Files(dinov2=str(file), trusted=[extractors.digest(file.read_bytes())])
 
 
-def test_b5_the_features_of_the_process_are_those_of_this_one(tmp_path):
+def test_b5_the_features_of_the_process_are_those_of_this_one(tmp_path, children):
+    """One process for both spaces of a file."""
     file = write(tmp_path / "inception-2015-12-05.pt")
     images = torch.randint(0, 256, (9, 3, 20, 20), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    here = extractors.inception(tmp_path, file, "fid_legacy", CPU)
     files = Files(file, trusted=[extractors.digest(Path(file).read_bytes())])
-    (there,) = extractors.load(["fid_legacy"], None, files, CPU)
+    outside = extractors.load(["fid_legacy", "fid"], None, files, CPU)
+    assert len(children()) == 1
     names = ("space", "hash", "resize", "dimensions", "batch")
-    assert [getattr(there, name) for name in names] == [getattr(here, name) for name in names]
+    for space, there in zip(("fid_legacy", "fid"), outside, strict=True):
+        here = extractors.inception(tmp_path, file, space, CPU)
+        assert [getattr(there, name) for name in names] == [getattr(here, name) for name in names]
+        assert torch.equal(there.features(images[:2, :1]), here.features(images[:2, :1]))
     for ours, theirs in zip(
-        here.features_and_probabilities(images), there.features_and_probabilities(images), strict=True
+        extractors.inception(tmp_path, file, "fid_legacy", CPU).features_and_probabilities(images),
+        outside[0].features_and_probabilities(images),
+        strict=True,
     ):
         assert torch.equal(ours, theirs)
-    assert torch.equal(there.features(images[:2, :1]), here.features(images[:2, :1]))
+    del there, outside
+    assert not children()
 
 
 @pytest.mark.parametrize("option, space", [("--inception", "fid"), ("--dinov2", "fd_dinov2")])
