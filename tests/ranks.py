@@ -208,6 +208,8 @@ def killed_in_step(step: int, arguments: list[str]) -> None:
 
 def in_turn(record: str, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
     """In one rank: each call in a process of its own, forked from here; their exit codes in order go to `record`."""
+    import torch._dynamo  # noqa: F401  # which a first derivative in forward mode imports, in 1.6 s
+
     libc, codes = ctypes.CDLL(None), []
     first = 20_000 + int(os.environ["MASTER_PORT"]) * 37 % 9_000  # apart from those of `free_port`
     for number, (function, arguments) in enumerate(calls):
