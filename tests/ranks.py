@@ -136,14 +136,12 @@ class Ranks:
                 raise AssertionError(self.text)
             time.sleep(0.05)
 
-    def join(self, timeout: float = 120) -> list[int | None]:
-        """Wait; like a launcher, end the others when one fails (after a moment to speak). Exit codes in order of
-        rank.
-        """
+    def join(self, timeout: float = 120, moment: float = 10) -> list[int | None]:
+        """Wait; like a launcher, end the others when one fails, a moment later. Exit codes in order of rank."""
         deadline = time.monotonic() + timeout
         while any(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
             if any(p.exitcode not in (None, 0) for p in self.processes):
-                deadline = min(deadline, time.monotonic() + 10)
+                deadline = min(deadline, time.monotonic() + moment)
             time.sleep(0.02)
         codes = [p.exitcode for p in self.processes]
         for process in self.processes:

@@ -90,10 +90,10 @@ def test_a_rank_that_is_frozen_before_there_is_a_group_ends_the_others(tmp_path:
     """Training; and an evaluation of what one rank has trained."""
     config = write_config(tmp_path, digits)
     run = Ranks(2, tmp_path / "log", stopped, "train", [config, "train.hang_minutes=0.1"])
-    assert run.join(60)[0] == 1
+    assert run.join(60, 0.0)[0] == 1
     assert (
         "error: nothing has happened for 0.1 min (train.hang_minutes)" in run.text and "Timeout (0:00:06)!" in run.text
     )
     measured = make_run(tmp_path / "measured", "cd", make_data(tmp_path / "data"))
     run = Ranks(2, tmp_path / "m.log", stopped, "evaluate", [str(measured), "--hang-minutes", "0.1"])
-    assert run.join(60)[0] == 1 and "error: nothing has happened for 0.1 min (--hang-minutes)" in run.text
+    assert run.join(60, 0.0)[0] == 1 and "error: nothing has happened for 0.1 min (--hang-minutes)" in run.text

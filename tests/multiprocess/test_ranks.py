@@ -13,6 +13,8 @@ from ranks import Ranks, pipeline, traced
 from ranks import train as train_on
 from training import OBJECTIVES, committed, files, vectors, write_config
 
+STEPS = 24
+
 
 @pytest.mark.parametrize("objective", [pytest.param("denoising", marks=pytest.mark.slow), "cd", "ct"])
 def test_1_2_and_4_ranks_see_the_same(tmp_path: Path, digits: str, objective: str) -> None:
@@ -21,15 +23,21 @@ def test_1_2_and_4_ranks_see_the_same(tmp_path: Path, digits: str, objective: st
     for size in (1, 2, 4):
         folder = tmp_path / f"on{size}"
         folder.mkdir()
-        arguments = [config, f"run.name=on{size}", *OBJECTIVES[objective], "train.steps=50", "train.self_check=false"]
+        arguments = [
+            config,
+            f"run.name=on{size}",
+            *OBJECTIVES[objective],
+            f"train.steps={STEPS}",
+            "train.self_check=false",
+        ]
         ranks = Ranks(size, folder / "log", traced, str(folder / "trace"), arguments)
         assert ranks.join() == [0] * size, ranks.text
         entries = [entry for path in folder.glob("trace*.json") for entry in json.loads(path.read_text())]
         found[size] = {entry["g"]: entry for entry in entries}
-        assert sorted(found[size]) == list(range(200)) and len(entries) == 200
+        assert sorted(found[size]) == list(range(4 * STEPS)) and len(entries) == 4 * STEPS
     for size in (2, 4):
         assert {g: e["hash"] for g, e in found[size].items()} == {g: e["hash"] for g, e in found[1].items()}
-        for step in range(50):
+        for step in range(STEPS):
             losses = [sum(found[s][4 * step + m]["loss"] for m in range(4)) / 4 for s in (1, size)]
             assert losses[1] == pytest.approx(losses[0], rel=1e-5), f"step {step}"
 

@@ -14,20 +14,20 @@ from training import OBJECTIVES, SMALL, committed, files, write_config
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, digits: str, objective: str, stage: int) -> None:
     config = write_config(tmp_path, digits)
-    common = [*OBJECTIVES[objective], f"train.zero_stage={stage}", "train.steps=24", "train.checkpoint_every=12"]
+    common = [*OBJECTIVES[objective], f"train.zero_stage={stage}", "train.steps=16", "train.checkpoint_every=8"]
     straight = train(2, tmp_path / "straight.log", config, "run.name=straight", *common)
     assert straight.join() == [0, 0], straight.text
 
-    killed = Ranks(2, tmp_path / "killed.log", killed_in_step, 15, [config, "run.name=killed", *common])
+    killed = Ranks(2, tmp_path / "killed.log", killed_in_step, 10, [config, "run.name=killed", *common])
     assert killed.join() == [-signal.SIGKILL, -signal.SIGKILL], killed.text
     run = tmp_path / "runs" / "killed"
-    assert committed(run, 12) and not committed(run, 24)
+    assert committed(run, 8) and not committed(run, 16)
 
     resumed = train(2, tmp_path / "resumed.log", config, "run.name=killed", *common)
     assert resumed.join() == [0, 0], resumed.text
-    assert "step         12 of 24" in resumed.text
-    assert files(run, 12) == files(tmp_path / "runs" / "straight", 12)
-    assert files(run, 24) == files(tmp_path / "runs" / "straight", 24)
+    assert "step         8 of 16" in resumed.text
+    assert files(run, 8) == files(tmp_path / "runs" / "straight", 8)
+    assert files(run, 16) == files(tmp_path / "runs" / "straight", 16)
 
 
 def test_a_request_to_stop_loses_no_step(tmp_path: Path, digits: str) -> None:
@@ -58,6 +58,14 @@ def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path, digits: str) ->
     assert files(tmp_path / "runs" / "small", 20) == before
 
 
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory, digits: str) -> Path:
+    """The folder of a run of two steps."""
+    folder = tmp_path_factory.mktemp("two")
+    assert train(1, folder / "a.log", write_config(folder, digits), "train.steps=2").join() == [0]
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -67,14 +75,12 @@ def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path, digits: str) ->
         ("network.model_channels=16", "network.model_channels = 8 and cannot go on with 16"),
     ],
 )
-def test_another_identity_is_refused(tmp_path: Path, digits: str, change: str, says: str) -> None:
-    config = write_config(tmp_path, digits)
-    assert train(1, tmp_path / "a.log", config, "train.steps=2").join() == [0]
-    before = files(tmp_path / "runs" / "small", 2)
-    refused = train(1, tmp_path / "b.log", config, "train.steps=4", change)
+def test_another_identity_is_refused(tmp_path: Path, two_steps: Path, change: str, says: str) -> None:
+    before = files(two_steps / "runs" / "small", 2)
+    refused = train(1, tmp_path / "b.log", str(two_steps / "small.yaml"), "train.steps=4", change)
     assert refused.join() == [2]
     assert says in refused.text and "Traceback" not in refused.text
-    assert files(tmp_path / "runs" / "small", 2) == before
+    assert files(two_steps / "runs" / "small", 2) == before and not committed(two_steps / "runs" / "small", 4)
 
 
 def test_the_report_names_what_has_changed(tmp_path: Path, digits: str) -> None:

@@ -36,6 +36,12 @@ def odd_pictures(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data without an extractor."""
+    return make_data(tmp_path_factory.mktemp("bare") / "data", extractor=False)
+
+
 def data_of(kind: str, folder: Path) -> Path:
     out = folder / "data"
     if kind == "digits":
@@ -89,10 +95,9 @@ def test_the_commands_that_are_printed_train_a_teacher_and_its_student(
         (("--gpus", 1, "--hours", 1, "--teacher", "nowhere"), "nowhere is not a run folder"),
     ],
 )
-def test_bad_options_are_one_sentence(tmp_path: Path, options: tuple[object, ...], sentence: str) -> None:
-    data = make_data(tmp_path / "data", extractor=False)
+def test_bad_options_are_one_sentence(bare: Path, options: tuple[object, ...], sentence: str) -> None:
     with pytest.raises((ConfigError, CheckpointError)) as error:
-        call(recipe.main, data, *options)
+        call(recipe.main, bare, *options)
     assert sentence in str(error.value) and "\n" not in str(error.value) and error.value.exit_code == 2
 
 
@@ -113,9 +118,9 @@ def test_a_run_is_a_teacher_if_it_is_a_denoiser(tmp_path: Path, capsys: pytest.C
     + [f'{{"network": {{"model_channels": {width}}}, "data": {{}}}}' for width in ("0", '"a"', "true", "null")]
     + ['{"network": {"model_channels": 8}, "data": 3}'],
 )
-def test_a_file_that_does_not_say_what_it_holds_is_one_sentence(tmp_path: Path, keys: str | None) -> None:
-    data, file = make_data(tmp_path / "data", extractor=False), tmp_path / "teacher.safetensors"
+def test_a_file_that_does_not_say_what_it_holds_is_one_sentence(bare: Path, tmp_path: Path, keys: str | None) -> None:
+    file = tmp_path / "teacher.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(1)}, file, None if keys is None else {"keys": keys})
     with pytest.raises(CheckpointError, match=r"teacher.safetensors does not say what network it holds") as error:
-        call(recipe.main, data, "--gpus", 1, "--hours", 1, "--teacher", file)
+        call(recipe.main, bare, "--gpus", 1, "--hours", 1, "--teacher", file)
     assert error.value.exit_code == 2 and "\n" not in str(error.value)
