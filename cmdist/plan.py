@@ -22,6 +22,7 @@ from cmdist.core.guidance import classifier_free
 from cmdist.core.objectives.base import Networks
 from cmdist.nets.classifier import Classifier, Layers
 from cmdist.nets.lpips import Lpips
+from cmdist.nets.undrawn import Undrawn
 from cmdist.train.flat import BUCKET
 from cmdist.train.optim import make_optimizer
 
@@ -71,7 +72,8 @@ def plan(config: Config, ranks: int) -> Plan:
     low = float(sum(p.nbytes for p in lowered if p.dtype != torch.float32))  # what a frozen network has in 16 bits
     perceptual = None
     if config.lpips:  # its weights change no figure
-        perceptual = Lpips(config.lpips.pooling, config.lpips.precision)
+        with Undrawn():
+            perceptual = Lpips(config.lpips.pooling, config.lpips.precision)
     forward, step = _micro_batch(config, perceptual)
     peak = float(step.peak)
     t, state = config.train, 4.0 * parameters  # bytes of one fp32 copy
