@@ -1,5 +1,6 @@
 """What may change between two starts of a run: found from the marks in the schema, so that no key can be forgotten."""
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -85,6 +86,7 @@ OBJECTIVE |= {
 }
 
 
+@functools.cache  # thousands of times while tests are collected, by each worker
 def was(name: str = "cd") -> Config:
     text = OBJECTIVE[name]
     return config.fixed(config.parse(text if "run:" in text else text + REST))
