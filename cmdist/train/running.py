@@ -92,6 +92,8 @@ def _go_on(
     tracked = world.first and known["tracking_uri"] != "none"
     if tracked and courier is None:
         courier = Courier(known["tracking_uri"].partition(":")[0])  # imports MLflow while the engine is made
+    elif courier is not None and not tracked:  # a run stays where it has begun
+        courier.dismiss()
     trainer, order, checked = make_trainer(
         config, world, data, begun.checkpoint, run_url, known["id"], attempt, begun.measured, begun.pinned
     )

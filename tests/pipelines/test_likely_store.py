@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
-from ranks import pipeline
+from ranks import Ranks, pipeline
+from training import write_config
 
 DATABASE = "sqlite:////tmp/a.db"
 
@@ -50,3 +52,33 @@ def test_a_configuration_from_a_pipe_is_left_for_who_reads_it(monkeypatch: pytes
     os.close(writing)
     assert os.read(reading, 100) == b"tracking: {uri: none}"
     os.close(reading)
+
+
+def seen(record: str, arguments: list[str]) -> None:
+    """pipelines/train.py; the processes of its own that it has when it begins to train go to `record`."""
+    from cmdist.train.trainer import Trainer
+
+    fit = Trainer.fit
+
+    def looking(self: Trainer) -> bool:
+        commands = [child.cmdline() for child in psutil.Process().children()]
+        Path(record).write_text("\n".join(" ".join(command) for command in commands))
+        return fit(self)
+
+    Trainer.fit = looking  # type: ignore[method-assign]
+    pipeline("train").main(arguments)
+
+
+def test_a_run_that_is_not_tracked_keeps_no_courier_whatever_was_guessed(tmp_path: Path, digits: str) -> None:
+    """A run stays where it has begun: untracked, though it is asked for now; tracked, though it is not any more."""
+    config, database = write_config(tmp_path, digits), f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
+    for name, first, then, couriers in (
+        ("untold", "tracking.uri=none", database, 0),
+        ("told", database, "tracking.uri=none", 1),
+    ):
+        for uri, steps in ((first, 1), (then, 2)):
+            arguments = [config, f"run.name={name}", f"train.steps={steps}", uri]
+            ranks = Ranks(1, tmp_path / "log", seen, str(tmp_path / "seen"), arguments)
+            assert ranks.join() == [0], ranks.text
+            found = [line for line in (tmp_path / "seen").read_text().splitlines() if "cmdist.tracking.courier" in line]
+            assert len(found) == couriers, (name, uri)
