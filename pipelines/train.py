@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,7 +98,8 @@ def _likely_store(path: str, overrides: Sequence[str]) -> str:
             uris.append(plain_yaml.load(files.text(Path(path)))["tracking"]["uri"])
     uris += [override.partition("=")[2] for override in overrides if override.startswith("tracking.uri=")]
     uri = (uris[-1] if uris else None) or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite"
-    return str(uri).partition(":")[0]
+    scheme = str(uri).partition(":")[0]
+    return scheme if re.fullmatch(r"[a-z0-9+]{1,40}", scheme) else "sqlite"
 
 
 def _main(options: argparse.Namespace, ranks: int, courier: Courier | None) -> bool:

@@ -80,7 +80,7 @@ def _courier(parent: int, store: str = "") -> None:
     with (folder / "courier.log").open("ab") as log:
         for standard in (1, 2):
             os.dup2(log.fileno(), standard)
-    mlflow.prepare()  # once more, for what it had to say
+    mlflow.prepare()  # once more: what it raised stands in the log
     with journal.lock(_TURN) as held:
         if not held:
             print(f"{time.strftime('%F %T')} another courier has had {folder} for {_TURN:.0f} s", file=sys.stderr)

@@ -121,23 +121,26 @@ def set_aside(folder: Path, name: str) -> None:
 class Courier:
     """The process that delivers a journal (courier.py). It imports MLflow, which takes seconds, and then waits for
     `go`: it may be started before anything is known of a run. `store`: the scheme of the store's URI, as far as that
-    is known.
+    is known; `folder`: where it writes courier.log, which else begins when it is told to go.
     """
 
-    def __init__(self, store: str = "") -> None:
+    def __init__(self, store: str = "", folder: Path | None = None) -> None:
         self._told = False
         package = str(Path(__file__).parents[2])
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cmdist.tracking.courier", "--of", str(os.getpid()), store],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # until it has a folder with a courier.log
-            env=environment,
-            start_new_session=True,  # signals to the job's process group are for the training
-        )
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        with open(os.devnull if folder is None else folder / "courier.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cmdist.tracking.courier", "--of", str(os.getpid()), store],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # signals to the job's process group are for the training
+            )
 
     def go(self, folder: Path) -> None:
         """The journal in `folder` says what run this is."""
@@ -148,7 +151,7 @@ class Courier:
             self.process.stdin.flush()
 
     def dismiss(self) -> None:
-        """End it if there is nothing to deliver."""
+        """End it unless it has been told to go."""
         if not self._told:
             self.process.kill()
             self.process.wait()
@@ -256,7 +259,7 @@ class Tracker:
         if not self._courier_wanted or not dead or time.monotonic() < self._courier_started:
             return
         self._courier_started = time.monotonic() + 60.0
-        self._courier = Courier()
+        self._courier = Courier(folder=self._journal.folder)
         self._courier.go(self._journal.folder)
 
 

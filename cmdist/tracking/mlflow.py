@@ -12,7 +12,6 @@ the server has answered.
 """
 
 import hashlib
-import importlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,10 +100,8 @@ def prepare(scheme: str = "") -> None:
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
         os.environ.setdefault(name, value)
-    with collector.resting():
-        importlib.import_module("mlflow.tracking")
-        if scheme.partition("+")[0] in _DATABASES:
-            importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+    database = scheme.partition("+")[0] in _DATABASES
+    collector.imported("mlflow.tracking", *(["mlflow.store.tracking.sqlalchemy_store"] if database else []))
 
 
 def connect(uri: str) -> Any:

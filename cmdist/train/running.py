@@ -91,7 +91,8 @@ def _go_on(
     config = begun.config
     tracked = world.first and known["tracking_uri"] != "none"
     if tracked and courier is None:
-        courier = Courier(known["tracking_uri"].partition(":")[0])  # imports MLflow while the engine is made
+        store = known["tracking_uri"].partition(":")[0]
+        courier = Courier(store, spool_folder(run_url))  # imports MLflow while the engine is made
     elif courier is not None and not tracked:  # a run stays where it has begun
         courier.dismiss()
     trainer, order, checked = make_trainer(

@@ -132,7 +132,7 @@ def test_a_run_imports_nothing_large_that_it_does_not_use(tmp_path: Path, digits
 
 @pytest.mark.parametrize("option", ["--help", "--dry-run", "--plan"])
 def test_what_only_looks_at_a_configuration_imports_nothing_that_trains_or_tracks(option: str) -> None:
-    """--help, and what is wrong in the command line alone, not even torch."""
+    """--help not even torch."""
     script = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"

@@ -1,3 +1,4 @@
+import gc
 import json
 import multiprocessing
 import os
@@ -385,6 +386,27 @@ def test_the_end_of_a_run_wakes_its_courier(tmp_path, monkeypatch):
     tracker.close(patience=20)
     assert points(tmp_path) == [(1, 1.0)]
     assert tracker._courier.process.returncode == 0
+
+
+def test_a_courier_that_cannot_even_begin_says_why_in_its_log(tmp_path, monkeypatch):
+    """Not the first, which has no folder yet, but whoever replaces it."""
+    (tmp_path / "mlflow.py").write_text("import os, sys; print('no licence', file=sys.stderr, flush=True); os.abort()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    first = Courier()
+    assert first.process.wait(60) == -signal.SIGABRT
+    tracker = start(tmp_path, courier=first)
+    assert tracker._courier.process.wait(60) == -signal.SIGABRT
+    assert (tmp_path / "tracking" / "courier.log").read_text() == "no licence\n"
+
+
+def test_a_store_that_is_asked_again_and_again_makes_nothing_permanent(tmp_path):
+    """Whoever waits for a server connects for days; what the collector may not look at must not grow."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracking.connect(uri)
+    before = gc.get_freeze_count()
+    tracking.connect(uri)
+    tracking.prepare("sqlite")
+    assert gc.get_freeze_count() == before
 
 
 def test_a_courier_that_died_is_replaced(tmp_path):
