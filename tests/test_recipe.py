@@ -62,7 +62,7 @@ def test_the_widest_that_the_hours_pay_for_is_taken(monkeypatch: pytest.MonkeyPa
     assert widths == [16, 16, 48]
 
 
-@pytest.mark.parametrize(("gpus", "memory"), [(1, 1.69), (3, 1.7), (16, 80)])
+@pytest.mark.parametrize(("gpus", "memory"), [pytest.param(1, 1.69, marks=pytest.mark.slow), (3, 1.7), (16, 80)])
 def test_micro_batches_fit_the_memory_and_are_shared_evenly(gpus: int, memory: float) -> None:
     made = config.parse(choose(DIGITS, dataclasses.replace(A100, gpus=gpus, memory=memory), "mine").text)
     assert made.micro_batches % gpus == 0

@@ -231,7 +231,7 @@ def start(size: int, run: Path, log: Path, weights: str) -> Ranks:
     return Ranks(size, log, run_pipeline, "evaluate", [str(run), *QUICK, *trusting(weights)])
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_figures_are_identical_on_more_ranks(size, quick, weights, tmp_path):
     run = copy(quick, tmp_path)
     ranks = start(size, run, tmp_path / "log", weights)

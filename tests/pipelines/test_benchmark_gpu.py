@@ -70,6 +70,7 @@ def test_a_part_that_hangs_is_cut_off_with_its_processes_and_what_it_found_stays
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
+@pytest.mark.slow  # inductor
 def test_half_a_compiled_library_of_a_part_that_is_cut_off_is_in_nobody_elses_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
