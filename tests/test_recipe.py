@@ -36,30 +36,27 @@ def test_a_size_that_cannot_be_halved_enough_is_one_sentence(size: int) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_the_widest_that_the_hours_pay_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("hours", "width"), [(0.001, 16), pytest.param(0.003, 16, marks=pytest.mark.slow), (0.1, 48)])
+def test_the_widest_that_the_hours_pay_for_is_taken(monkeypatch: pytest.MonkeyPatch, hours: float, width: int) -> None:
     """And no other is planned whole: of what training costs the forward pass alone says enough."""
-    widths, planned = [], []
+    planned = []
 
     def counted(made: config.Config, ranks: int) -> Plan:
         planned.append(made.network.model_channels)
         return plan(made, ranks)
 
     monkeypatch.setattr(recipe, "plan", counted)
-    for hours in (0.001, 0.003, 0.1):
-        means = dataclasses.replace(A100, gpus=1, hours=hours)
-        made = choose(SMALL, means, "mine")
-        student = config.parse(made.text)
-        teacher = config.parse(made.text, made.teacher)
-        widths.append(student.network.model_channels)
-        seen = min(c.train.steps * c.train.global_batch for c in (student, teacher))
-        plans = [plan(c, 1) for c in (student, teacher)]
-        costs = [each.gpu_hours(156, 0.3) for each in plans]
-        assert plans[0].flops > STUDENTS_PASSES * plans[0].forward_flops
-        assert bool(made.warnings) == (seen < 0.95 * PER_PARAMETER * plans[0].parameters)
-        assert 0.8 * hours < sum(costs) <= hours and max(costs) < 0.47 * hours
-        assert set(planned) == {widths[-1]}
-        planned.clear()
-    assert widths == [16, 16, 48]
+    means = dataclasses.replace(A100, gpus=1, hours=hours)
+    made = choose(SMALL, means, "mine")
+    student = config.parse(made.text)
+    teacher = config.parse(made.text, made.teacher)
+    assert student.network.model_channels == width and set(planned) == {width}
+    seen = min(c.train.steps * c.train.global_batch for c in (student, teacher))
+    plans = [plan(c, 1) for c in (student, teacher)]
+    costs = [each.gpu_hours(156, 0.3) for each in plans]
+    assert plans[0].flops > STUDENTS_PASSES * plans[0].forward_flops
+    assert bool(made.warnings) == (seen < 0.95 * PER_PARAMETER * plans[0].parameters)
+    assert 0.8 * hours < sum(costs) <= hours and max(costs) < 0.47 * hours
 
 
 @pytest.mark.parametrize(("gpus", "memory"), [pytest.param(1, 1.69, marks=pytest.mark.slow), (3, 1.7), (16, 80)])

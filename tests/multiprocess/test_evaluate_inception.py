@@ -53,12 +53,12 @@ def figures(run: Path) -> dict[str, float]:
     return {name: record["metrics"][name] for name, record in sorted(records(run).items())}
 
 
-QUICK = ["--n", "300", "--steps", "1", "--metrics", "kid", "is", "precision", "recall"]
+QUICK = ["--n", "200", "--steps", "1", "--metrics", "kid", "is", "precision", "recall"]
 
 
 @pytest.fixture(scope="module")
 def quick(bare, weights) -> Path:
-    """Evaluated without a Frechet distance, for which 300 images are too few."""
+    """Evaluated without a Frechet distance, for which 200 images are too few."""
     call(evaluate.main, bare, *QUICK, *trusting(weights))
     return bare
 
@@ -127,12 +127,12 @@ def test_each_space_has_its_record_and_child(quick, weights):
 def test_another_metric_of_the_same_space_is_added(quick, weights, tmp_path, capsys):
     run = tmp_path / "ct"
     shutil.copytree(quick, run)
-    call(evaluate.main, run, "--n", "300", "--steps", "1", "--metrics", "kid", "precision", *trusting(weights))
+    call(evaluate.main, run, "--n", "200", "--steps", "1", "--metrics", "kid", "precision", *trusting(weights))
     assert capsys.readouterr().out.count("(made before)") == 2
     before = figures(run)
     for path in (run / "evaluations").glob("*-is_1step-*"):
         path.unlink()
-    call(evaluate.main, run, "--n", "300", "--steps", "1", "--metrics", "recall", *trusting(weights))
+    call(evaluate.main, run, "--n", "200", "--steps", "1", "--metrics", "recall", *trusting(weights))
     call(evaluate.main, run, *QUICK, *trusting(weights))
     assert figures(run) == before and len(list((run / "evaluations").glob("*.json"))) == 3
 
