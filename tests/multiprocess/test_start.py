@@ -130,6 +130,19 @@ def test_a_run_imports_nothing_large_that_it_does_not_use(tmp_path: Path, digits
     assert committed(tmp_path / "runs" / "small", 1)
 
 
+def test_the_courier_of_a_run_starts_before_torch_is_imported() -> None:
+    script = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "from cmdist.tracking import journal\n"
+        "def starting(self, store): sys.exit(store + ', torch: ' + str('torch' in sys.modules))\n"
+        "journal.Courier.__init__ = starting\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", script, "pipelines/train.py", "configs/digits/cd.yaml", "tracking.uri=sqlite:///a"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == "sqlite, torch: False\n"
+
+
 @pytest.mark.parametrize("option", ["--help", "--dry-run", "--plan"])
 def test_what_only_looks_at_a_configuration_imports_nothing_that_trains_or_tracks(option: str) -> None:
     """--help not even torch."""

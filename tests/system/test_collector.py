@@ -41,3 +41,13 @@ def test_the_end_looks_at_no_cycle_and_loses_nothing_else(spared: bool, tmp_path
     said = done.stdout.split()
     assert said == ["unflushed", "thread", "exit", *([] if spared else ["looked", "at"])]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_is_spared_the_end() -> None:
+    script = (
+        "from cmdist.system import cli\n"
+        "class Cycle:\n    def __del__(self): print('looked at')\n"
+        "cycle = Cycle(); cycle.itself = cycle; cli.run(lambda arguments: print('done'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
