@@ -3,16 +3,13 @@ one micro-batch of the real objective on tensors without data, its FLOPs and liv
 """
 
 import collections
-import warnings
 import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 from cmdist import build
@@ -20,6 +17,7 @@ from cmdist.config import Config
 from cmdist.core import distances
 from cmdist.core.guidance import classifier_free
 from cmdist.core.objectives.base import Networks
+from cmdist.dataless import Dataless, meta, tensors
 from cmdist.nets.classifier import Classifier, Layers
 from cmdist.nets.lpips import Lpips
 from cmdist.nets.undrawn import Undrawn
@@ -109,7 +107,7 @@ def plan(config: Config, ranks: int) -> Plan:
 
 def forward_pass(config: Config) -> tuple[int, float]:
     """Parameters, and FLOPs of the student's forward pass for one image: a tenth of a plan's work."""
-    with _fake():
+    with Dataless():
         counter = _forward(config, build.network(_unlabelled(config)))
     return sum(p.numel() for p in build.on_meta(config).parameters()), counter.flops / config.train.micro_batch
 
@@ -152,8 +150,7 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "
         distance = distances.Perceptual(layers, layers.features, None)
     objective = build.objective(unlabelled, lambda keys: distance or build.distance(unlabelled, keys))
     b, size, channels = config.train.micro_batch, config.data.image_size, config.data.channels
-    with warnings.catch_warnings(), _fake():
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # torch's own, in a backward pass
+    with Dataless():
         student = build.network(unlabelled)
         other = build.lowered(student)
         for parameter in student.parameters():
@@ -170,10 +167,6 @@ def _micro_batch(config: Config, perceptual: Lpips | None) -> tuple["Counter", "
         with Counter() as step:
             objective.loss(networks, images, None, draw).minimised.mean().backward()  # type: ignore[no-untyped-call]
     return forward, step
-
-
-def _fake() -> FakeTensorMode:
-    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def _unlabelled(config: Config) -> Config:
@@ -206,16 +199,16 @@ class Counter(TorchDispatchMode):
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, bool] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = tensors((args, kwargs))
+        before = {meta(t).untyped_storage()._cdata for t in given}
         out = func(*args, **(kwargs or {}))
+        made = tensors(out)
         if (formula := _FORMULAS.get(func._overloadpacket)) is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         if func.namespace == "aten" and not (func.is_view or func._overloadpacket in _UNTOUCHED):
-            self.touched[func._overloadpacket.__name__] += sum(map(_bytes, tree_leaves((args, kwargs, out))))
-        for tensor in tree_leaves(out):
-            if not isinstance(tensor, Tensor):
-                continue
-            storage = tensor.untyped_storage()
+            self.touched[func._overloadpacket.__name__] += sum(map(_bytes, (*given, *made)))
+        for tensor in made:
+            storage = meta(tensor).untyped_storage()
             if storage._cdata not in before and storage not in self._known:
                 self._known[storage] = True
                 self.now += storage.nbytes()
@@ -223,13 +216,18 @@ class Counter(TorchDispatchMode):
                 weakref.finalize(storage, self._gone, storage.nbytes())
         return out
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here."""
+        return False
+
     def _gone(self, size: int) -> None:
         self.now -= size
 
 
-def _bytes(value: Any) -> int:
+def _bytes(tensor: Tensor) -> int:
     """What lies in memory of a tensor: one that is expanded lies there once."""
-    return min(value.nbytes, value.untyped_storage().nbytes()) if isinstance(value, Tensor) else 0
+    return min(tensor.nbytes, meta(tensor).untyped_storage().nbytes())
 
 
 def _drop(parameter: Tensor) -> None:
