@@ -30,7 +30,7 @@ DOORS = {
 # them.
 LAYERS = [
     {"errors", "seeding"},
-    {"system", "gpus"},
+    {"system", "gpus", "dataless"},
     {"core", "migrations"},
     {"tracking"},
     {"data", "nets", "checkpoints"},
