@@ -11,6 +11,7 @@ from cmdist.config import Config
 from cmdist.errors import ConfigError
 from cmdist.plan import Plan, plan
 from cmdist.scale import COPY, scale
+from cmdist.system.texts import counted
 
 FIXED = (
     "train.micro_batch belongs to the run's identity: no start after the first can change it, so choose it now, by "
@@ -25,8 +26,8 @@ def print_dry_run(config: Config, net: nn.Module, ranks: int) -> None:
     print(f"# parameters: {sum(p.numel() for p in net.parameters()):,}")
     share = config.micro_batches // ranks
     print(
-        f"# micro-batches per rank and step: {share} ({config.micro_batches} of {t.micro_batch} "
-        f"images over {ranks} ranks)"
+        f"# micro-batches per rank and step: {share} ({config.micro_batches} of "
+        f"{counted(t.micro_batch, 'image')} over {counted(ranks, 'rank')})"
     )
     print(f"# images to be seen: {t.steps * t.global_batch:,}")
 
@@ -60,8 +61,8 @@ def print_plan(
     costs = plan(config, ranks)
     share = config.micro_batches // ranks
     hours = costs.gpu_hours(peak_tflops, mfu)
-    each = f"ZeRO {t.zero_stage}, {t.precision}, {share} x {t.micro_batch} images"
-    print(f"plan of {config.run.name} on {ranks} {name.upper()} GPUs of {gpu_memory:g} GB: {each}")
+    each = f"ZeRO {t.zero_stage}, {t.precision}, {share} x {counted(t.micro_batch, 'image')}"
+    print(f"plan of {config.run.name} on {counted(ranks, f'{name.upper()} GPU')} of {gpu_memory:g} GB: {each}")
     print("\nmemory of each GPU                      GB")
     for part, size in costs.memory.items():
         print(f"  {part:<34} {size / 1e9:>6.2f}")
@@ -81,8 +82,9 @@ def print_plan(
     )
     print("\n".join(f"  {kind:<34} {size / 1e9:>8,.1f}" for kind, size in costs.touched.items() if size))
     print(f"  once a step, moving the weights    {costs.update / 1e9:>8,.1f}")
-    print(f"images to be seen                     {costs.images:,} in {t.steps:,} steps of {t.global_batch:,}")
-    print(f"GPU-hours                             {hours:,.0f}, {hours / ranks / 24:,.1f} days on {ranks} GPUs,")
+    print(f"images to be seen                     {costs.images:,} in {counted(t.steps, 'step')} of {t.global_batch:,}")
+    days = f"{hours / ranks / 24:,.1f} days on {counted(ranks, 'GPU')}"
+    print(f"GPU-hours                             {hours:,.0f}, {days},")
     print(
         f"                                      if {mfu:.0%} of {peak_tflops:g} TFLOP/s are reached: "
         + ("as was measured" if measured else f"an assumption, not a measurement on {name.upper()}s")
@@ -99,7 +101,7 @@ def _print_scale(config: Config, costs: Plan, ranks: int, network: Network, peak
         raise ConfigError(f"--ranks {ranks} must be whole nodes of --node-gpus {network.node_gpus}, or one node")
     each = scale(config, costs, ranks, network, peak_tflops, mfu)
     inside, rates = min(ranks, network.node_gpus), f"{network.intra:g} GB/s within, {network.inter:g} between"
-    print(f"\na step on {nodes} nodes of {inside} GPUs ({rates})")
+    print(f"\na step on {counted(nodes, 'node')} of {counted(inside, 'GPU')} ({rates})")
     for sent in communication.step(config, costs.parameters, ranks):
         print(f"  {sent.what:<34} {sent.bytes / 1e6:>8,.1f}  MB by {sent.kind}")
     share = each.exposed / each.step

@@ -26,6 +26,7 @@ from cmdist.checkpoints.retention import Keep
 from cmdist.checkpoints.search import Entry
 from cmdist.errors import CheckpointError, CmdistError, ConfigError, Damaged
 from cmdist.system import cli, storage, texts
+from cmdist.system.texts import counted
 from cmdist.train import lineage
 
 
@@ -148,7 +149,8 @@ def thin(run_url: str, last: int | None, every: int | None) -> None:
         print(f"removed            {entry.url}")
     for entry in what.strip:
         print(f"averages only now  {entry.url}")
-    print(f"{len(search.steps(run_url))} steps are left")
+    left = len(search.steps(run_url))
+    print(f"{counted(left, 'step')} {'is' if left == 1 else 'are'} left")
 
 
 def copy(source: str, run_url: str) -> None:

@@ -27,6 +27,7 @@ from cmdist.evaluation.metrics import table
 from cmdist.quality import Request
 from cmdist.system import cli, distributed, storage
 from cmdist.system.distributed import World
+from cmdist.system.texts import counted
 
 REFERENCE = """Statistics of real images for evaluation, made once.
 
@@ -207,7 +208,8 @@ def import_file(
         (extractor,) = extractors.load(list(spaces), None, files, world.device)
         reference = references.load(source, extractor, image_size)
         reference.save(out)
-        features = "no features" if reference.features is None else f"features of {len(reference.features)} images"
+        of = reference.features
+        features = "no features" if of is None else f"features of {counted(len(of), 'image')}"
         tell(f"{extractor.space}   {reference.hash}   {features}   {out}")
 
 
@@ -224,7 +226,7 @@ def describe(
             measurement.check(n, extractor, ["fd"])
         statistics = real.statistics(data, extractor, data.url, world)
         if statistics is not None:
-            tell(f"{extractor.space}   {statistics.hash}   {statistics.statistics.n} images")
+            tell(f"{extractor.space}   {statistics.hash}   {counted(statistics.statistics.n, 'image')}")
             if extractor.space == "fd":
                 tell_scores(data, extractor, statistics, n, seed)
 

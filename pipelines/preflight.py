@@ -31,6 +31,7 @@ from cmdist.checkpoints import search
 from cmdist.errors import CmdistError, ConfigError, DataError, RunInUse
 from cmdist.system import cli, distributed, launchers, storage
 from cmdist.system.distributed import World
+from cmdist.system.texts import counted
 from cmdist.system.typed import Document, Shape
 from cmdist.train import beforehand
 
@@ -128,10 +129,8 @@ def main(arguments: Sequence[str]) -> None:
         os._exit(next((code for code in FIRST if code in codes), max(codes)))
     distributed.stop(world)
     if world.first:
-        print(
-            f"preflight: {size} ranks on {device.type}, step {step:,} of {config.train.steps:,} is committed",
-            flush=True,
-        )
+        ranks = f"{counted(size, 'rank')} on {device.type}"
+        print(f"preflight: {ranks}, step {step:,} of {config.train.steps:,} is committed", flush=True)
 
 
 class Failures:
@@ -161,7 +160,7 @@ def check_device(local: int) -> torch.device:
     """This rank's device computes. Raises ConfigError if Slurm gave GPUs to the task that torch does not see."""
     given, seen = gpus_given(local), torch.cuda.device_count()
     if seen < given:
-        raise ConfigError(f"Slurm gave this task {given} GPUs, torch {torch.__version__} sees {seen}")
+        raise ConfigError(f"Slurm gave this task {counted(given, 'GPU')}, torch {torch.__version__} sees {seen}")
     device = torch.device("cuda", local % seen) if seen else torch.device("cpu")
     if torch.ones(64, 64, device=device).square().sum().item() != 4096:
         raise ConfigError(f"{device} computes nonsense")

@@ -218,10 +218,10 @@ def test_the_peak_is_that_of_the_precision(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--gpu", "h100"], ["1 H100 GPUs of 80 GB", "30% of 989.5 TFLOP/s", "not a measurement on H100s"]),
-        (["--gpu", "H200", "train.precision=fp32"], ["1 H200 GPUs of 141 GB", "30% of 494.7 TFLOP/s"]),
+        (["--gpu", "h100"], ["1 H100 GPU of 80 GB", "30% of 989.5 TFLOP/s", "not a measurement on H100s"]),
+        (["--gpu", "H200", "train.precision=fp32"], ["1 H200 GPU of 141 GB", "30% of 494.7 TFLOP/s"]),
         (["--gpu", "h100", "--gpu-memory", "94", "--peak-tflops", "835"], ["of 94 GB", "30% of 835 TFLOP/s"]),
-        (["--mfu", "0.4"], ["1 A100 GPUs of 80 GB", "40% of 312 TFLOP/s"]),
+        (["--mfu", "0.4"], ["1 A100 GPU of 80 GB", "40% of 312 TFLOP/s"]),
     ],
 )
 def test_a_gpu_has_the_peaks_of_its_data_sheet(

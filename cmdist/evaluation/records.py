@@ -17,6 +17,7 @@ from cmdist.evaluation.metrics import table
 from cmdist.evaluation.references import Reference
 from cmdist.system import distributed, storage
 from cmdist.system.distributed import World
+from cmdist.system.texts import counted
 from cmdist.tracking import courier
 from cmdist.tracking import mlflow as tracking
 
@@ -128,7 +129,7 @@ def evaluate(
                 assert record is not None, "made just now"
                 again = "" if any(missing) else " (made before)"
                 name = f"{metric}_{sampler.name}"
-                how = f"{subject.title}, {evaluation.images.n} images, {record['seconds']:.1f} s"
+                how = f"{subject.title}, {counted(evaluation.images.n, 'image')}, {record['seconds']:.1f} s"
                 tell(f"{name:15s} {record['metrics'][name]:10.4f}   {how}{again}")
                 shown += [record] if record not in shown else []
     return shown

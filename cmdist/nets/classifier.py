@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cmdist import seeding
 from cmdist.errors import DataError
+from cmdist.system.texts import counted
 
 FEATURES = 64
 
@@ -106,7 +107,8 @@ def train_classifier(
     n = len(images)
     if n != len(labels) or not 0 < int(n * held_out) < n:
         raise DataError(
-            f"a classifier needs as many images as labels and some to hold out: {n} images, {len(labels)} labels"
+            f"a classifier needs as many images as labels and some to hold out: {counted(n, 'image')}, "
+            f"{counted(len(labels), 'label')}"
         )
     order = torch.randperm(n, generator=seeding.generator("cpu", seed, "classifier", "split"))
     held, seen = order[: int(n * held_out)], order[int(n * held_out) :]

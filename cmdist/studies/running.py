@@ -20,6 +20,7 @@ from cmdist.plan import plan
 from cmdist.studies.grid import Cell, Study, cells
 from cmdist.system import jobs, storage
 from cmdist.system.jobs import Job, Place
+from cmdist.system.texts import counted
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOOK = 10.0  # seconds between two looks at a run that somebody else trains
@@ -45,14 +46,14 @@ def make_all(grid: Sequence[Cell], root: str, width: int | None, tell: Tell) -> 
     """
     by_name = {cell.name: cell for cell in grid}  # one run may stand at several places of the grid
     todo = {name: cell for name, cell in by_name.items() if any(c.missing() for c in grid if c.name == name)}
-    tell(f"{len(by_name)} runs, of which {len(by_name) - len(todo)} are there")
-    begin, counted = time.monotonic(), {name: flops(cell.config) for name, cell in todo.items()}
+    tell(f"{counted(len(by_name), 'run')}, of which {len(by_name) - len(todo)} are there")
+    begin, work = time.monotonic(), {name: flops(cell.config) for name, cell in todo.items()}
     ended: list[str] = []
     seeds = list(dict.fromkeys(cell.seed for cell in grid))
 
     def ended_with(name: str, error: BaseException | None) -> None:
         ended.append(name)
-        spent, left = sum(counted[n] for n in ended), sum(c for n, c in counted.items() if n not in ended)
+        spent, left = sum(work[n] for n in ended), sum(c for n, c in work.items() if n not in ended)
         seconds = (time.monotonic() - begin) * left / spent
         how = f"failed: {error}" if error else f"{len(ended)} of {len(todo)}, about {duration(seconds)} left"
         tell(f"{by_name[name].title:50s} {how}")
@@ -139,7 +140,8 @@ def print_plan(study: Study, root: str, tell: Tell) -> None:
         state = "missing" if cell.name in missing else "there"
         tell(f"{number:3d} {cell.title:50s} {cell.name:40s} {flops(cell.config) / 1e12:9.1f} TFLOP   {state}")
     together = sum(flops(by_name[name].config) for name in missing) / 1e12
-    tell(f"{len(by_name)} runs, {len(missing)} of them missing: {together:,.1f} TFLOP of training, as --plan counts")
+    runs = f"{counted(len(by_name), 'run')}, {len(missing)} of them missing"
+    tell(f"{runs}: {together:,.1f} TFLOP of training, as --plan counts")
     hours = sum(
         flops(cell.config) / (a100.peak(cell.config.train.precision) * 1e12 * gpus.ASSUMED * 3600)
         for cell in map(by_name.__getitem__, missing)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from cmdist.errors import CmdistError
 from cmdist.studies.grid import Cell
 from cmdist.studies.running import REPOSITORY
+from cmdist.system.texts import counted
 
 SCRIPT = "cluster/study.sbatch"
 PATIENCE = 60.0  # seconds for sbatch
@@ -35,7 +36,7 @@ def submit(arguments: Sequence[str], grid: Sequence[Cell], options: str, tell: C
     for number, wave in enumerate(generations(grid)):
         after = [f"--dependency=afterany:{before}"] if before else []
         before = _sbatch([*common, *after, f"--array={','.join(map(str, wave))}", SCRIPT, *arguments, "--task"], before)
-        tell(f"generation {number}   {len(wave)} runs   job {before}")
+        tell(f"generation {number}   {counted(len(wave), 'run')}   job {before}")
     last = [f"--dependency=afterany:{before}"] if before else []
     tell(f"page           job {_sbatch([*common, *last, SCRIPT, *arguments, '--page'], before)}")
 

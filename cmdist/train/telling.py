@@ -13,6 +13,7 @@ from cmdist.config import Config
 from cmdist.data.order import Order
 from cmdist.system import launchers
 from cmdist.system.distributed import World
+from cmdist.system.texts import counted
 from cmdist.tracking import environment
 from cmdist.tracking.branches import ORIGIN
 from cmdist.tracking.journal import Courier, Tracker
@@ -101,7 +102,7 @@ def report(begun: Start, trainer: Trainer, order: Order, checked: Checked | None
     share = config.micro_batches // world
     print(
         f"ranks        {world} on {trainer.world.device.type}, ZeRO "
-        f"{config.train.zero_stage}, {share} micro-batches each{was}"
+        f"{config.train.zero_stage}, {counted(share, 'micro-batch', 'micro-batches')} each{was}"
     )
     if checkpoint:
         print(f"changed      {'; '.join(changed) or 'nothing'}")

@@ -79,7 +79,7 @@ def test_what_one_process_does_is_not_told_how_many_to_take(tmp_path):
     write_dataset(str(tmp_path / "out"), folder(tmp_path / "in"))
     (tmp_path / "out" / "index.json").unlink()
     job = submit(tmp_path, ["shards", str(tmp_path / "out")])
-    assert "4 images of 8x8x3 in 1 shards, no labels" in job.communicate()[0] and job.returncode == 0
+    assert "4 images of 8x8x3 in 1 shard, no labels" in job.communicate()[0] and job.returncode == 0
 
 
 def test_without_arguments_it_says_how_to_use_it(tmp_path):

@@ -111,8 +111,8 @@ def test_a_lost_task_is_made_by_the_same_command_and_nothing_else(node: Slurm, t
 
     before = touched(tmp_path / "root", kept)
     assert [submitted for submitted, _ in submit(node, tmp_path)] == [
-        "generation 0   1 runs",
-        "generation 1   1 runs",
+        "generation 0   1 run",
+        "generation 1   1 run",
         "page",
     ]
     until_over(node, tmp_path)

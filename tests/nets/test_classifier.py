@@ -89,5 +89,5 @@ def test_mistakes_are_a_sentence(digits: tuple[Tensor, Tensor]) -> None:
         Classifier.from_state_dict({"weight": torch.zeros(1)})
     with pytest.raises(DataError, match="10 images, 9 labels"):
         train_classifier(images[:10], labels[:9], seed=0)
-    with pytest.raises(DataError, match="some to hold out: 1 images"):
+    with pytest.raises(DataError, match="some to hold out: 1 image, "):
         train_classifier(images[:1], labels[:1], seed=0)

@@ -209,7 +209,7 @@ def on_a_cpu(tmp_path: Path, minutes: str, *arguments: str) -> dict[str, dict[st
 
 
 SENSIBLE: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "machine": lambda found: "1 ranks on cpu" in found["pre-flight"] and found["torch"] == torch.__version__,
+    "machine": lambda found: "1 rank on cpu" in found["pre-flight"] and found["torch"] == torch.__version__,
     "digits": lambda found: "step-0000000015" in found["committed"] and "on cpu" in found["ranks"],
     "self-check": lambda found: 0 <= found["digits"] < 0.1 and 0 <= found["ImageNet-64"] < 0.1,
     "ceilings": lambda found: found["copy on the device GB/s"] > 0,

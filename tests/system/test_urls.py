@@ -64,3 +64,8 @@ def test_b3_no_command_prints_a_secret(arguments):
 def test_b7_control_characters_are_shown_not_sent():
     assert texts.printable("a\x1b[2Jb\r\x9bc\u202ed\ne\tf") == "a\\x1b[2Jb\\r\\x9bc\\u202ed\ne\tf"
     assert "\x1b" not in cli.sentence(CmdistError("set aside: \x1b]0;title\x07"))
+
+
+def test_numbers_agree_with_what_they_count() -> None:
+    assert [texts.counted(n, "shard") for n in (0, 1, 2, 2048)] == ["0 shards", "1 shard", "2 shards", "2,048 shards"]
+    assert texts.counted(1, "class", "classes") == "1 class" and texts.counted(3, "class", "classes") == "3 classes"

@@ -13,6 +13,7 @@ from cmdist.data.preparing.sources.listing import Listing, in_folder
 from cmdist.data.preparing.sources.pictures import LAID, TURNED, WHITE, Reading, html, load
 from cmdist.data.preparing.sources.zips import in_zip
 from cmdist.errors import DataError
+from cmdist.system.texts import counted
 
 MOST_PIXELS = 2**31  # of one image; it is held in memory as RGB
 _SIDE = 64  # pixels suggested where images have several sizes and none was given
@@ -58,7 +59,7 @@ def look(
     """
     listing = in_folder(path) if source == "folder" else in_zip(path)
     told, failure = _labels(listing, classes, unlabelled)
-    lines = [f"{path}: {len(listing.names)} images", *listing.notes, *told.notes]
+    lines = [f"{path}: {counted(len(listing.names), 'image')}", *listing.notes, *told.notes]
     lines += [f"no labels can be had: {failure}"] if failure else []
     lines += [f"classes: {counts(told.classes, told.labels)}"] if told.labels is not None else []
     lines += [_line(listing.others, "pictures of other formats are passed over")] if listing.others else []

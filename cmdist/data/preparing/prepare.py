@@ -23,6 +23,7 @@ from cmdist.data.preparing.sources.digits import digits
 from cmdist.data.preparing.sources.labels import counts
 from cmdist.errors import DataError
 from cmdist.system import storage, urls
+from cmdist.system.texts import counted
 
 EXTRACTOR = "extractor.safetensors"
 SEED = 0
@@ -201,7 +202,8 @@ def _extractor(out: str, source: Source, train: Train) -> dict[str, Any]:
 
 def summary(url: str, index: dict[str, Any]) -> str:
     """A sentence on a data set that is finished."""
-    size, classes = index["image_size"], f"{len(index['classes'])} classes" if index["labelled"] else "no labels"
+    size = index["image_size"]
+    classes = counted(len(index["classes"]), "class", "classes") if index["labelled"] else "no labels"
     extractor = (
         f", classifier for evaluation {index['extractor']['accuracy']:.1%} right on held-out images"
         if index["extractor"]
@@ -212,5 +214,5 @@ def summary(url: str, index: dict[str, Any]) -> str:
     laid = f"; {origin['transparent']} transparent ones laid on the background" if "transparent" in origin else ""
     report = storage.join(url, preparation.REPORT)
     bad = f"; unreadable images were left out: {report}" if storage.exists(report) else ""
-    images = f"{index['count']} images of {size}x{size}x{index['channels']} in {len(index['shards'])} shards"
-    return f"{url}: {images}, {classes}{extractor}{turned}{laid}{bad}"
+    images = f"{counted(index['count'], 'image')} of {size}x{size}x{index['channels']}"
+    return f"{url}: {images} in {counted(len(index['shards']), 'shard')}, {classes}{extractor}{turned}{laid}{bad}"
