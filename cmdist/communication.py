@@ -45,8 +45,7 @@ def step(config: Config, parameters: int, ranks: int) -> list[Collective]:
     result = [Collective("gradients", "all_reduce", calls, 4 * parameters * times)]
     if stage:
         padded = -(-parameters // (ALIGNMENT * ranks)) * ALIGNMENT * ranks
-        if not config.optimizer.clip and config.train.precision != "fp16":  # else DeepSpeed's own, of another form
-            result.append(Collective("norm of the gradients", "all_reduce", 1, 4))
+        result.append(Collective("norm of the gradients", "all_reduce", 1, 4))
         result.append(Collective("weights", "all_gather", 1, 4 * padded))
     return [*result, Collective("request to stop", "all_reduce", 1, 8)]
 

@@ -57,10 +57,18 @@ def counted(record: str, bucket: int, arguments: list[str]) -> None:
     Path(f"{record}-{os.environ['RANK']}.json").write_text(json.dumps([each[1:] for each in sent if each[0] == STEP]))
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 2), (1, 2), (2, 2), (0, 4), (1, 4), (2, 4), (1, 1)])
-def test_a_step_sends_what_is_said(tmp_path: Path, digits: str, stage: int, ranks: int) -> None:
-    """With two micro-batches for each rank, in one bucket; on 4 ranks in many."""
+CLIPPED, SCALED = "optimizer.clip=1.0", "train.precision=fp16"
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "keys"),
+    [(0, 2, [SCALED]), (1, 2, [CLIPPED]), (2, 2, [CLIPPED, SCALED]), (0, 4, []), (1, 4, []), (2, 4, []), (1, 1, [])]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 2, []), (1, 2, []), (2, 2, []), (1, 4, [SCALED]))],
+)
+def test_a_step_sends_what_is_said(tmp_path: Path, digits: str, stage: int, ranks: int, keys: list[str]) -> None:
+    """With two micro-batches for each rank, in one bucket; on 4 ranks in many. Clipping and a scale send no more."""
     overrides = [f"train.zero_stage={stage}", "train.steps=4", "train.log_every=4", f"train.micro_batch={8 // ranks}"]
+    overrides += keys
     path = write_config(tmp_path, digits)
     made = config.load(path, overrides)
     parameters = sum(p.numel() for p in build.on_meta(made).parameters())
