@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 _ZERO = torch._C.DispatchKeySet(torch._C.DispatchKey.ZeroTensor)
 _aten = torch.ops.aten
+_ZEROS = _aten._efficientzerotensor.default
 _SLOW = (  # torch works out their shapes in Python; they give fresh, dense tensors
     *(_aten.native_group_norm.default, _aten.native_group_norm_backward.default, _aten.addmm.default),
 )
@@ -37,8 +39,9 @@ class Shape(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Shape":
         if id(self) not in memo:
-            made = self.detach().clone()
-            memo[id(self)] = nn.Parameter(made, self.requires_grad) if isinstance(self, nn.Parameter) else made
+            made, needed = self.detach().clone(), self.requires_grad
+            parameter = isinstance(self, nn.Parameter)
+            memo[id(self)] = nn.Parameter(made, needed) if parameter else made.requires_grad_(needed)
         return memo[id(self)]
 
     @classmethod
@@ -60,13 +63,17 @@ class Dataless(TorchDispatchMode):
         found = tensors((args, kwargs))
         devices = {kwargs["device"]} if kwargs.get("device") else {tensor.device for tensor in found}
         given = {id(tensor.meta): tensor for tensor in found if isinstance(tensor, Shape)}
-        zero = func is _aten._efficientzerotensor.default or (func.is_view and args[0]._is_zerotensor())
+        zero = func is _ZEROS or (func.is_view and isinstance(args[0], Tensor) and args[0]._is_zerotensor())
+        if torch.Tag.inplace_view in func.tags:
+            raise RuntimeError(f"{func} would change what a tensor without data is")
         args, kwargs = _bare(args), _bare(kwargs)
         if "device" in kwargs or _makes(func):
             kwargs["device"] = _META
-        if func is _aten._efficientzerotensor.default:
+        if func is _ZEROS and devices != {_META}:
             func = _aten.empty.memory_format
         out = self._repeated(func, args, kwargs) if func in _SLOW else func(*args, **kwargs)
+        if func is _aten.convolution.default and any(map(_channels_last, args[:2])):  # which meta tensors leave open
+            out = out.contiguous(memory_format=torch.channels_last)
         return out if devices == {_META} else _shaped(out, given, zero)
 
     def _repeated(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -83,8 +90,12 @@ class Dataless(TorchDispatchMode):
 
 
 def meta(tensor: Tensor) -> Tensor:
-    """What stands for a tensor without data; any other is itself."""
-    return tensor.meta if isinstance(tensor, Shape) else tensor
+    """What stands for a tensor without data; any other is itself. Raises RuntimeError if `tensor.data` was replaced."""
+    if not isinstance(tensor, Shape):
+        return tensor
+    if tensor.dtype != tensor.meta.dtype or tensor.size() != tensor.meta.size():
+        raise RuntimeError("the data of a tensor without data was replaced")
+    return tensor.meta
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -109,6 +120,10 @@ def _key(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.size(), value.stride(), value.dtype
     return tuple(value) if isinstance(value, list) else value
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    return suggest_memory_format(tensor) == torch.channels_last
 
 
 def _bare(value: Any) -> Any:

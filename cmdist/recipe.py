@@ -282,7 +282,8 @@ class _Attempt:
     def _why(self) -> dict[str, str]:
         """A reason for each section."""
         i, m = self.images, self.means
-        each = f"{self.batch // (self.micro * m.gpus)} x {self.micro} images on each of {m.gpus} GPUs"
+        where = "the GPU" if m.gpus == 1 else f"each of {m.gpus} GPUs"
+        each = f"{self.batch // (self.micro * m.gpus)} x {self.micro} images on {where}"
         seen = self.steps["student"] * self.batch
         width = (
             "the teacher's"

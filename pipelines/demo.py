@@ -18,6 +18,7 @@ from cmdist.errors import CmdistError
 from cmdist.studies import grid
 from cmdist.studies.running import REPOSITORY
 from cmdist.system import cli, jobs
+from cmdist.system.texts import counted
 
 STUDY = "configs/studies/demo.yaml"
 
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     run("study.py", STUDY, "--root", str(root), "--out", f"{root}/pages", *seeds)
     measured = [name for name, group in grid.load(str(REPOSITORY / STUDY)).groups.items() if group.measure.steps != ()]
     run("compare.py", *(f"{root}/{name}" for name in measured))
-    places = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    cards = torch.cuda.device_count()
+    places = counted(cards, "GPU") if cards else counted(os.cpu_count() or 1, "CPU core")
     print(f"\nwhole demo   {time.monotonic() - begin:.0f} s on {places}")
     print(f"report       {root}/comparison/report.html")
     print(f"browse       {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri sqlite:///{root}/mlflow.db")

@@ -46,7 +46,7 @@ def make_all(grid: Sequence[Cell], root: str, width: int | None, tell: Tell) -> 
     """
     by_name = {cell.name: cell for cell in grid}  # one run may stand at several places of the grid
     todo = {name: cell for name, cell in by_name.items() if any(c.missing() for c in grid if c.name == name)}
-    tell(f"{counted(len(by_name), 'run')}, of which {len(by_name) - len(todo)} are there")
+    tell(f"{counted(len(by_name), 'run')}, {len(by_name) - len(todo)} there")
     begin, work = time.monotonic(), {name: flops(cell.config) for name, cell in todo.items()}
     ended: list[str] = []
     seeds = list(dict.fromkeys(cell.seed for cell in grid))
@@ -140,7 +140,7 @@ def print_plan(study: Study, root: str, tell: Tell) -> None:
         state = "missing" if cell.name in missing else "there"
         tell(f"{number:3d} {cell.title:50s} {cell.name:40s} {flops(cell.config) / 1e12:9.1f} TFLOP   {state}")
     together = sum(flops(by_name[name].config) for name in missing) / 1e12
-    runs = f"{counted(len(by_name), 'run')}, {len(missing)} of them missing"
+    runs = f"{counted(len(by_name), 'run')}, {len(missing)} missing"
     tell(f"{runs}: {together:,.1f} TFLOP of training, as --plan counts")
     hours = sum(
         flops(cell.config) / (a100.peak(cell.config.train.precision) * 1e12 * gpus.ASSUMED * 3600)

@@ -50,7 +50,7 @@ def test_it_trains_measures_and_compares(
     root = tmp_path / "digits"
     demo.main(["--root", str(root)])
     said = capfd.readouterr().out
-    assert "1 run, of which 0 are there" in said and "begins; output in" in said and "whole demo" in said
+    assert "1 run, 0 there" in said and "begins; output in" in said and "whole demo" in said
     assert (root / "comparison/report.html").exists() and (root / "pages/demo.md").exists()
     assert re.search(r"^edm +denoising", said, re.MULTILINE)
     study = grid.load(demo.STUDY)

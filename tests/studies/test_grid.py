@@ -83,7 +83,7 @@ def test_the_grid_and_its_cost_are_printed(root: str) -> None:
     lines: list[str] = []
     running.print_plan(grid.load(write(Path(root))), root, lines.append)
     assert len(lines) == 8 and lines[2].split()[1:4] == ["cd", "distance=l1", "seed=1"]
-    assert lines[-2].startswith("6 runs, 6 of them missing: 0.1 TFLOP")
+    assert lines[-2].startswith("6 runs, 6 missing: 0.1 TFLOP")
     assert running.duration(60 * 59) == "59 min" and running.duration(60 * 90) == "1 h 30 min"
 
 

@@ -62,4 +62,4 @@ def test_a_dry_run_needs_no_data(tmp_path: Path) -> None:
     lines: list[str] = []
     running.print_plan(grid.load(write(tmp_path)), str(tmp_path), lines.append)
     assert lines[0].startswith(f"{tmp_path}/data/digits is not there yet") and len(lines) == 1 + 6 + 2
-    assert "6 runs, 6 of them missing" in lines[-2] and "GPU-hours of an A100 at 30% of its peak" in lines[-1]
+    assert "6 runs, 6 missing" in lines[-2] and "GPU-hours of an A100 at 30% of its peak" in lines[-1]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cmdist.errors import DataError
+from cmdist.system.texts import counted
 
 SLAB = 512  # rows of a covariance that are summed together, right of its diagonal
 
@@ -70,7 +71,7 @@ class Moments:
     def statistics(self) -> Statistics:
         """What they amount to. Raises DataError for a single image."""
         if self.n < 2:
-            raise DataError(f"{self.n} images have no covariance")
+            raise DataError(f"{counted(self.n, 'image')}: a covariance needs two")
         upper = self.scatter.triu()
         return Statistics(self.n, self.mean.cpu().clone(), ((upper + upper.triu(1).T) / (self.n - 1)).cpu())
 
