@@ -62,6 +62,9 @@ def others(setup: Setup, tell: Tell) -> None:
     failed: list[str] = []
     with alone() as world:
         for name in new:
+            if follows_a_run(name):
+                tell({name: "left out: it follows a run, and none is made up"})
+                continue
             try:
                 figures = measure(of_kind(setup, name), world, *((1, 1) if setup.small else (6, 3)))
             except Exception as error:  # the others' figures are wanted all the same
@@ -107,6 +110,11 @@ def of_kind(setup: Setup, kind: str) -> Config:
             tree["init"] = theirs["init"]
             return from_nothing(Config.model_validate(tree))
     raise CmdistError(f"configs/ has no recipe of {kind}")
+
+
+def follows_a_run(kind: str) -> bool:
+    """Whether an objective keeps a run frozen beside its student."""
+    return OBJECTIVES[kind].frozen is not None
 
 
 def objectives() -> tuple[str, ...]:
