@@ -38,7 +38,7 @@ def submit(node: Slurm, folder: Path) -> list[tuple[str, str]]:
     options = f"--gpus-per-node=0 --cpus-per-task=4 --output={folder}/%A_%a.log"
     command = [*COMMAND, "--root", "root", "--out", "pages", "--slurm", f"--sbatch={options}"]
     said = node.call(*command, cwd=folder, PYTHON=sys.executable)
-    return re.findall(r"^(generation \d   \d+ runs|page) +job (\d+)$", said, re.MULTILINE)
+    return re.findall(r"^(generation \d   \d+ runs?|page) +job (\d+)$", said, re.MULTILINE)
 
 
 def until_over(node: Slurm, folder: Path) -> None:

@@ -25,6 +25,11 @@ def study(file: str, root: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+def told(root: Path) -> int:
+    """Bytes that a study's commands have said."""
+    return sum(log.stat().st_size for log in root.glob("logs/*.log"))
+
+
 def test_jobs_run_after_those_that_they_need_and_failures_stop_only_what_follows() -> None:
     begun: list[str] = []
     told: list[tuple[str, str | None]] = []
@@ -62,9 +67,11 @@ def test_killed_at_ten_moments_it_ends_with_the_same_table_and_nothing_is_made_t
     assert whole.wait(900) == 0, whole.communicate()[0]
     kills = 0
     while kills < 10:
-        again = study(file, tmp_path / "killed")
-        try:
-            again.wait(draw.uniform(8, 16))  # it begins to train after about six
+        before, again = told(tmp_path / "killed"), study(file, tmp_path / "killed")
+        while again.poll() is None and told(tmp_path / "killed") == before:
+            time.sleep(0.05)
+        try:  # moments after the first word of a command of its own, however fast this machine is
+            again.wait(draw.uniform(0, 5))
             break
         except subprocess.TimeoutExpired:
             again.send_signal(draw.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)))
