@@ -54,10 +54,14 @@ test: export PYTHONDONTWRITEBYTECODE =
 test: install
 	$(BIN)/python -m pytest -m "not slow" -n 4 --dist loadfile --no-loadscope-reorder
 
-test-slow: install  ## minutes each; not the chaos tests
-	$(BIN)/python -m pytest -m slow --ignore tests/chaos
+# They measure, so nothing else may run beside them.
+ALONE := tests/pipelines/test_step_overhead.py tests/pipelines/test_benchmark_train.py
 
-chaos: install  ## 200 random kills and a store that is down: about half an hour
+test-slow: install  ## 40 minutes on two cores; not the chaos tests
+	$(BIN)/python -m pytest -m slow --ignore tests/chaos $(ALONE:%=--ignore %) -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow $(ALONE)
+
+chaos: install  ## 200 random kills and a store that is down: 8 minutes
 	$(BIN)/python -m pytest -m slow tests/chaos
 
 fuzz: install  ## damaged files and command lines for ten minutes: each must keep the contract
