@@ -111,10 +111,9 @@ class Delivery:
         begin, overlap = self._cursor.get("begin"), self._cursor.get("overlap", 0)
         batch: dict[tuple[str, int], Any] = {}
         for used, record in enumerate(records):  # noqa: B007
-            points = record["values"] if record["kind"] == "metrics" else {}
-            if not points or (batch and len(batch) + len(points) > branches.BATCH):
+            if record["kind"] != "metrics" or (batch and len(batch) + len(record["values"]) > branches.BATCH):
                 break
-            step = record["step"]
+            points, step = record["values"], record["step"]
             if "loss" in points and begin is not None and begin < step <= overlap:
                 was = self._known("loss").get(step)
                 if was is not None and branches.apart(was, points["loss"]):

@@ -135,6 +135,19 @@ def test_points_parameters_tags_and_artifacts_arrive_once_and_in_order(tmp_path)
     assert [path.read_text() for path in (tmp_path / "mlartifacts").rglob("notes/note.txt")] == ["hello"]
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("empty", [(0,), (2,), (4,), (0, 1, 2, 3, 4)])
+def test_a_record_without_values_holds_up_nothing(tmp_path, empty):
+    tracker = start(tmp_path)
+    for step in range(5):
+        tracker.log(step, {} if step in empty else {"loss": 1.0})
+    tracker.close()
+    assert courier.deliver(tmp_path / "tracking")
+    assert stored(tmp_path)[0]["status"] == "FINISHED"
+    kept = [(step, 1.0) for step in range(5) if step not in empty]
+    assert not kept or points(tmp_path) == kept
+
+
 def test_b7_no_line_of_a_journal_uploads_another_file(tmp_path, capsys):
     tracker = start(tmp_path)
     (tmp_path / "secret.txt").write_text("hunter2")
