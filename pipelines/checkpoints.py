@@ -26,7 +26,6 @@ from cmdist.checkpoints.retention import Keep
 from cmdist.checkpoints.search import Entry
 from cmdist.errors import CheckpointError, CmdistError, ConfigError, Damaged
 from cmdist.system import cli, storage, texts
-from cmdist.system.texts import counted
 from cmdist.train import lineage
 
 
@@ -150,7 +149,7 @@ def thin(run_url: str, last: int | None, every: int | None) -> None:
     for entry in what.strip:
         print(f"averages only now  {entry.url}")
     left = len(search.steps(run_url))
-    print(f"{counted(left, 'step')} {'is' if left == 1 else 'are'} left")
+    print(f"{texts.counted(left, 'step')} {'is' if left == 1 else 'are'} left")
 
 
 def copy(source: str, run_url: str) -> None:

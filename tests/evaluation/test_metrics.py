@@ -231,3 +231,11 @@ def test_precision_and_recall_know_what_lies_apart():
     assert precision > 0.9 and recall < 0.5
     with pytest.raises(DataError, match="need more images than that: there are 3 and 50"):
         neighbours.precision_recall(one[:3], one)
+
+
+@pytest.mark.parametrize("said", ["0 images", "1 image"])
+def test_a_covariance_needs_two_images(said: str) -> None:
+    moments = Moments(3)
+    moments.add(torch.ones(int(said[0]), 3))
+    with pytest.raises(DataError, match=f"^{said}: a covariance needs two$"):
+        moments.statistics()

@@ -75,6 +75,11 @@ def test_thin(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert search.steps(run) == [100, 300, 400], "nothing goes before the newest is known to be right"
 
 
+def test_thin_to_the_newest(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["thin", run, "--last", "1", "--every", "0"])
+    assert search.steps(run) == [400] and capsys.readouterr().out.splitlines()[-1] == "1 step is left"
+
+
 def test_copy(run: str, tmp_path: Path) -> None:
     there = str(tmp_path / "there")
     main(["copy", run, there])
